@@ -337,14 +337,14 @@ class Shuffled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.one = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=3)
-        self.two, self.half, self.head = nn.Conv2d(12, 12, 3, padding=1, groups=3), nn.Conv2d(6, 6, 1), nn.Linear(12, 3)
+        self.two, self.side, self.head = nn.Conv2d(12, 12, 3, padding=1, groups=3), nn.Conv2d(6, 6, 1), nn.Linear(12, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.one(self.enter(x).relu())
         batch, channels, height, width = x.shape
         x = x.view(batch, 3, 4, height, width).transpose(1, 2).reshape(batch, channels, height, width)
         left, right = self.two(x).relu().chunk(2, 1)
-        return self.head(torch.cat([left, self.half(right)], 1).mean((2, 3)))
+        return self.head(torch.cat([left, self.side(right)], 1).mean((2, 3)))
 
 
 def sequence(*modules: nn.Module) -> nn.Module:
