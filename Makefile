@@ -1,0 +1,46 @@
+# Everything runs in .venv; the first call installs what it needs (pinned in constraints.txt), the next one starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= auto
+DEMO_READY := .venv/.ready-demo
+DEV_READY := .venv/.ready-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format bench docs
+
+help:           ## show this list
+	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
+
+$(DEV_READY): pyproject.toml constraints.txt tools/install.py
+	@$(PYTHON) tools/install.py dev
+	@touch $(DEMO_READY) $@
+
+$(DEMO_READY): pyproject.toml constraints.txt tools/install.py
+	@$(PYTHON) tools/install.py demo
+	@touch $@
+
+setup: $(DEV_READY)          ## create .venv with everything a developer needs
+
+demo: $(DEMO_READY)          ## train, fuse and fine-tune small networks on scanned digits; writes runs/demo/report.html
+	@$(BIN)/neurograft demo
+
+test: $(DEV_READY)           ## the fast tests, on every core
+	@$(BIN)/pytest -q -n $(JOBS) -m "not slow"
+
+test-all: $(DEV_READY)       ## every test
+	@$(BIN)/pytest -q -n $(JOBS)
+
+check: $(DEV_READY)          ## format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(DEV_READY)         ## rewrite the sources in the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(DEV_READY)          ## time and memory beside concatenate-then-prune with Torch-Pruning
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: $(DEV_READY)           ## pictures, and API pages from the docstrings, into docs/
+	@$(BIN)/python tools/make_docs.py
