@@ -1,1 +1,1 @@
-
+"""The `neurograft` command: one file per subcommand."""

@@ -1,1 +1,1 @@
-
+"""Data, small networks and the comparisons that are run on them."""

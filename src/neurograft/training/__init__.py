@@ -1,1 +1,1 @@
-
+"""Recovery by gradient steps: fine-tuning, and distilling from the members."""

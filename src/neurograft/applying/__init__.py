@@ -1,0 +1,1 @@
+"""From a plan and its members to a network: the one formula, tensor by tensor."""

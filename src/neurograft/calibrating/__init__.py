@@ -1,0 +1,1 @@
+"""Recovery from unlabelled batches, without a gradient step."""
