@@ -1,0 +1,52 @@
+"""neurograft: fuse several trained PyTorch networks into one of the same architecture."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurograft.applying.application import apply as apply
+    from neurograft.applying.combining import combine as combine
+    from neurograft.applying.pruning import prune as prune
+    from neurograft.evaluating.ensemble import Ensemble as Ensemble
+    from neurograft.evaluating.evaluation import evaluate as evaluate
+    from neurograft.fusing import fuse as fuse
+    from neurograft.planning.plan import FusionPlan as FusionPlan
+    from neurograft.planning.planner import plan as plan
+    from neurograft.tracing.graph import NeuronGraph as NeuronGraph
+    from neurograft.tracing.permutation import permute as permute
+    from neurograft.tracing.proof import verify as verify
+    from neurograft.tracing.tracer import trace as trace
+    from neurograft.training.distilling import distill as distill
+    from neurograft.training.finetuning import finetune as finetune
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it; resolved on first use, so that `neurograft --help` imports no torch
+_PUBLIC = {
+    "Ensemble": "neurograft.evaluating.ensemble",
+    "FusionPlan": "neurograft.planning.plan",
+    "NeuronGraph": "neurograft.tracing.graph",
+    "apply": "neurograft.applying.application",
+    "combine": "neurograft.applying.combining",
+    "distill": "neurograft.training.distilling",
+    "evaluate": "neurograft.evaluating.evaluation",
+    "finetune": "neurograft.training.finetuning",
+    "fuse": "neurograft.fusing",
+    "permute": "neurograft.tracing.permutation",
+    "plan": "neurograft.planning.planner",
+    "prune": "neurograft.applying.pruning",
+    "trace": "neurograft.tracing.tracer",
+    "verify": "neurograft.tracing.proof",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'neurograft' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

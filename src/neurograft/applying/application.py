@@ -1,0 +1,80 @@
+"""`apply`: build the fused network from a plan and its members, tensor by tensor."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.applying.formula import fuse_tensor
+from neurograft.applying.resizing import declare_sizes
+from neurograft.errors import MembersDiffer, PlanError
+from neurograft.planning.members import check_models, check_names, check_shapes, state_of
+from neurograft.planning.plan import FusionPlan
+
+
+def apply(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
+    """Make the fused network: class of `models[0]`, and its shapes unless the plan asks for other widths.
+
+    Each tensor is W_fused = Σ_m c_m · (A_m on each out or elementwise axis) W_m (B_m on each in axis), computed in
+    float32 where the members' precision is lower and returned in theirs. Integer buffers are those of member 0,
+    `num_batches_tracked` the largest member's. The members are only read.
+
+    Raises:
+        PlanError: the plan was made for another number of members.
+        MembersDiffer: these are not the members the plan was made for.
+
+    Example:
+        >>> import torch, neurograft as ng
+        >>> nets = [torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)) for _ in "ab"]
+        >>> plan = ng.plan(nets, torch.randn(1, 4))
+        >>> ng.apply(plan, nets)
+        Sequential(
+          (0): Linear(in_features=4, out_features=8, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=8, out_features=2, bias=True)
+        )
+
+    Source: DESIGN, section 1.
+    """
+    check_models(models)
+    if len(models) != plan.members:
+        raise PlanError(f"the plan was made for {plan.members} members, got {len(models)} models")
+    states = [state_of(model) for model in models]
+    check_names(states)
+    missing = [name for name in plan.graphs[0].tensors if name not in states[0]]
+    if missing:
+        raise MembersDiffer(f"the plan moves {missing[0]}, which these models do not have; it was made for others")
+    check_shapes(states, plan.graphs)
+    fused = {name: fuse_named(name, [state[name] for state in states], plan) for name in states[0]}
+    model = rebuild(models[0], fused)
+    declare_sizes(model, plan.graphs[0], plan.graph)
+    return model
+
+
+def fuse_named(name: str, tensors: Sequence[Tensor], plan: FusionPlan) -> Tensor:
+    """One fused tensor in the members' own dtype and on member 0's device."""
+    first = tensors[0]
+    if not (first.dtype.is_floating_point or first.dtype.is_complex):
+        if name.rpartition(".")[2] == "num_batches_tracked":
+            return torch.stack([t.to(first.device) for t in tensors]).amax(0)
+        return first.clone()
+    info = plan.graph.tensors.get(name)
+    shape = tuple(first.shape) if info is None else info.shape
+    narrow = first.dtype in (torch.float16, torch.bfloat16)
+    out = torch.zeros(shape, dtype=torch.float32 if narrow else first.dtype, device=first.device)
+    fuse_tensor([t.to(first.device) for t in tensors], plan, name, out)
+    return out.to(first.dtype)
+
+
+def rebuild(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """A copy of `model` with other tensors: the copy never holds the old weights, and ties stay tied."""
+    memo: dict[int, object] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=True):
+        new = type(parameter)(state[name]) if type(parameter) is not nn.Parameter else nn.Parameter(state[name])
+        memo[id(parameter)] = new.requires_grad_(parameter.requires_grad)
+    persistent = set(model.state_dict(keep_vars=True))
+    for name, buffer in model.named_buffers(remove_duplicate=True):
+        if name in persistent:
+            memo[id(buffer)] = state[name]
+    return copy.deepcopy(model, memo)

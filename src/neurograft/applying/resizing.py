@@ -1,0 +1,104 @@
+"""Keeping a module's declared sizes (`out_features`, `groups`, `num_channels`, …) true when its tensors change width."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from neurograft.errors import ResizeError
+from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.layout import layout_size, part_size
+
+
+def declare_sizes(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> None:
+    """Set the declared sizes of every module of `model`, whose tensors already have the shapes of `new`.
+
+    Raises:
+        ResizeError: a size that cannot be kept true, by module path.
+    """
+    if all(group.size == new[group.name].size for group in old.groups):
+        return
+    for path, module in model.named_modules():
+        for kind, declare in DECLARERS.items():
+            if isinstance(module, kind):
+                declare(path, module, old, new)
+                break
+
+
+def _linear(path: str, module: nn.Linear, old: NeuronGraph, new: NeuronGraph) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _conv(path: str, module: _ConvNd, old: NeuronGraph, new: NeuronGraph) -> None:
+    groups = _leading(f"{path}.weight", module.groups, old, new)
+    first, second = module.weight.shape[0], module.weight.shape[1] * groups
+    module.groups = groups
+    module.out_channels, module.in_channels = first, second
+    if isinstance(module, _ConvTransposeNd):
+        module.out_channels, module.in_channels = second, first
+
+
+def _batch_norm(path: str, module: _NormBase, old: NeuronGraph, new: NeuronGraph) -> None:
+    for tensor in (module.weight, module.running_mean):
+        if isinstance(tensor, Tensor):
+            module.num_features = tensor.shape[0]
+
+
+def _layer_norm(path: str, module: nn.LayerNorm | nn.RMSNorm, old: NeuronGraph, new: NeuronGraph) -> None:
+    if module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _group_norm(path: str, module: nn.GroupNorm, old: NeuronGraph, new: NeuronGraph) -> None:
+    if module.weight is None:
+        raise ResizeError(
+            f"{path}: a GroupNorm without weights does not show how its channels lie; give it affine=True"
+        )
+    module.num_groups = _leading(f"{path}.weight", module.num_groups, old, new)
+    module.num_channels = module.weight.shape[0]
+
+
+def _embedding(path: str, module: nn.Embedding, old: NeuronGraph, new: NeuronGraph) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _prelu(path: str, module: nn.PReLU, old: NeuronGraph, new: NeuronGraph) -> None:
+    module.num_parameters = module.weight.numel()
+
+
+def _leading(tensor: str, count: int, old: NeuronGraph, new: NeuronGraph) -> int:
+    """How many groups a grouped convolution or norm has now: the leading factors of dimension 0 that made `count`."""
+    if count == 1 or tensor not in old.tensors:
+        return count
+    before, after = old.tensors[tensor].layouts[0], new.tensors[tensor].layouts[0]
+    found = 0
+    for own, fresh in zip(before, after, strict=True):
+        # a segment of a concatenation holds its share of the groups: its leading factors down to channels per group
+        channels = layout_size(before) // count
+        left, right = [], []
+        for a, b in zip(own, fresh, strict=True):
+            if prod(left) * channels >= prod(part_size(part) for part in own):
+                break
+            left.append(part_size(a))
+            right.append(part_size(b))
+        if prod(left) * channels != prod(part_size(part) for part in own):
+            raise ResizeError(
+                f"{tensor}: its {count} groups cut through its neurons, so it cannot be given another width"
+            )
+        found += prod(right)
+    return found
+
+
+DECLARERS: Mapping[type, Callable[..., None]] = {
+    nn.Linear: _linear,
+    _ConvNd: _conv,
+    _NormBase: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.Embedding: _embedding,
+    nn.PReLU: _prelu,
+}
+"""How each kind of module declares its sizes; the first match counts."""

@@ -1,0 +1,89 @@
+"""Every error neurograft raises on purpose.
+
+NeurograftError
+├── TraceError            the network could not be traced, or the proof failed
+│   ├── UnruledOp         strict=True met an op that no rule describes
+│   └── ProofFailed       permuting neurons changed the function (strict=True)
+├── PlanError             the members cannot be fused as asked
+│   ├── MembersDiffer     classes, tensors or shapes do not fit together
+│   ├── BadWeights        NaN or infinite weights, or member weights that make no sense
+│   └── Unreached         parameters beside free neurons that no example input reached
+├── OptionError           an unknown method or option, or a value outside its range
+├── InputError            example inputs or batches the networks cannot take
+├── TrainingDiverged      the loss became NaN or infinite
+├── ResizeError           the module cannot be given other widths
+├── CheckpointError       a checkpoint cannot be read or written
+└── MissingExtra          an optional package is needed; the message says which extra to install
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NeurograftError(Exception):
+    """Root of the tree: the command line shows its message and exits with code 2."""
+
+
+class TraceError(NeurograftError):
+    """The network could not be traced."""
+
+
+class UnruledOp(TraceError):
+    """An op without a rule was met under `strict=True`."""
+
+
+class ProofFailed(TraceError):
+    """Moving neurons changed the outputs under `strict=True`."""
+
+
+class PlanError(NeurograftError):
+    """The members cannot be fused as asked."""
+
+
+class MembersDiffer(PlanError):
+    """The members' classes, tensors or shapes do not fit together."""
+
+
+class BadWeights(PlanError):
+    """A tensor holds NaN or infinity, or the members' weights make no sense."""
+
+
+class Unreached(PlanError):
+    """Parameters beside free neurons were not reached by any example input."""
+
+
+class OptionError(NeurograftError, ValueError):
+    """An unknown method or option, or a value outside its range."""
+
+
+class InputError(NeurograftError, ValueError):
+    """Example inputs or batches that the networks cannot take."""
+
+
+class TrainingDiverged(NeurograftError):
+    """The loss became NaN or infinite while training."""
+
+
+class ResizeError(NeurograftError):
+    """The module cannot be given other widths."""
+
+
+class CheckpointError(NeurograftError):
+    """A checkpoint cannot be read or written."""
+
+
+class MissingExtra(NeurograftError, ImportError):
+    """An optional package is needed that is not installed."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Say which known names come closest to `name`, for the end of an error message.
+
+    Example:
+        >>> closest("transplnt", ["average", "transplant"])
+        "did you mean 'transplant'? known: average, transplant"
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=2)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return f"{hint}known: {', '.join(names)}"

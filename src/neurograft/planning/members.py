@@ -1,0 +1,164 @@
+"""The members of a fusion: their tensors, checked against each other before any work is done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.errors import BadWeights, MembersDiffer, PlanError
+from neurograft.inputs import Batches
+from neurograft.tracing.graph import NeuronGraph
+
+State = Mapping[str, Tensor]
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer once, by name, detached and sharing the model's memory."""
+    persistent = set(model.state_dict(keep_vars=True))
+    state = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
+    for name, buffer in model.named_buffers(remove_duplicate=True):
+        if name in persistent:
+            state[name] = buffer.detach()
+    return state
+
+
+def check_models(models: Sequence[nn.Module]) -> None:
+    """Refuse what is not a list of at least two networks of one class.
+
+    Raises:
+        PlanError: fewer than two models, or something that is no module.
+        MembersDiffer: the models are of different classes.
+    """
+    if isinstance(models, nn.Module) or not isinstance(models, Sequence):
+        raise PlanError(f"models must be a list of networks, not {type(models).__name__}")
+    for m, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise PlanError(f"models[{m}] is a {type(model).__name__}, not a torch.nn.Module")
+    if len(models) < 2:
+        raise PlanError(f"fusing needs at least two members, got {len(models)}")
+    for m, model in enumerate(models[1:], 1):
+        if type(model) is not type(models[0]):
+            raise MembersDiffer(
+                f"models[{m}] is a {type(model).__name__} but models[0] a {type(models[0]).__name__}; "
+                "members must be of one class"
+            )
+
+
+def check_names(states: Sequence[State]) -> None:
+    """Members must hold the same tensors with the same number of dimensions and the same kind of numbers.
+
+    Raises:
+        MembersDiffer: names the first tensor that is missing, extra or of another rank.
+    """
+    for m, state in enumerate(states[1:], 1):
+        if missing := [name for name in states[0] if name not in state]:
+            raise MembersDiffer(f"models[{m}] lacks {missing[0]!r}" + _more(missing))
+        if extra := [name for name in state if name not in states[0]]:
+            raise MembersDiffer(f"models[{m}] has {extra[0]!r}, which models[0] lacks" + _more(extra))
+        for name, tensor in state.items():
+            first = states[0][name]
+            if tensor.dim() != first.dim():
+                raise MembersDiffer(
+                    f"{name} has shape {tuple(tensor.shape)} in models[{m}] but {tuple(first.shape)} in models[0]"
+                )
+            if tensor.dtype.is_floating_point != first.dtype.is_floating_point:
+                raise MembersDiffer(f"{name} is {tensor.dtype} in models[{m}] but {first.dtype} in models[0]")
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+
+
+def check_finite(name: str, tensor: Tensor, member: int) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        BadWeights: names the tensor, the member and how many entries are bad.
+    """
+    if not tensor.dtype.is_floating_point or tensor.is_meta:
+        return
+    if bool(torch.isfinite(tensor.sum())):  # one cheap read; a sum may overflow, so only a bad one is looked at closely
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise BadWeights(f"{name} of models[{member}] holds {bad} NaN or infinite of {tensor.numel()} entries")
+
+
+def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None:
+    """Every traced tensor must have the shape its graph says, and fixed dimensions must agree between members.
+
+    Raises:
+        MembersDiffer: names the tensor and both shapes.
+    """
+    for m, (state, graph) in enumerate(zip(states, graphs, strict=True)):
+        for name, tensor in state.items():
+            expected = graph.tensors[name].shape if name in graph.tensors else tuple(states[0][name].shape)
+            if tuple(tensor.shape) != expected:
+                raise MembersDiffer(
+                    f"{name} has shape {tuple(tensor.shape)} in models[{m}], expected {expected}; "
+                    "members may differ only in the widths of free groups"
+                )
+    for group in graphs[0].groups:
+        if not group.fixed and group.inside is None:
+            continue
+        for m, graph in enumerate(graphs[1:], 1):
+            if graph[group.name].size != group.size:
+                where = group.slots[0].tensor if group.slots else group.name
+                raise MembersDiffer(
+                    f"{where} has {graph[group.name].size} positions in models[{m}] but {group.size} in models[0] along an "
+                    f"axis that must not change ({group.why or 'inside ' + str(group.inside)})"
+                )
+
+
+def check_member_weights(weights: Sequence[float] | None, members: int) -> tuple[float, ...] | None:
+    """Normalise the members' weights to sum to 1; None stays None (the method's default).
+
+    Raises:
+        BadWeights: wrong number, negative, not finite, or all zero.
+
+    Example:
+        >>> check_member_weights([1, 3], 2)
+        (0.25, 0.75)
+    """
+    if weights is None:
+        return None
+    values = [float(w) for w in weights]
+    if len(values) != members:
+        raise BadWeights(f"weights has {len(values)} entries for {members} members")
+    total = sum(values)
+    if any(not 0 <= w < float("inf") for w in values) or not total > 0:
+        raise BadWeights(f"weights must be finite, not negative and not all zero, got {values}")
+    return tuple(w / total for w in values)
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """What every fusion method is given.
+
+    `states` hold each member's tensors (in memory or mapped from a checkpoint), `graphs` how its neurons lie in
+    them. `weights` sum to 1 and are None where the method may choose. `models` and `calibration` are there for
+    methods that look at activations; `generator` is the only source of randomness.
+    """
+
+    states: tuple[State, ...]
+    graphs: tuple[NeuronGraph, ...]
+    weights: tuple[float, ...] | None
+    generator: torch.Generator
+    models: tuple[nn.Module, ...] | None = None
+    calibration: Batches | None = None
+
+    @property
+    def graph(self) -> NeuronGraph:
+        """The graph of member 0; the others differ at most in the sizes of groups."""
+        return self.graphs[0]
+
+    def sizes(self, group: str) -> tuple[int, ...]:
+        """The number of neurons each member has in `group`."""
+        return tuple(graph[group].size for graph in self.graphs)
+
+    def weights_or(self, default: Sequence[float] | None = None) -> tuple[float, ...]:
+        """The asked weights, else `default`, else equal ones."""
+        if self.weights is not None:
+            return self.weights
+        return tuple(default) if default is not None else (1 / len(self.states),) * len(self.states)

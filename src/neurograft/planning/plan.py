@@ -1,0 +1,118 @@
+"""The fusion plan: for every free group and member the two matrices, and nothing of the weights themselves."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from neurograft.planning.maps import NeuronMap, kept_share
+from neurograft.tracing.graph import NeuronGraph, TensorInfo
+
+PlanMaps = Mapping[str, tuple[NeuronMap, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Filling:
+    """What a fusion method returns: the maps of the groups it moves, and the scale of each member's tensors.
+
+    A group that is not in `maps` keeps the identity for every member. `owned` says that a fused neuron has one
+    owner (transplant, zip): tensors made along a moved axis then enter unscaled, all others with the member's
+    weight. `tensor_weights` overrides the members' weights for single tensors.
+    """
+
+    maps: PlanMaps
+    weights: tuple[float, ...]
+    owned: bool
+    tensor_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class FusionPlan:
+    """How members become one network; what `neurograft.plan` returns, and all that `neurograft.apply` needs.
+
+    For every tensor, W_fused = Σ_m c_m · (A_m on each out or elementwise axis) W_m (B_m on each in axis), with
+    A_m = `maps[group][m].merge`, B_mᵀ = `maps[group][m].unmerge` and c_m = `coefficients(tensor)[m]`.
+    Source: DESIGN, section 1; Öz et al. 2024, arXiv:2502.06849; Singh & Jaggi 2020, arXiv:1910.05653.
+    """
+
+    method: str
+    graphs: tuple[NeuronGraph, ...]
+    maps: PlanMaps
+    weights: tuple[float, ...]
+    owned: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    tensor_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def members(self) -> int:
+        """Number of members."""
+        return len(self.graphs)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The number of fused neurons in every group the plan moves."""
+        return {name: maps[0].fused for name, maps in self.maps.items()}
+
+    @cached_property
+    def graph(self) -> NeuronGraph:
+        """The graph of the fused network."""
+        changed = {name: n for name, n in self.sizes.items() if n != self.graphs[0][name].size}
+        return self.graphs[0].resized(changed) if changed else self.graphs[0]
+
+    @cached_property
+    def shares(self) -> dict[str, tuple[float, ...]]:
+        """For every moved group, the share of the fused neurons that each member supplies."""
+        return {name: kept_share(maps) for name, maps in self.maps.items()}
+
+    @cached_property
+    def _tied_norms(self) -> frozenset[str]:
+        return frozenset(name for tied in self.graphs[0].tied if tied.group in self.maps for name in tied.norm)
+
+    def coefficients(self, info: TensorInfo | None) -> tuple[float, ...]:
+        """The scale c_m of each member's part of one tensor (None: a tensor that no run reached).
+
+        c_m is the member's weight; with owned neurons it is 1 where an out or elementwise axis is moved, except
+        in the norm in front of a tied head, which carries the weight that the shared tensor cannot.
+        """
+        if info is None:
+            return self.weights
+        weights = self.tensor_weights.get(info.name, self.weights)
+        if not self.owned or info.name in self._tied_norms:
+            return weights
+        return (1.0,) * self.members if made_by(info, self.maps) else weights
+
+    def __str__(self) -> str:
+        from neurograft.planning.table import plan_table
+
+        return plan_table(self)
+
+
+def made_by(info: TensorInfo, moved: Container[str]) -> bool:
+    """Whether an out or elementwise axis of the tensor belongs to one of the moved groups."""
+    return any(roles & {"out", "elementwise"} for dim in info.roles for group, roles in dim.items() if group in moved)
+
+
+def cut_warnings(graph: NeuronGraph, shares: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+    """Warn of members whose path is cut: neurons kept in one group, hardly any in the group that reads it.
+
+    A member counts as kept from a share of 0.2/k upwards (10 % for two members) and as cut below it.
+    """
+    found: dict[tuple[str, str, int], str] = {}
+    for info in graph.tensors.values():
+        read = {g for dim in info.roles for g, roles in dim.items() if "in" in roles and g in shares}
+        made = {g for dim in info.roles for g, roles in dim.items() if "out" in roles and g in shares}
+        for source in read:
+            for reader in made - {source}:
+                for m, (before, after) in enumerate(zip(shares[source], shares[reader], strict=True)):
+                    least = 0.2 / len(shares[source])
+                    if before >= least > after:
+                        found[source, reader, m] = (
+                            f"member {m} supplies {before:.0%} of {source} but only {after:.0%} of {reader}, which reads "
+                            "it: the network is nearly cut there; try balance=True or another order"
+                        )
+    return tuple(found.values())

@@ -1,0 +1,183 @@
+"""`plan`: check the members, trace them, and let a method fill in the matrices."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from neurograft.errors import MembersDiffer, OptionError, Unreached, closest
+from neurograft.inputs import Batches, Inputs, check_batches
+from neurograft.planning.members import (
+    Members,
+    State,
+    check_finite,
+    check_member_weights,
+    check_models,
+    check_names,
+    check_shapes,
+    state_of,
+)
+from neurograft.planning.methods import METHODS
+from neurograft.planning.plan import Filling, FusionPlan, cut_warnings
+from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.tracer import trace
+
+
+def plan(
+    models: Sequence[nn.Module],
+    example_inputs: Inputs,
+    method: str = "transplant",
+    weights: Sequence[float] | None = None,
+    graph: NeuronGraph | None = None,
+    *,
+    calibration: Batches | None = None,
+    fixed: Sequence[str] = (),
+    seed: int = 0,
+    **options: Any,
+) -> FusionPlan:
+    """Decide how the members' neurons become the fused ones, without touching any weight.
+
+    Args:
+        models: at least two networks of one class; widths of free groups may differ.
+        example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        method: a name in `neurograft.planning.methods.METHODS`.
+        weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal).
+        graph: the graph of `models[0]` if it was traced before.
+        calibration: a re-iterable of batches, for methods that look at activations.
+        fixed: fnmatch patterns of parameters whose neurons stay where they are.
+        seed: the only source of randomness.
+        options: the method's own options.
+
+    Returns:
+        The plan; `print(plan)` shows every group's kept shares and warnings.
+
+    Raises:
+        OptionError: an unknown method or option (the message has the closest names).
+        MembersDiffer: members of different classes, tensors or shapes.
+        BadWeights: NaN or infinite weights, or member weights that make no sense.
+        Unreached: parameters beside moved neurons that the example inputs did not reach.
+
+    Example:
+        >>> import torch, neurograft as ng
+        >>> nets = [torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)) for _ in "ab"]
+        >>> ng.plan(nets, torch.randn(1, 4), method="transplant").sizes
+        {'0.weight:0': 8}
+    """
+    check_method(method, options)
+    check_models(models)
+    if calibration is not None:
+        check_batches(calibration, name="calibration")
+    states = [state_of(model) for model in models]
+    check_names(states)
+    graphs = graphs_of(models, states, example_inputs, graph, fixed)
+    return plan_states(
+        states,
+        graphs,
+        method,
+        check_member_weights(weights, len(models)),
+        models=tuple(models),
+        calibration=calibration,
+        fixed=fixed,
+        seed=seed,
+        options=options,
+    )
+
+
+def plan_states(
+    states: Sequence[State],
+    graphs: Sequence[NeuronGraph],
+    method: str,
+    weights: tuple[float, ...] | None,
+    *,
+    models: tuple[nn.Module, ...] | None = None,
+    calibration: Batches | None = None,
+    fixed: Sequence[str] = (),
+    seed: int = 0,
+    options: Mapping[str, Any],
+) -> FusionPlan:
+    """Plan from tensors and graphs alone; the half of `plan` that streaming shares."""
+    check_shapes(states, graphs)
+    for m, state in enumerate(states):
+        for name, tensor in state.items():
+            check_finite(name, tensor, m)
+    members = Members(tuple(states), tuple(graphs), weights, torch.Generator().manual_seed(seed), models, calibration)
+    filling = METHODS[method](members, **options)
+    _check_unreached(graphs[0], filling, fixed)
+    result = FusionPlan(
+        method=method,
+        graphs=tuple(graphs),
+        maps=filling.maps,
+        weights=filling.weights,
+        owned=filling.owned,
+        options=dict(options),
+        seed=seed,
+        tensor_weights=filling.tensor_weights,
+        warnings=filling.warnings,
+        details=filling.details,
+    )
+    if filling.owned:
+        object.__setattr__(result, "warnings", (*filling.warnings, *cut_warnings(graphs[0], result.shares)))
+    return result
+
+
+def check_method(method: str, options: Mapping[str, Any]) -> None:
+    """Refuse unknown methods and options before any work is done.
+
+    Raises:
+        OptionError: with the closest known names.
+    """
+    if method not in METHODS:
+        raise OptionError(f"unknown method {method!r}; {closest(method, METHODS)}")
+    known = [name for name, p in inspect.signature(METHODS[method]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            hint = closest(name, known) if known else "it has none"
+            raise OptionError(f"method {method!r} has no option {name!r}; {hint}")
+
+
+def graphs_of(
+    models: Sequence[nn.Module],
+    states: Sequence[State],
+    example_inputs: Inputs,
+    graph: NeuronGraph | None = None,
+    fixed: Sequence[str] = (),
+) -> list[NeuronGraph]:
+    """One graph per member; members with the same shapes share one, the others are traced for themselves."""
+    by_shapes: dict[tuple[Any, ...], NeuronGraph] = {}
+    if graph is not None:
+        by_shapes[_shapes(states[0])] = graph
+    graphs = []
+    for m, (model, state) in enumerate(zip(models, states, strict=True)):
+        key = _shapes(state)
+        if key not in by_shapes:
+            by_shapes[key] = trace(model, example_inputs, fixed=fixed)
+        graphs.append(by_shapes[key])
+        first, own = graphs[0], graphs[m]
+        if [(g.name, g.fixed) for g in first.groups] != [(g.name, g.fixed) for g in own.groups]:
+            differing = {g.name for g in first.free} ^ {g.name for g in own.free}
+            raise MembersDiffer(
+                f"models[{m}] has other neuron groups than models[0] (for example {sorted(differing)[:3]}); "
+                "the members' architectures differ in more than widths"
+            )
+    return graphs
+
+
+def _shapes(state: State) -> tuple[Any, ...]:
+    return tuple((name, tuple(tensor.shape)) for name, tensor in state.items())
+
+
+def _check_unreached(graph: NeuronGraph, filling: Filling, fixed: Sequence[str]) -> None:
+    left = [name for name in graph.unreached if not any(fnmatch(name, pattern) for pattern in fixed)]
+    moved = {slot.tensor for name in filling.maps for slot in graph[name].slots}
+    for name in left:
+        owner = name.rpartition(".")[0]
+        around = owner.rpartition(".")[0]
+        beside = sorted(t for t in moved if t.startswith(f"{around}." if around else ""))
+        if beside:
+            raise Unreached(
+                f"{name} was not reached by the example inputs, but neurons beside it move ({beside[0]}); give more "
+                f'example inputs (a list), or name it in fixed=["{name}"] if it is not used ({len(left)} unreached in all)'
+            )
