@@ -1,0 +1,139 @@
+"""Train a student to answer like its teachers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neurograft.errors import InputError, OptionError
+from neurograft.evaluating.ensemble import Ensemble
+from neurograft.evaluating.evaluation import Measure
+from neurograft.evaluating.untouched import untouched
+from neurograft.inputs import Batches, call, device_of, first_tensor
+from neurograft.training.finetuning import label_loss
+from neurograft.training.loop import Course, Epoch, OptimizerMaker, train
+
+
+def distill(
+    student: nn.Module,
+    teachers: Sequence[nn.Module] | nn.Module,
+    batches: Batches,
+    *,
+    temperature: float = 2.0,
+    soft: float = 1.0,
+    hard: float = 0.0,
+    epochs: int = 10,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    optimizer: OptimizerMaker | None = None,
+    loss: Measure | None = None,
+    validation: Batches | None = None,
+    patience: int | None = None,
+    dim: int = -1,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> nn.Module:
+    """Train a copy of the student to give the teachers' mean output; the student itself stays as it is.
+
+    With s the student's logits and t the mean of the teachers', both of shape `(batch, classes)`, the loss is
+
+        soft · T² · KL(softmax(t/T) ‖ softmax(s/T))  +  hard · loss(s, labels)
+
+    Args:
+        student: the network to train, such as a fused one.
+        teachers: the members, or one network (an `Ensemble` too); they run in eval mode and come back as they were.
+        batches: a re-iterable of inputs, with or without labels; with `hard` above 0 labels are needed.
+        temperature: T, how much the teachers' probabilities are flattened.
+        soft: weight of the teachers' answer.
+        hard: weight of the labels.
+        epochs: passes over the batches.
+        lr: step size.
+        momentum: share of the last step that is repeated.
+        weight_decay: L2 penalty.
+        optimizer: makes another optimizer from the parameters, instead of the settings above it names.
+        loss: `loss(outputs, labels)` for the labels, instead of the cross-entropy.
+        validation: labelled batches that choose the epoch, as in `finetune`.
+        patience: stop after so many epochs without a better validation score.
+        dim: the dimension of the outputs that counts the classes.
+        seed: of everything random inside; the caller's random state is not touched.
+        device: where to train; the result comes back on the student's own device.
+        progress: show a bar where there is a terminal.
+        on_epoch: called with an `Epoch` after each pass and once before the first.
+
+    Raises:
+        InputError: for batches that are empty, one-shot or hold NaN, or outputs of different shapes.
+        OptionError: for settings out of range.
+        TrainingDiverged: if the loss becomes NaN or infinite.
+
+    Example:
+        >>> teacher, student = nn.Linear(1, 2), nn.Linear(1, 2)
+        >>> x = torch.tensor([[-1.0], [1.0]])
+        >>> taught = distill(student, [teacher], [x], lr=0.5, epochs=200)
+        >>> torch.allclose(taught(x).softmax(-1), teacher(x).softmax(-1), atol=1e-3)
+        True
+
+    Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2.
+    """
+    if temperature <= 0:
+        raise OptionError(f"temperature={temperature!r}: must be above 0")
+    if soft < 0 or hard < 0 or soft + hard <= 0:
+        raise OptionError(f"soft={soft!r} and hard={hard!r} must be 0 or more and not both 0")
+    teacher = teachers if isinstance(teachers, nn.Module) else Ensemble(teachers)
+    course = Course(
+        epochs=epochs,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+        validation=validation,
+        validation_loss=loss,
+        patience=patience,
+        seed=seed,
+        device=device,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+
+    def batch_loss(trained: nn.Module, inputs: Any, labels: Any, where: str) -> Tensor:
+        with torch.no_grad():
+            wanted = first_tensor(call(teacher, inputs))
+        outputs = call(trained, inputs)
+        total = soft * soft_loss(first_tensor(outputs), wanted, temperature, dim=dim)
+        return total + hard * label_loss(outputs, labels, loss, where) if hard > 0 else total
+
+    home = device_of(teacher)
+    with untouched(teacher):
+        teacher.to(course.device if course.device is not None else device_of(student))
+        try:
+            return train(student, batches, batch_loss, course)
+        finally:
+            teacher.to(home)
+
+
+def soft_loss(logits: Tensor, wanted: Tensor, temperature: float, *, dim: int = -1) -> Tensor:
+    """The mean of `T² · KL(softmax(wanted/T) ‖ softmax(logits/T))` over the samples.
+
+    Args:
+        logits: the student's, shape `(batch, classes)` (or any, with `dim` counting the classes).
+        wanted: the teacher's, of the same shape.
+        temperature: T.
+        dim: the dimension that counts the classes.
+
+    Raises:
+        InputError: if the shapes differ.
+
+    Example:
+        >>> z = torch.tensor([[0.0, 1.0]])
+        >>> float(soft_loss(z, z + 3, 2.0))
+        0.0
+    """
+    if logits.shape != wanted.shape:
+        raise InputError(f"the student gives {tuple(logits.shape)} but its teachers {tuple(wanted.shape)}")
+    ours = (logits / temperature).log_softmax(dim)
+    theirs = (wanted / temperature).log_softmax(dim)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim).mean()
