@@ -82,8 +82,8 @@ def first_tensor(outputs: Any) -> Tensor:
     """
     if isinstance(outputs, Tensor):
         return outputs
-    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
-        return outputs["logits"]
+    if isinstance(outputs, Mapping) and isinstance(logits := outputs.get("logits"), Tensor):
+        return logits
     for leaf in pytree.tree_leaves(outputs):
         if isinstance(leaf, Tensor):
             return leaf
