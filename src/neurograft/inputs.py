@@ -26,7 +26,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, tuple):
         return model(*inputs)
     raise InputError(
-        f"inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, not {type(inputs).__name__}"
+        f"inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, not {type(inputs).__name__}"
     )
 
 

@@ -46,6 +46,12 @@ def apply(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
     if missing:
         raise MembersDiffer(f"the plan moves {missing[0]}, which these models do not have; it was made for others")
     check_shapes(states, plan.graphs)
+    return build(plan, models)
+
+
+def build(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
+    """The network of a plan whose members were checked before."""
+    states = [state_of(model) for model in models]
     fused = {name: fuse_named(name, [state[name] for state in states], plan) for name in states[0]}
     model = rebuild(models[0], fused)
     declare_sizes(model, plan.graphs[0], plan.graph)

@@ -26,17 +26,9 @@ class AxisPairs:
     target: Tensor | slice
     source: Tensor | slice
     weight: Tensor | None
-    repeats: bool  # two pairs share a target, so entries must be added
-
-    @property
-    def identity(self) -> bool:
-        """Whether nothing happens along the axis."""
-        return isinstance(self.source, slice) and isinstance(self.target, slice) and self.source == self.target
 
 
-def fuse_tensor(
-    tensors: Sequence[Tensor], plan: FusionPlan, name: str, out: Tensor, rows: slice | None = None
-) -> Tensor:
+def fuse_tensor(tensors: Sequence[Tensor], plan: FusionPlan, name: str, out: Tensor) -> Tensor:
     """Write the fused tensor into `out` and return it.
 
     Args:
@@ -100,12 +92,11 @@ def axis_pairs(layout: Layout, fused: Layout, mixings: Mapping[str, Mixing]) -> 
     if not mixings:
         return _identity(layout_size(layout))
     target, source, weight = _layout_pairs(layout, fused, mixings)
-    repeats = len(target) > 1 and bool(target.unique().numel() < len(target))
-    return AxisPairs(_as_slice(target), _as_slice(source), weight, repeats)
+    return AxisPairs(_as_slice(target), _as_slice(source), weight)
 
 
 def _identity(size: int) -> AxisPairs:
-    return AxisPairs(slice(0, size), slice(0, size), None, repeats=False)
+    return AxisPairs(slice(0, size), slice(0, size), None)
 
 
 def _as_slice(index: Tensor) -> Tensor | slice:
@@ -159,21 +150,23 @@ def mix_along(tensor: Tensor, dim: int, layout: Layout, fused: Layout, mixings: 
 
     Args:
         tensor: any shape; axis `dim` is laid out as `layout`.
-        layout: the axis before, `fused` after.
+        dim: the axis to multiply.
+        layout: how neurons lie along the axis before.
+        fused: how neurons lie along it afterwards.
         mixings: matrix of shape `(fused, member)` per group.
 
     Returns:
         The same tensor with axis `dim` laid out as `fused`.
     """
     parts = []
-    for own, new, piece in zip(layout, fused, tensor.split([segment_size(s) for s in layout], dim), strict=True):
+    for own, new, piece in zip(layout, fused, torch.split(tensor, [segment_size(s) for s in layout], dim), strict=True):
         sizes = [part_size(part) for part in own]
         piece = piece.unflatten(dim, sizes)
         for i, (a, b) in enumerate(zip(own, new, strict=True)):
             if not isinstance(a, Factor):
                 assert not isinstance(b, Factor)
                 piece = mix_along(piece, dim + i, a, b, mixings)
-            elif a.group in mixings:
+            elif a.group is not None and a.group in mixings:
                 piece = _mix(piece, dim + i, mixings[a.group])
         parts.append(piece.flatten(dim, dim + len(own) - 1) if len(own) > 1 else piece)
     return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
@@ -181,7 +174,8 @@ def mix_along(tensor: Tensor, dim: int, layout: Layout, fused: Layout, mixings: 
 
 def _mix(tensor: Tensor, dim: int, mixing: Mixing) -> Tensor:
     if isinstance(mixing, Tensor):
-        return torch.tensordot(mixing.to(tensor), tensor, dims=([1], [dim])).movedim(0, dim)
+        mixed: Tensor = torch.tensordot(mixing.to(tensor), tensor, dims=([1], [dim]))
+        return mixed.movedim(0, dim)
     taken = tensor.index_select(dim, mixing.source.to(tensor.device))
     if mixing.weight is not None:
         taken = taken * mixing.weight.to(taken).reshape(-1, *[1] * (tensor.dim() - dim - 1))
@@ -210,7 +204,7 @@ def _scatter(out: Tensor, tensor: Tensor, axes: Sequence[AxisPairs], c: float) -
                 scale = scale * weight.to(out).reshape(-1, *[1] * (out.dim() - dim - 1))
         if isinstance(scale, Tensor) or scale != 1:
             block = block * scale
-        _put(out, block, [_part(first.target, start, stop, out.device), *(axis.target for axis in rest)], axes)
+        _put(out, block, [_part(first.target, start, stop, out.device), *(axis.target for axis in rest)])
 
 
 def _length(index: Tensor | slice) -> int:
@@ -229,7 +223,7 @@ def _take(block: Tensor, dim: int, source: Tensor | slice) -> Tensor:
     return block.index_select(dim, source.to(block.device))
 
 
-def _put(out: Tensor, block: Tensor, targets: list[Tensor | slice], axes: Sequence[AxisPairs]) -> None:
+def _put(out: Tensor, block: Tensor, targets: list[Tensor | slice]) -> None:
     if all(isinstance(target, slice) for target in targets):
         out[tuple(targets)] += block
         return

@@ -1,7 +1,9 @@
-"""Keeping a module's declared sizes (`out_features`, `groups`, `num_channels`, …) true when its tensors change width."""
+"""Keeping a module's declared sizes (`out_features`, `groups`, …) true when its tensors change width."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -10,6 +12,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from neurograft.errors import ResizeError
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.layout import layout_size, part_size
+
+Leading: TypeAlias = Callable[[int], int]
+"""Turns a declared number of groups of the module's weight into the number it has now."""
 
 
 def declare_sizes(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> None:
@@ -23,16 +28,16 @@ def declare_sizes(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> None:
     for path, module in model.named_modules():
         for kind, declare in DECLARERS.items():
             if isinstance(module, kind):
-                declare(path, module, old, new)
+                declare(module, partial(_leading, f"{path}.weight".lstrip("."), old, new))
                 break
 
 
-def _linear(path: str, module: nn.Linear, old: NeuronGraph, new: NeuronGraph) -> None:
+def _linear(module: nn.Linear, _leading: Leading) -> None:
     module.out_features, module.in_features = module.weight.shape
 
 
-def _conv(path: str, module: _ConvNd, old: NeuronGraph, new: NeuronGraph) -> None:
-    groups = _leading(f"{path}.weight", module.groups, old, new)
+def _conv(module: _ConvNd, leading: Leading) -> None:
+    groups = leading(module.groups)
     first, second = module.weight.shape[0], module.weight.shape[1] * groups
     module.groups = groups
     module.out_channels, module.in_channels = first, second
@@ -40,35 +45,33 @@ def _conv(path: str, module: _ConvNd, old: NeuronGraph, new: NeuronGraph) -> Non
         module.out_channels, module.in_channels = second, first
 
 
-def _batch_norm(path: str, module: _NormBase, old: NeuronGraph, new: NeuronGraph) -> None:
+def _batch_norm(module: _NormBase, _leading: Leading) -> None:
     for tensor in (module.weight, module.running_mean):
         if isinstance(tensor, Tensor):
             module.num_features = tensor.shape[0]
 
 
-def _layer_norm(path: str, module: nn.LayerNorm | nn.RMSNorm, old: NeuronGraph, new: NeuronGraph) -> None:
+def _layer_norm(module: nn.LayerNorm | nn.RMSNorm, _leading: Leading) -> None:
     if module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
 
 
-def _group_norm(path: str, module: nn.GroupNorm, old: NeuronGraph, new: NeuronGraph) -> None:
+def _group_norm(module: nn.GroupNorm, leading: Leading) -> None:
     if module.weight is None:
-        raise ResizeError(
-            f"{path}: a GroupNorm without weights does not show how its channels lie; give it affine=True"
-        )
-    module.num_groups = _leading(f"{path}.weight", module.num_groups, old, new)
+        raise ResizeError("a GroupNorm without weights does not show how its channels lie; give it affine=True")
+    module.num_groups = leading(module.num_groups)
     module.num_channels = module.weight.shape[0]
 
 
-def _embedding(path: str, module: nn.Embedding, old: NeuronGraph, new: NeuronGraph) -> None:
+def _embedding(module: nn.Embedding, _leading: Leading) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-def _prelu(path: str, module: nn.PReLU, old: NeuronGraph, new: NeuronGraph) -> None:
+def _prelu(module: nn.PReLU, _leading: Leading) -> None:
     module.num_parameters = module.weight.numel()
 
 
-def _leading(tensor: str, count: int, old: NeuronGraph, new: NeuronGraph) -> int:
+def _leading(tensor: str, old: NeuronGraph, new: NeuronGraph, count: int) -> int:
     """How many groups a grouped convolution or norm has now: the leading factors of dimension 0 that made `count`."""
     if count == 1 or tensor not in old.tensors:
         return count
@@ -77,7 +80,8 @@ def _leading(tensor: str, count: int, old: NeuronGraph, new: NeuronGraph) -> int
     for own, fresh in zip(before, after, strict=True):
         # a segment of a concatenation holds its share of the groups: its leading factors down to channels per group
         channels = layout_size(before) // count
-        left, right = [], []
+        left: list[int] = []
+        right: list[int] = []
         for a, b in zip(own, fresh, strict=True):
             if prod(left) * channels >= prod(part_size(part) for part in own):
                 break

@@ -112,7 +112,7 @@ def cut_warnings(graph: NeuronGraph, shares: Mapping[str, tuple[float, ...]]) ->
                     least = 0.2 / len(shares[source])
                     if before >= least > after:
                         found[source, reader, m] = (
-                            f"member {m} supplies {before:.0%} of {source} but only {after:.0%} of {reader}, which reads "
-                            "it: the network is nearly cut there; try balance=True or another order"
+                            f"member {m} supplies {before:.0%} of {source} but only {after:.0%} of {reader}, which "
+                            "reads it: the network is nearly cut there; try balance=True or another order"
                         )
     return tuple(found.values())

@@ -1,7 +1,7 @@
 """`plan`: check the members, trace them, and let a method fill in the matrices."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -21,7 +21,7 @@ from neurograft.planning.members import (
     state_of,
 )
 from neurograft.planning.methods import METHODS
-from neurograft.planning.plan import Filling, FusionPlan, cut_warnings
+from neurograft.planning.plan import FusionPlan, cut_warnings
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
 
@@ -105,7 +105,7 @@ def plan_states(
             check_finite(name, tensor, m)
     members = Members(tuple(states), tuple(graphs), weights, torch.Generator().manual_seed(seed), models, calibration)
     filling = METHODS[method](members, **options)
-    _check_unreached(graphs[0], filling, fixed)
+    check_unreached(graphs[0], filling.maps, fixed)
     result = FusionPlan(
         method=method,
         graphs=tuple(graphs),
@@ -169,9 +169,14 @@ def _shapes(state: State) -> tuple[Any, ...]:
     return tuple((name, tuple(tensor.shape)) for name, tensor in state.items())
 
 
-def _check_unreached(graph: NeuronGraph, filling: Filling, fixed: Sequence[str]) -> None:
+def check_unreached(graph: NeuronGraph, groups: Iterable[str], fixed: Sequence[str]) -> None:
+    """Refuse to move neurons beside parameters that no example input reached and no pattern in `fixed` names.
+
+    Raises:
+        Unreached: with the parameter, the neurons beside it, and what to do.
+    """
     left = [name for name in graph.unreached if not any(fnmatch(name, pattern) for pattern in fixed)]
-    moved = {slot.tensor for name in filling.maps for slot in graph[name].slots}
+    moved = {slot.tensor for name in groups for slot in graph[name].slots}
     for name in left:
         owner = name.rpartition(".")[0]
         around = owner.rpartition(".")[0]
@@ -179,5 +184,5 @@ def _check_unreached(graph: NeuronGraph, filling: Filling, fixed: Sequence[str])
         if beside:
             raise Unreached(
                 f"{name} was not reached by the example inputs, but neurons beside it move ({beside[0]}); give more "
-                f'example inputs (a list), or name it in fixed=["{name}"] if it is not used ({len(left)} unreached in all)'
+                f'example inputs (a list), or name it in fixed=["{name}"] if it is not used ({len(left)} unreached)'
             )

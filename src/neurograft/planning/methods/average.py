@@ -15,7 +15,7 @@ def average(members: Members) -> Filling:
         sizes = members.sizes(group.name)
         if len(set(sizes)) > 1:
             raise MembersDiffer(
-                f"group {group.name} has {' / '.join(map(str, sizes))} neurons in the members; averaging needs equal widths, "
-                "transplant and optimal_transport do not"
+                f"group {group.name} has {' / '.join(map(str, sizes))} neurons in the members; averaging needs equal "
+                "widths, transplant and optimal_transport do not"
             )
     return Filling(maps={}, weights=members.weights_or(), owned=False)

@@ -142,7 +142,7 @@ def _largest(scores: Mapping[int, Tensor], candidates: Mapping[int, Tensor], n: 
     pool = torch.cat([scores[m][units].cpu() for m, units in candidates.items()])
     best = torch.zeros(len(pool), dtype=torch.bool)
     best[pool.argsort(descending=True, stable=True)[:n]] = True
-    parts = best.split([len(units) for units in candidates.values()])
+    parts = torch.split(best, [len(units) for units in candidates.values()])
     return {m: units[part] for (m, units), part in zip(candidates.items(), parts, strict=True)}
 
 
@@ -178,7 +178,7 @@ def fused_sizes(members: Members, ratio: float | None, width: int | Mapping[str,
         n = asked.get(group.name, own[0] if ratio is None else max(1, total - round(ratio * total)))
         if not 1 <= n <= total:
             raise OptionError(
-                f"group {group.name} cannot have {n} neurons: at least 1, and at most {total}, which all members have together"
+                f"group {group.name} cannot have {n} neurons: at least 1, at most the {total} of all members together"
             )
         sizes[group.name] = n
     return sizes
@@ -190,7 +190,7 @@ def _asked_widths(members: Members, width: int | Mapping[str, int] | None) -> di
         return {}
     if isinstance(width, int):
         return dict.fromkeys(outermost, width)
-    asked = {}
+    asked: dict[str, int] = {}
     for pattern, n in width.items():
         names = [
             group.name

@@ -1,0 +1,183 @@
+"""`combine`: one wide network that holds all members side by side and outputs their average."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from neurograft.applying.application import build
+from neurograft.applying.segmented import SegmentedNorm
+from neurograft.errors import PlanError, ResizeError
+from neurograft.inputs import Inputs, call
+from neurograft.planning.maps import NeuronMap
+from neurograft.planning.members import check_member_weights, check_models, check_names, check_shapes, state_of
+from neurograft.planning.plan import FusionPlan
+from neurograft.planning.planner import check_unreached, graphs_of
+from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.layout import layout_size, spans
+from neurograft.untouched import untouched
+
+
+def combine(
+    models: Sequence[nn.Module],
+    example_inputs: Inputs,
+    weights: Sequence[float] | None = None,
+    *,
+    graph: NeuronGraph | None = None,
+    fixed: Sequence[str] = (),
+) -> nn.Module:
+    """Build one wide network whose output is the members' weighted average, Σ_m w_m f_m(x).
+
+    Every free group holds all members' neurons one after the other, weights between members are zero, and the
+    layers that make outputs are scaled by w_m. Norms over neurons normalise every member's segment by itself
+    (GroupNorm with k times the groups; LayerNorm and RMSNorm as `SegmentedNorm`). The result is an ordinary
+    module of the members' class that can be trained, and pruned: `prune(combine(models), ...)` to the members'
+    size is `fuse(models, method="transplant")`.
+
+    Args:
+        models: at least two networks of one class.
+        example_inputs: what the networks take.
+        weights: one number per member, normalised to sum to 1; default equal.
+        graph: the graph of `models[0]` if it was traced before.
+        fixed: fnmatch patterns of parameters whose neurons stay where they are.
+
+    Raises:
+        PlanError: the average cannot be exact, with the group that prevents it: a fixed group is made and read
+            inside the network, or the output is not reached through linear ops.
+        ResizeError: the module's forward takes its sizes from somewhere that cannot be kept true.
+
+    Example:
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double() for _ in "ab"]
+        >>> x = torch.randn(3, 4, dtype=torch.double)
+        >>> wide = combine(nets, x)
+        >>> wide[0].out_features
+        16
+        >>> torch.allclose(wide(x), (nets[0](x) + nets[1](x)) / 2)
+        True
+
+    Source: Öz et al. 2024, arXiv:2502.06849, section 3, for the concatenation; DESIGN, section 4.
+    """
+    check_models(models)
+    states = [state_of(model) for model in models]
+    check_names(states)
+    graphs = graphs_of(models, states, example_inputs, graph, fixed)
+    check_shapes(states, graphs)
+    shares = check_member_weights(weights, len(models)) or (1 / len(models),) * len(models)
+    plan = combined_plan(graphs, shares)
+    check_unreached(graphs[0], plan.maps, fixed)
+    _check_fixed_groups(graphs[0])
+    wide = build(plan, models)
+    segment_norms(wide, models, plan)
+    _check_average(wide, models, shares, example_inputs, graphs[0])
+    return wide
+
+
+def combined_plan(graphs: Sequence[NeuronGraph], weights: tuple[float, ...]) -> FusionPlan:
+    """The plan that keeps all neurons of all members, member 0's first."""
+    maps = {}
+    for group in graphs[0].outermost:
+        sizes = [graph[group.name].size for graph in graphs]
+        starts = [sum(sizes[:m]) for m in range(len(sizes))]
+        maps[group.name] = tuple(
+            NeuronMap.selection(torch.arange(start, start + n), torch.arange(n), sum(sizes), n)
+            for start, n in zip(starts, sizes, strict=True)
+        )
+    return FusionPlan("combine", tuple(graphs), maps, weights, owned=True)
+
+
+def segment_norms(wide: nn.Module, models: Sequence[nn.Module], plan: FusionPlan) -> None:
+    """Replace every norm that reduces over a moved group by one that works per member, in place.
+
+    Raises:
+        ResizeError: the group's neurons do not lie one after the other in the norm's parameters.
+    """
+    old, new = plan.graphs[0], plan.graph
+    for path, module in list(wide.named_modules()):
+        own = {name: f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
+        if not _is_joint_norm(module) or any(name not in old.tensors for name in own.values()):
+            continue
+        dims: dict[str, int] = {}
+        segments: tuple[int, ...] = ()
+        axis = 0
+        for name, tensor in own.items():
+            info = new.tensors[tensor]
+            for dim, layout in enumerate(info.layouts):
+                found = [span for span in spans(layout) if span.group in plan.maps]
+                if not found:
+                    continue
+                inner = layout_size(layout) // found[0].size
+                if len(found) > 1 or found[0].stride != inner or dims.get(name, dim) != dim:
+                    raise ResizeError(
+                        f"{tensor}: the neurons of {found[0].group} lie scattered, so members cannot be normalised apart"
+                    )
+                dims[name] = dim
+                axis = dim - len(info.shape)
+                segments = tuple(m.member * inner for m in plan.maps[found[0].group])
+        if dims:
+            parameters = dict(module.named_parameters(recurse=False))
+            replaced = SegmentedNorm([m.get_submodule(path) for m in models], parameters, dims, axis, segments)
+            parent, _, leaf = path.rpartition(".")
+            setattr(wide.get_submodule(parent), leaf, replaced.train(module.training))
+
+
+def joined_norms(model: nn.Module) -> nn.Module:
+    """Replace every `SegmentedNorm` of `model` by one ordinary norm over all its neurons, in place."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, SegmentedNorm):
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.plain())
+    return model
+
+
+def _is_joint_norm(module: nn.Module) -> bool:
+    """LayerNorm, RMSNorm and whatever calls itself so; the other norms work per channel or per group."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+
+
+def _check_fixed_groups(graph: NeuronGraph) -> None:
+    for group in graph.groups:
+        if not group.fixed:
+            continue
+        made = [s.tensor for s in group.slots if s.role == "out"]
+        read = [s.tensor for s in group.slots if s.role in ("in", "elementwise")]
+        if made and read:
+            raise PlanError(
+                f"group {group.name} is fixed ({group.why}) but made by {made[0]} and used by {read[0]} inside the "
+                "network, so members cannot be kept apart there; only inputs and linear outputs may be fixed"
+            )
+
+
+def _check_average(
+    wide: nn.Module, models: Sequence[nn.Module], weights: Sequence[float], inputs: Any, graph: NeuronGraph
+) -> None:
+    """Run the wide network once: it must give the members' average on the example inputs."""
+    with untouched(wide, *models), torch.no_grad():
+        try:
+            found = _numbers(call(wide, inputs))
+        except Exception as error:
+            raise ResizeError(
+                f"the combined network does not run ({error}); its forward takes sizes from elsewhere than its modules"
+            ) from error
+        expected: list[Tensor] = []
+        for model, weight in zip(models, weights, strict=True):
+            outputs = _numbers(call(model, inputs))
+            sums = expected or [torch.zeros_like(y) for y in outputs]
+            expected = [total + weight * y for total, y in zip(sums, outputs, strict=True)]
+    for i, (mine, theirs) in enumerate(zip(found, expected, strict=False)):
+        scale = theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny)
+        tolerance = min(1e4 * torch.finfo(theirs.dtype).eps, 0.05)
+        same = mine.shape == theirs.shape
+        away = float((mine - theirs).abs().max() / scale) if same else float("nan")
+        if not away <= tolerance:
+            far = f"is {away:.1e} away" if same else f"has shape {tuple(mine.shape)}, far"
+            joint = [f"{g.name} ({', '.join(g.reduced_by)})" for g in graph.outermost if g.reduced_by]
+            raise PlanError(
+                f"output {i} of the combined network {far} from the members' average: it is not reached through "
+                f"linear ops alone, or an op reduces over all members' neurons{': ' if joint else ''}{'; '.join(joint)}"
+            )
+
+
+def _numbers(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
