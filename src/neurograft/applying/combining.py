@@ -110,7 +110,7 @@ def segment_norms(wide: nn.Module, models: Sequence[nn.Module], plan: FusionPlan
                 inner = layout_size(layout) // found[0].size
                 if len(found) > 1 or found[0].stride != inner or dims.get(name, dim) != dim:
                     raise ResizeError(
-                        f"{tensor}: the neurons of {found[0].group} lie scattered, so members cannot be normalised apart"
+                        f"{tensor}: the neurons of {found[0].group} lie scattered, so members cannot be normed apart"
                     )
                 dims[name] = dim
                 axis = dim - len(info.shape)

@@ -40,7 +40,7 @@ class SegmentedNorm(nn.Module):
         self._templates = tuple(copy.deepcopy(member).to("meta") for member in members)
         self._dims = dict(dims)
         self.axis = axis
-        self.segments = tuple(segments)
+        self.segments = list(segments)
         for name, tensor in parameters.items():
             self.register_parameter(
                 name, nn.Parameter(tensor, requires_grad=tensor.requires_grad or not tensor.is_leaf)

@@ -1,6 +1,6 @@
 """How much each neuron matters: sums of squared weights over everything that makes or reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 Alive = Mapping[str, Tensor]
 """For each group already decided, the units that are still there: int64, sorted."""
 
-CHUNK = 1 << 18  # entries squared at a time, so that the working copy stays in the cache
+BLOCK = 1 << 22  # entries looked at a time: bounds what is copied where rows or columns are left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,65 +42,61 @@ class Magnitude:
 
     def _slot_sum(self, slot: Slot, group: str, alive: Alive) -> Tensor:
         info = self.graph.tensors[slot.tensor]
-        masks = [None if d == slot.dim else dim_mask(info, d, self.graph, alive) for d in range(len(info.shape))]
-        sums = power_sums(self.state[slot.tensor], slot.dim, masks, self.power)
+        positions = [
+            None if d == slot.dim else alive_positions(info, d, self.graph, alive) for d in range(len(info.shape))
+        ]
+        sums = power_sums(self.state[slot.tensor], slot.dim, positions, self.power)
         if not made_by(info, self.moved):
             sums = sums * abs(self.scale) ** self.power
         return sums[slot.positions(self.graph[group].size).to(sums.device)].sum(1)
 
 
-def dim_mask(info: TensorInfo, dim: int, graph: NeuronGraph, alive: Alive) -> Tensor | None:
-    """1 where a position of the dimension is alive, 0 where a group that was decided dropped it; None if all are."""
-    mask: Tensor | None = None
+def alive_positions(info: TensorInfo, dim: int, graph: NeuronGraph, alive: Alive) -> Tensor | None:
+    """The positions of a dimension that no decided group dropped, int64 and sorted; None if all are there."""
+    there: Tensor | None = None
     for group in info.roles[dim]:
-        if group not in alive or len(alive[group]) == graph[group].size:
+        size = graph[group].size
+        if group not in alive or len(alive[group]) == size:
             continue
-        if mask is None:
-            mask = torch.ones(info.shape[dim])
-        dropped = torch.ones(graph[group].size, dtype=torch.bool)
+        if there is None:
+            there = torch.ones(info.shape[dim], dtype=torch.bool)
+        dropped = torch.ones(size, dtype=torch.bool)
         dropped[alive[group]] = False
         for slot in graph[group].slots:
             if slot.tensor == info.name and slot.dim == dim:
-                mask[slot.positions(graph[group].size)[dropped].flatten()] = 0
-    return mask
+                there[slot.positions(size)[dropped].flatten()] = False
+    return None if there is None else there.nonzero().flatten()
 
 
-def power_sums(tensor: Tensor, dim: int, masks: list[Tensor | None], power: int = 2) -> Tensor:
-    """Sum |w|^power over all dimensions but `dim`, masked positions left out; shape `(tensor.shape[dim],)`, float32.
+def power_sums(tensor: Tensor, dim: int, positions: Sequence[Tensor | None], power: int = 2) -> Tensor:
+    """Sum |w|^power over all dimensions but `dim`, a block of rows at a time.
+
+    Args:
+        tensor: any shape; half precisions are summed in float32.
+        dim: the dimension that stays.
+        positions: for every dimension the positions that count, None for all; that of `dim` itself is not looked at.
+        power: 1 or 2.
+
+    Returns:
+        Sums, shape `(tensor.shape[dim],)`.
 
     Example:
-        >>> power_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0, [None, torch.tensor([1.0, 0.0])])
-        tensor([1., 9.])
+        >>> power_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0, [None, torch.tensor([0])])
+        tensor([1.0000, 9.0000])
     """
-    length = tensor.shape[0]
-    step = max(1, CHUNK // max(1, tensor[0].numel() if length else 1))
-    parts = []
-    total: Tensor | None = None
-    rows = masks[0]
-    for start in range(0, length, step):
-        stop = min(start + step, length)
-        block = tensor[start:stop].float()
-        block = block * block if power == 2 else block.abs()
-        for d in range(tensor.dim() - 1, 0, -1):
-            if d == dim:
-                continue
-            mask = masks[d]
-            if mask is None:
-                block = block.sum(d)
-            else:
-                block = (
-                    torch.tensordot(block, mask.to(block), dims=([d], [0]))
-                    if d == block.dim() - 1
-                    else (block.movedim(d, -1) @ mask.to(block))
-                )
-        if dim == 0:
-            parts.append(block)
-        else:
-            weight = torch.ones(stop - start, device=block.device) if rows is None else rows[start:stop].to(block)
-            if rows is not None and not bool(weight.any()):
-                continue
-            reduced = torch.tensordot(weight, block, dims=([0], [0]))
-            total = reduced if total is None else total.add_(reduced)
-    if dim == 0:
-        return torch.cat(parts)
-    return total if total is not None else torch.zeros(tensor.shape[dim], device=tensor.device)
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    rows = None if dim == 0 else positions[0]
+    count = tensor.shape[0] if rows is None else len(rows)
+    step = max(1, BLOCK // max(1, tensor.numel() // max(1, tensor.shape[0])))
+    total = torch.zeros(tensor.shape[dim], dtype=dtype, device=tensor.device)
+    others = [d for d in range(tensor.dim()) if d != dim]
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        block = tensor[start:stop] if rows is None else tensor.index_select(0, rows[start:stop].to(tensor.device))
+        for d in others:
+            if d and (chosen := positions[d]) is not None:
+                block = block.index_select(d, chosen.to(tensor.device))
+        sums = torch.linalg.vector_norm(block, power, others, dtype=dtype) if others else block.to(dtype).abs()
+        where = total[start:stop] if dim == 0 else total
+        where += sums**power
+    return total

@@ -19,9 +19,9 @@ class Factor:
     size: int
 
 
-Part: TypeAlias = "Factor | Layout"
-Segment: TypeAlias = "tuple[Part, ...]"
-Layout: TypeAlias = "tuple[Segment, ...]"
+Layout: TypeAlias = tuple["Segment", ...]
+Part: TypeAlias = Factor | Layout
+Segment: TypeAlias = tuple[Part, ...]
 
 
 def layout_size(layout: Layout) -> int:
