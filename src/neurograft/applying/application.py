@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from neurograft.applying.formula import fuse_tensor
 from neurograft.applying.resizing import declare_sizes
 from neurograft.errors import MembersDiffer, PlanError
+from neurograft.parametrised import write_back
 from neurograft.planning.members import check_models, check_names, check_shapes, state_of
 from neurograft.planning.plan import FusionPlan
 
@@ -55,6 +56,7 @@ def build(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
     fused = {name: fuse_named(name, [state[name] for state in states], plan) for name in states[0]}
     model = rebuild(models[0], fused)
     declare_sizes(model, plan.graphs[0], plan.graph)
+    write_back(model)
     return model
 
 

@@ -8,19 +8,23 @@ from torch import Tensor, nn
 
 from neurograft.errors import BadWeights, MembersDiffer, PlanError
 from neurograft.inputs import Batches
+from neurograft.parametrised import effective_originals
 from neurograft.tracing.graph import NeuronGraph
 
 State = Mapping[str, Tensor]
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and persistent buffer once, by name, detached and sharing the model's memory."""
+    """Every parameter and persistent buffer once, by name, detached and sharing the model's memory.
+
+    Of a parametrised weight the originals are those that `right_inverse` gives for the weight that acts.
+    """
     persistent = set(model.state_dict(keep_vars=True))
     state = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
     for name, buffer in model.named_buffers(remove_duplicate=True):
         if name in persistent:
             state[name] = buffer.detach()
-    return state
+    return state | effective_originals(model)
 
 
 def check_models(models: Sequence[nn.Module]) -> None:
@@ -106,7 +110,7 @@ def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None
             if graph[group.name].size != group.size:
                 where = group.slots[0].tensor if group.slots else group.name
                 raise MembersDiffer(
-                    f"{where} has {graph[group.name].size} positions in models[{m}] but {group.size} in models[0] along an "
+                    f"{where} has {graph[group.name].size} positions in models[{m}], {group.size} in models[0] along an "
                     f"axis that must not change ({group.why or 'inside ' + str(group.inside)})"
                 )
 
