@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neurograft.planning.maps import Mixing, Pairs
+from neurograft.planning.mixing import mix_along, roles_mixing
 from neurograft.planning.plan import FusionPlan
 from neurograft.tracing.graph import TensorInfo
 from neurograft.tracing.layout import Factor, Layout, Part, Segment, layout_size, part_size, segment_size
@@ -72,12 +73,7 @@ def _add_member(
 
 def axis_mixings(info: TensorInfo, dim: int, plan: FusionPlan, m: int) -> dict[str, Mixing]:
     """The matrices that act on one axis: A where the group is made or elementwise, Bᵀ where it is only read."""
-    mixings = {}
-    for group, roles in info.roles[dim].items():
-        if group in plan.maps:
-            neuron_map = plan.maps[group][m]
-            mixings[group] = neuron_map.unmerge if roles == {"in"} else neuron_map.merge
-    return mixings
+    return {g: roles_mixing(plan.maps[g][m], roles) for g, roles in info.roles[dim].items() if g in plan.maps}
 
 
 def axis_pairs(layout: Layout, fused: Layout, mixings: Mapping[str, Mixing]) -> AxisPairs:
@@ -143,44 +139,6 @@ def _part_pairs(a: Part, b: Part, mixings: Mapping[str, Mixing]) -> tuple[Tensor
         return unmoved, unmoved, None
     assert not isinstance(b, Factor)
     return _layout_pairs(a, b, mixings)
-
-
-def mix_along(tensor: Tensor, dim: int, layout: Layout, fused: Layout, mixings: Mapping[str, Mixing]) -> Tensor:
-    """Multiply one axis by its groups' matrices, dense ones among them; the other axes stay as they are.
-
-    Args:
-        tensor: any shape; axis `dim` is laid out as `layout`.
-        dim: the axis to multiply.
-        layout: how neurons lie along the axis before.
-        fused: how neurons lie along it afterwards.
-        mixings: matrix of shape `(fused, member)` per group.
-
-    Returns:
-        The same tensor with axis `dim` laid out as `fused`.
-    """
-    parts = []
-    for own, new, piece in zip(layout, fused, torch.split(tensor, [segment_size(s) for s in layout], dim), strict=True):
-        sizes = [part_size(part) for part in own]
-        piece = piece.reshape(*piece.shape[:dim], *sizes, *piece.shape[dim + 1 :])
-        for i, (a, b) in enumerate(zip(own, new, strict=True)):
-            if not isinstance(a, Factor):
-                assert not isinstance(b, Factor)
-                piece = mix_along(piece, dim + i, a, b, mixings)
-            elif a.group is not None and a.group in mixings:
-                piece = _mix(piece, dim + i, mixings[a.group])
-        parts.append(piece.flatten(dim, dim + len(own) - 1) if len(own) > 1 else piece)
-    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
-
-
-def _mix(tensor: Tensor, dim: int, mixing: Mixing) -> Tensor:
-    if isinstance(mixing, Tensor):
-        mixed: Tensor = torch.tensordot(mixing.to(tensor), tensor, dims=([1], [dim]))
-        return mixed.movedim(0, dim)
-    taken = tensor.index_select(dim, mixing.source.to(tensor.device))
-    if mixing.weight is not None:
-        taken = taken * mixing.weight.to(taken).reshape(-1, *[1] * (tensor.dim() - dim - 1))
-    shape = (*tensor.shape[:dim], mixing.fused, *tensor.shape[dim + 1 :])
-    return taken.new_zeros(shape).index_add_(dim, mixing.target.to(tensor.device), taken)
 
 
 def _scatter(out: Tensor, tensor: Tensor, axes: Sequence[AxisPairs], c: float) -> None:
