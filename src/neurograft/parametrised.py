@@ -57,9 +57,10 @@ def _originals(module: nn.Module, name: str, weight: Tensor) -> dict[str, Tensor
     """What `right_inverse` makes of the weight, by the originals' names; empty where there is none."""
     value: Tensor | list[Tensor] | tuple[Tensor, ...] = weight
     for parametrisation in reversed(list(_steps(module, name).children())):
-        if not hasattr(parametrisation, "right_inverse"):
+        inverse = getattr(parametrisation, "right_inverse", None)
+        if not callable(inverse):
             return {}
-        value = parametrisation.right_inverse(value)
+        value = inverse(value)
     if isinstance(value, Tensor):
         return {"original": value}
     return {f"original{i}": tensor for i, tensor in enumerate(value)}

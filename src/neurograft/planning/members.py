@@ -110,8 +110,8 @@ def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None
             if graph[group.name].size != group.size:
                 where = group.slots[0].tensor if group.slots else group.name
                 raise MembersDiffer(
-                    f"{where} has {graph[group.name].size} positions in models[{m}], {group.size} in models[0] along an "
-                    f"axis that must not change ({group.why or 'inside ' + str(group.inside)})"
+                    f"{where} has {graph[group.name].size} positions in models[{m}], {group.size} in models[0] along "
+                    f"an axis that must not change ({group.why or 'inside ' + str(group.inside)})"
                 )
 
 
