@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neurograft.planning.members import State
-from neurograft.planning.plan import made_by
+from neurograft.planning.plan import enters_whole
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 
 Alive = Mapping[str, Tensor]
@@ -46,7 +46,7 @@ class Magnitude:
             None if d == slot.dim else alive_positions(info, d, self.graph, alive) for d in range(len(info.shape))
         ]
         sums = power_sums(self.state[slot.tensor], slot.dim, positions, self.power)
-        if not made_by(info, self.moved):
+        if not enters_whole(info, self.graph, self.moved):
             sums = sums * abs(self.scale) ** self.power
         return sums[slot.positions(self.graph[group].size).to(sums.device)].sum(1)
 

@@ -69,10 +69,6 @@ class FusionPlan:
         """For every moved group, the share of the fused neurons that each member supplies."""
         return {name: kept_share(maps) for name, maps in self.maps.items()}
 
-    @cached_property
-    def _tied_norms(self) -> frozenset[str]:
-        return frozenset(name for tied in self.graphs[0].tied if tied.group in self.maps for name in tied.norm)
-
     def coefficients(self, info: TensorInfo | None) -> tuple[float, ...]:
         """The scale c_m of each member's part of one tensor (None: a tensor that no run reached).
 
@@ -82,9 +78,7 @@ class FusionPlan:
         if info is None:
             return self.weights
         weights = self.tensor_weights.get(info.name, self.weights)
-        if not self.owned or info.name in self._tied_norms:
-            return weights
-        return (1.0,) * self.members if made_by(info, self.maps) else weights
+        return (1.0,) * self.members if self.owned and enters_whole(info, self.graphs[0], self.maps) else weights
 
     def __str__(self) -> str:
         from neurograft.planning.table import plan_table
@@ -95,6 +89,16 @@ class FusionPlan:
 def made_by(info: TensorInfo, moved: Container[str]) -> bool:
     """Whether an out or elementwise axis of the tensor belongs to one of the moved groups."""
     return any(roles & {"out", "elementwise"} for dim in info.roles for group, roles in dim.items() if group in moved)
+
+
+def enters_whole(info: TensorInfo, graph: NeuronGraph, moved: Container[str]) -> bool:
+    """Whether c = 1 for a tensor of owned neurons: it is made along a moved axis, and is not the norm of a tied head.
+
+    A head that is tied to its embedding cannot be scaled; the affine norm in front of it carries the weight.
+    """
+    if any(info.name in tied.norm for tied in graph.tied if tied.group in moved):
+        return False
+    return made_by(info, moved)
 
 
 def cut_warnings(graph: NeuronGraph, shares: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
