@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from neurograft.errors import InputError, OptionError
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import Measure
-from neurograft.evaluating.untouched import untouched
+from neurograft.untouched import untouched
 from neurograft.inputs import Batches, call, device_of, first_tensor
 from neurograft.training.finetuning import label_loss
 from neurograft.training.loop import Course, Epoch, OptimizerMaker, train
