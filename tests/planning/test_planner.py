@@ -1,0 +1,127 @@
+"""plan: what is checked before any work, and what the plan tells."""
+
+import re
+
+import pytest
+import torch
+from tests.networks import NETWORKS, build
+from torch import nn
+
+import neurograft as ng
+from neurograft.errors import BadWeights, InputError, MembersDiffer, OptionError, PlanError, Unreached
+
+
+def pair(name: str = "mlp_bias") -> tuple[list[nn.Module], object]:
+    return [build(name, seed) for seed in range(2)], NETWORKS[name].inputs()
+
+
+def test_an_unknown_method_names_the_closest() -> None:
+    models, x = pair()
+    with pytest.raises(OptionError, match=re.escape("unknown method 'transplnt'; did you mean 'transplant'?")):
+        ng.plan(models, x, method="transplnt")
+
+
+def test_an_unknown_option_names_the_closest() -> None:
+    models, x = pair()
+    with pytest.raises(OptionError, match=r"method 'transplant' has no option 'ordre'; did you mean 'order'"):
+        ng.plan(models, x, ordre="joint")
+
+
+def test_one_member_is_too_few() -> None:
+    models, x = pair()
+    with pytest.raises(PlanError, match="at least two members, got 1"):
+        ng.plan(models[:1], x)
+    with pytest.raises(PlanError, match="must be a list of networks, not MLP"):
+        ng.plan(models[0], x)  # type: ignore[arg-type]
+
+
+def test_other_classes_are_named() -> None:
+    models, x = pair()
+    with pytest.raises(MembersDiffer, match=r"models\[1\] is a Linear but models\[0\] a MLP"):
+        ng.plan([models[0], nn.Linear(2, 2)], x)
+
+
+def test_a_missing_tensor_is_named() -> None:
+    models, x = pair()
+    models[1].layers[1].bias = None
+    with pytest.raises(MembersDiffer, match=r"models\[1\] lacks 'layers.1.bias'"):
+        ng.plan(models, x)
+    with pytest.raises(MembersDiffer, match=r"models\[1\] has 'layers.1.bias', which models\[0\] lacks"):
+        ng.plan(models[::-1], x)
+
+
+def test_other_shapes_on_fixed_axes_are_named() -> None:
+    models, x = pair()
+    models[1].layers[2] = nn.Linear(14, 7)
+    with pytest.raises(MembersDiffer, match=r"layers.2.weight has 7 positions in models\[1\], 10 in models\[0\]"):
+        ng.plan(models, x)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["average", "transplant"])
+def test_bad_numbers_are_named(value: float, method: str) -> None:
+    models, x = pair()
+    with torch.no_grad():
+        models[1].layers[0].bias[3] = value
+    with pytest.raises(BadWeights, match=r"layers.0.bias of models\[1\] holds 1 NaN or infinite of 16 entries"):
+        ng.plan(models, x, method=method)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], "1 entries for 2 members"),
+        ([1.0, -1.0], "not negative"),
+        ([0.0, 0.0], "not all zero"),
+        ([float("nan"), 1.0], "finite"),
+    ],
+)
+def test_member_weights_that_make_no_sense(weights: list[float], message: str) -> None:
+    models, x = pair()
+    with pytest.raises(BadWeights, match=message):
+        ng.plan(models, x, weights=weights)
+
+
+def test_wrong_example_inputs_say_what_they_should_be() -> None:
+    models, _ = pair()
+    with pytest.raises(InputError, match=r"tensor, a tuple of arguments or a dict"):
+        ng.plan(models, 3.0)  # type: ignore[arg-type]
+
+
+def test_a_one_shot_calibration_is_refused() -> None:
+    models, x = pair()
+    with pytest.raises(InputError, match="one-shot generator"):
+        ng.plan(models, x, calibration=(batch for batch in [x]))
+
+
+def test_parameters_beside_moved_neurons_must_be_reached() -> None:
+    models, x = pair("unused")
+    with pytest.raises(Unreached, match=r"was not reached by the example inputs, but neurons beside it move"):
+        ng.plan(models, x)
+    plan = ng.plan(models, x, fixed=["idle.*", "spare"])
+    fused = ng.apply(plan, models)
+    torch.testing.assert_close(fused.spare, (models[0].spare + models[1].spare) / 2)
+    assert ng.plan(models, x, method="average").maps == {}
+
+
+def test_the_plan_prints_shares_and_warns_of_cut_networks() -> None:
+    models, x = pair("mlp")
+    with torch.no_grad():  # the same function at another scale: layer 0 of member 1 large, layer 1 small
+        models[1].layers[0].weight.mul_(30)
+        models[1].layers[1].weight.div_(900)
+        models[1].layers[2].weight.mul_(30)
+    plan = ng.plan(models, x, order="joint")
+    assert plan.shares["layers.0.weight:0"] == (0.0, 1.0)
+    text = str(plan)
+    assert "layers.0.weight:0" in text
+    assert "100%" in text
+    cut = nn.ModuleList(models)
+    assert any("supplies" in warning and "nearly cut" in warning for warning in plan.warnings), (text, cut)
+
+
+def test_the_same_members_give_the_same_plan() -> None:
+    models, x = pair("vgg")
+    first, second = (ng.plan(models, x, seed=3) for _ in range(2))
+    for group, maps in first.maps.items():
+        for a, b in zip(maps, second.maps[group], strict=True):
+            assert torch.equal(a.merge.source, b.merge.source)  # type: ignore[union-attr]
