@@ -85,6 +85,7 @@ def write_checkpoint(model: nn.Module, path: Path, provenance: Mapping[str, Any]
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file(_once(model), part, metadata={"format": "pt", PROVENANCE: json.dumps(provenance, sort_keys=True)})
+        _order_metadata(part)
         _flush(part)
         part.replace(path)
         _flush(path.parent)
@@ -168,6 +169,17 @@ def _once(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             tensors[name] = tensor.detach().cpu().contiguous().clone()
     return tensors
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the file's metadata, which safetensors writes in a random order: the same network gives the same bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _flush(path: Path) -> None:

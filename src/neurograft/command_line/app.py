@@ -1,0 +1,51 @@
+"""The `neurograft` command: it registers the subcommands and turns an error into one message and exit code 2."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from neurograft import __version__
+from neurograft.command_line.demo import demo
+from neurograft.command_line.evaluate import evaluate
+from neurograft.command_line.fuse import fuse
+from neurograft.command_line.trace import trace
+from neurograft.errors import NeurograftError
+
+app = typer.Typer(
+    name="neurograft",
+    help="Fuse several trained PyTorch networks into one of the same architecture and size.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"neurograft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Fuse several trained PyTorch networks into one of the same architecture and size."""
+
+
+for command in (demo, trace, fuse, evaluate):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; an error on purpose becomes one message on the error stream and exit code 2."""
+    try:
+        app()
+    except NeurograftError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

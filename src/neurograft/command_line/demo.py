@@ -1,0 +1,45 @@
+"""`neurograft demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    data: Annotated[
+        str,
+        typer.Option(help="`digits` (ships inside scikit-learn), or a folder with train*.parquet and test*.parquet."),
+    ] = "digits",
+    output: Annotated[Path, typer.Option(help="Folder for the page, the result rows and the networks.")] = Path(
+        "runs/demo"
+    ),
+    network: Annotated[
+        list[str] | None, typer.Option(help="`mlp` or `convnet`; repeat it for several. Default: both.")
+    ] = None,
+    members: Annotated[int, typer.Option(min=2, help="Networks to train and fuse.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each member.")] = 30,
+    recovery_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning, and of distilling.")] = 20,
+    samples: Annotated[
+        int, typer.Option(min=100, help="Images to train and validate on, at most; keeps big data sets short.")
+    ] = 6000,
+    seed: Annotated[int, typer.Option(help="Of the first member; the others count on from it.")] = 0,
+) -> None:
+    """Train small networks, fuse them, fine-tune, and write a page about it.
+
+    Everything is compared on the same budget with the members, their ensemble, plain averaging and "continue the best
+    member". It needs no download and takes about a minute.
+    """
+    from rich.console import Console
+
+    from neurograft.errors import OptionError, closest
+    from neurograft.experimenting.comparison import Budget
+    from neurograft.experimenting.demo import run_demo
+    from neurograft.experimenting.networks import NETWORKS
+
+    networks = tuple(network or NETWORKS)
+    for name in networks:
+        if name not in NETWORKS:
+            raise OptionError(f"unknown network {name!r}; {closest(name, NETWORKS)}")
+    budget = Budget(members=members, member_epochs=epochs, recovery_epochs=recovery_epochs, seed=seed)
+    run_demo(data, output, networks=networks, samples=samples, budget=budget, console=Console())

@@ -1,0 +1,171 @@
+"""What the demonstration says: its table, its one sentence, and its page."""
+
+from typing import Any
+
+from neurograft.experimenting.comparison import BEST, CONTINUE, ENSEMBLE, Comparison, Outcome, Recovery, noise, rank
+from neurograft.experimenting.data import Images
+from neurograft.experimenting.networks import NETWORKS
+from neurograft.reporting.groups import groups_table
+from neurograft.reporting.html import Section, facts, folded, heading, page, paragraph
+from neurograft.reporting.origins import origins_picture
+from neurograft.reporting.plots import Curve, accuracy_chart
+from neurograft.reporting.tables import Table, html_table
+
+RECOVERIES: tuple[tuple[Recovery, str], ...] = (
+    ("none", "at once"),
+    ("finetune", "fine-tuned"),
+    ("distill", "distilled from all members"),
+)
+
+
+def scores_table(title: str, comparison: Comparison, images: Images) -> Table:
+    """Accuracies in percent, "validation / test", one row per start and one column per recovery."""
+    names = list(dict.fromkeys(outcome.row for outcome in comparison.outcomes))
+    single = [o for o in comparison.outcomes if o.row != ENSEMBLE]
+    best = max(o.test.accuracy for o in single)
+    limit = noise(best, len(images.test))
+    cells, strong = [], set()
+    for r, name in enumerate(names):
+        row = [name]
+        for c, (recovery, _) in enumerate(RECOVERIES, 1):
+            outcome = comparison.find(name, recovery)
+            row.append(_cell(outcome))
+            if outcome is not None and outcome.row != ENSEMBLE and outcome.test.accuracy > best - limit:
+                strong.add((r, c))
+        cells.append(tuple(row))
+    return Table(
+        title=f"{title}: accuracy in %, validation / test",
+        columns=("network", *(label for _, label in RECOVERIES)),
+        rows=tuple(cells),
+        numeric=len(RECOVERIES),
+        strong=frozenset(strong),
+        rules=frozenset({names.index(BEST) - 1, names.index(ENSEMBLE), names.index(CONTINUE)}),
+        note=(
+            "Validation chose the epoch; each network read the test images once. Bold: not distinguishable from the "
+            f"best single network (closer than {100 * limit:.1f} points, two standard errors on {len(images.test)} "
+            "images)."
+        ),
+    )
+
+
+def _cell(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "–"
+    return f"{100 * outcome.validation.accuracy:.1f} / {100 * outcome.test.accuracy:.1f}"
+
+
+def chosen_fusion(comparison: Comparison) -> Outcome:
+    """The fused and recovered network that validation prefers."""
+    fused = [o for o in comparison.outcomes if o.row in comparison.plans]
+    return max(fused, key=lambda o: rank(o.validation))
+
+
+def takeaway(comparison: Comparison, images: Images) -> str:
+    """One sentence: what validation would choose, beside what it must be compared with."""
+    chosen = chosen_fusion(comparison)
+    limit = noise(chosen.test.accuracy, len(images.test))
+    how = {"none": "without training", "finetune": "fine-tuned", "distill": "distilled"}[chosen.recovery]
+    rivals = [("the best member", comparison.find(BEST, "none")), ("the ensemble", comparison.find(ENSEMBLE, "none"))]
+    for recovery, label in RECOVERIES[1:]:
+        rivals.append((f"the best member continued ({label.split()[0]})", comparison.find(CONTINUE, recovery)))
+    parts = [_against(chosen, name, rival, limit) for name, rival in rivals if rival is not None]
+    return (
+        f"Validation prefers {chosen.row}, {how}: {100 * chosen.test.accuracy:.1f} % on the test images. "
+        f"That is {'; '.join(parts)}."
+    )
+
+
+def _against(chosen: Outcome, name: str, rival: Outcome, limit: float) -> str:
+    difference = chosen.test.accuracy - rival.test.accuracy
+    figure = f"{name} ({100 * rival.test.accuracy:.1f} %)"
+    if abs(difference) < limit:
+        return f"within the noise of {figure}"
+    return f"{100 * abs(difference):.1f} points {'above' if difference > 0 else 'below'} {figure}"
+
+
+def demo_page(
+    comparisons: dict[str, Comparison], images: Images, settings: dict[str, Any], made: dict[str, Any], seconds: float
+) -> str:
+    """The whole page as HTML."""
+    sections = [_section(name, comparison, images) for name, comparison in comparisons.items()]
+    sections.append(Section("How this was made", (_facts(settings, made, seconds), paragraph(_HONESTY, "note"))))
+    members = settings["members"]
+    lead = (
+        f"{members} networks were trained from different seeds on the same {len(images.train)} images, fused into one "
+        f"network of the same size, and trained on. The question is whether that one network can stand in for all "
+        f"{members}."
+    )
+    return page(f"neurograft: {members} networks into one", lead, sections)
+
+
+_HONESTY = (
+    "All rows have the same budget of epochs, step size and seed. Epochs were chosen on the validation images, the "
+    "test images were read once per network, every measurement ran in eval mode. It is one seed: repeat it with --seed "
+    "before believing a small difference."
+)
+_STRIPS = (
+    "One strip per member: strong cells went into the fused network, faint ones were left out. The strip below is the "
+    "fused layer."
+)
+
+
+def _section(name: str, comparison: Comparison, images: Images) -> Section:
+    title = NETWORKS[name][0]
+    graph = next(iter(comparison.plans.values())).graph
+    parts = [
+        paragraph(takeaway(comparison, images), "takeaway"),
+        html_table(scores_table(title, comparison, images)),
+        heading("Recovery, epoch by epoch"),
+        paragraph(
+            "Validation accuracy before and during training; the dot is the epoch that was kept. Distances on the "
+            "vertical axis follow the logarithm of the error, so that each halving of the error is one step.",
+            "soft",
+        ),
+    ]
+    for recovery, label in RECOVERIES[1:]:
+        parts.append(paragraph(f"{label.capitalize()}:", "soft"))
+        parts.append(accuracy_chart(_curves(comparison, recovery), title=f"{title}, {label}", x_label="epoch"))
+    for method, plan in comparison.plans.items():
+        picture = origins_picture(plan)
+        if picture:
+            parts.append(heading(f"Where each fused neuron came from: {method}"))
+            parts.append(paragraph(_STRIPS, "soft"))
+            parts.append(picture)
+            parts += [paragraph(f"Warning: {text}", "note") for text in plan.warnings]
+    parts.append(folded(f"The {len(graph)} neuron groups", html_table(groups_table(graph))))
+    return Section(title, tuple(parts))
+
+
+def _curves(comparison: Comparison, recovery: Recovery) -> list[Curve]:
+    curves = []
+    for row in (CONTINUE, *comparison.plans):
+        if (outcome := comparison.find(row, recovery)) is not None:
+            curves.append(Curve("continue best" if row == CONTINUE else row, outcome.curve, outcome.epoch))
+    for row in (ENSEMBLE, BEST):
+        if (outcome := comparison.find(row, "none")) is not None:
+            curves.append(Curve(row, outcome.curve))
+    return curves
+
+
+def _facts(settings: dict[str, Any], made: dict[str, Any], seconds: float) -> str:
+    splits = ", ".join(f"{count} {name}" for name, count in settings["splits"].items())
+    hardware = made["hardware"]
+    return facts(
+        {
+            "data": f"{settings['data']}: {splits} images",
+            "members": (
+                f"{settings['members']}, {settings['member_epochs']} epochs, step size {settings['member_lr']}, "
+                f"batches of {settings['batch']}"
+            ),
+            "recovery": f"{settings['recovery_epochs']} epochs, step size {settings['recovery_lr']}, momentum 0.9",
+            "seed": str(settings["seed"]),
+            "commit": made["commit"],
+            "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
+            "hardware": ", ".join(
+                [f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads", hardware["system"]]
+                + ([hardware["gpu"]] if hardware["gpu"] else [])
+            ),
+            "time": f"{seconds:.0f} s",
+            "rows": "results.jsonl, beside this page",
+        }
+    )

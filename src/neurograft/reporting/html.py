@@ -1,0 +1,82 @@
+"""Self-contained pages: one file, no script, no network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from neurograft.reporting.palette import palette_css
+
+STYLE = """
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.45rem; margin: 3.2rem 0 .3rem; padding-top: 1.6rem; border-top: 2px solid var(--line); }
+h3 { font-size: 1.08rem; margin: 2.2rem 0 .3rem; }
+p { margin: .4rem 0 .9rem; max-width: 46rem; }
+.lead { font-size: 1.12rem; color: var(--soft); }
+.note, .soft, caption { color: var(--soft); font-size: .9rem; }
+.takeaway { background: var(--card); border-left: 4px solid var(--c0); padding: .7rem 1rem; max-width: none; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .93rem; }
+caption { text-align: left; padding-bottom: .35rem; }
+th { text-align: left; font-weight: 600; border-bottom: 2px solid var(--line); padding: .35rem .8rem .35rem 0; }
+th { vertical-align: bottom; }
+td { border-bottom: 1px solid var(--line); padding: .35rem .8rem .35rem 0; vertical-align: top; }
+tr.rule td { border-bottom: 2px solid var(--soft); }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; font-size: .93rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+.chart { width: 100%; height: auto; margin: .6rem 0; font-family: inherit; }
+.chart .grid { stroke: var(--line); } .chart .tick { fill: var(--soft); font-size: 12px; }
+.chart .label { font-size: 12.5px; } .chart .strong { fill: var(--ink); font-weight: 600; }
+.chart .end { text-anchor: end; } .chart .middle { text-anchor: middle; }
+details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
+code { font-family: ui-monospace, monospace; font-size: .92em; background: var(--card); padding: .1em .3em; }
+pre { background: var(--card); padding: .8rem 1rem; overflow-x: auto; } pre code { padding: 0; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and what stands under it, already HTML."""
+
+    title: str
+    parts: tuple[str, ...]
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """A whole page as text.
+
+    Example:
+        >>> page("Report", "What was found.", []).splitlines()[0]
+        '<!doctype html>'
+    """
+    body = "\n".join(f"<section><h2>{escape(s.title)}</h2>\n" + "\n".join(s.parts) + "</section>" for s in sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{palette_css()}{STYLE}</style></head>\n"
+        f'<body><main><h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{body}\n</main></body></html>\n'
+    )
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph; `kind` is a class of the style sheet, such as "takeaway" or "note"."""
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def heading(text: str) -> str:
+    """A heading inside a section."""
+    return f"<h3>{escape(text)}</h3>"
+
+
+def folded(summary: str, content: str) -> str:
+    """Content that opens on a click."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def facts(pairs: Mapping[str, str]) -> str:
+    """Names and values in two columns."""
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs.items()) + "</dl>"
