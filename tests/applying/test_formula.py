@@ -132,7 +132,7 @@ def test_owned_neurons_enter_unscaled_where_they_are_made(case: str, owned: bool
     graph = graph_of(shape, roles, SIZES[0])
     maps = {g: (NeuronMap.permutation(torch.arange(n)),) * 2 for g, n in SIZES[0].items()}
     plan = FusionPlan("test", (graph, graph), maps, (0.25, 0.75), owned=True)
-    assert plan.coefficients(graph.tensors["w"]) == ((1.0, 1.0) if owned else (0.25, 0.75))
+    assert plan.coefficients("w") == ((1.0, 1.0) if owned else (0.25, 0.75))
 
 
 def test_a_wrong_output_shape_is_refused() -> None:

@@ -47,7 +47,7 @@ def fuse_tensor(tensors: Sequence[Tensor], plan: FusionPlan, name: str, out: Ten
     fused = plan.graph.tensors.get(name)
     if fused is not None and tuple(out.shape) != fused.shape:
         raise ValueError(f"{name}: out has shape {tuple(out.shape)}, the plan says {fused.shape}")
-    for m, (tensor, c) in enumerate(zip(tensors, plan.coefficients(infos[0]), strict=True)):
+    for m, (tensor, c) in enumerate(zip(tensors, plan.coefficients(name), strict=True)):
         if c == 0:
             continue
         _add_member(out, tensor, infos[m], fused, plan, m, c)

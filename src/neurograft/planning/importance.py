@@ -38,9 +38,10 @@ class Magnitude:
 
     def contributions(self, group: str, alive: Alive) -> list[Tensor]:
         """One vector of shape `(units,)` per slot, float32."""
-        return [self._slot_sum(slot, group, alive) for slot in self.slots(group)]
+        return [self.slot_sum(slot, group, alive) for slot in self.slots(group)]
 
-    def _slot_sum(self, slot: Slot, group: str, alive: Alive) -> Tensor:
+    def slot_sum(self, slot: Slot, group: str, alive: Alive) -> Tensor:
+        """Σ |c · w|^power over every unit's entries in one slot, shape `(units,)`."""
         info = self.graph.tensors[slot.tensor]
         positions = [
             None if d == slot.dim else alive_positions(info, d, self.graph, alive) for d in range(len(info.shape))

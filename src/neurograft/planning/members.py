@@ -115,7 +115,9 @@ def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None
                 )
 
 
-def check_member_weights(weights: Sequence[float] | None, members: int) -> tuple[float, ...] | None:
+def check_member_weights(
+    weights: Sequence[float] | None, members: int, option: str = "weights"
+) -> tuple[float, ...] | None:
     """Normalise the members' weights to sum to 1; None stays None (the method's default).
 
     Raises:
@@ -129,10 +131,10 @@ def check_member_weights(weights: Sequence[float] | None, members: int) -> tuple
         return None
     values = [float(w) for w in weights]
     if len(values) != members:
-        raise BadWeights(f"weights has {len(values)} entries for {members} members")
+        raise BadWeights(f"{option} has {len(values)} entries for {members} members")
     total = sum(values)
     if any(not 0 <= w < float("inf") for w in values) or not total > 0:
-        raise BadWeights(f"weights must be finite, not negative and not all zero, got {values}")
+        raise BadWeights(f"{option} must be finite, not negative and not all zero, got {values}")
     return tuple(w / total for w in values)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from neurograft.planning.maps import NeuronMap, kept_share
+from neurograft.planning.maps import NeuronMap, Pairs, kept_share
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 PlanMaps = Mapping[str, tuple[NeuronMap, ...]]
@@ -33,7 +33,7 @@ class FusionPlan:
     """How members become one network; what `neurograft.plan` returns, and all that `neurograft.apply` needs.
 
     For every tensor, W_fused = Σ_m c_m · (A_m on each out or elementwise axis) W_m (B_m on each in axis), with
-    A_m = `maps[group][m].merge`, B_mᵀ = `maps[group][m].unmerge` and c_m = `coefficients(tensor)[m]`.
+    A_m = `maps[group][m].merge`, B_mᵀ = `maps[group][m].unmerge` and c_m = `coefficients(tensor name)[m]`.
     Source: DESIGN, section 1; Öz et al. 2024, arXiv:2502.06849; Singh & Jaggi 2020, arXiv:1910.05653.
     """
 
@@ -69,16 +69,17 @@ class FusionPlan:
         """For every moved group, the share of the fused neurons that each member supplies."""
         return {name: kept_share(maps) for name, maps in self.maps.items()}
 
-    def coefficients(self, info: TensorInfo | None) -> tuple[float, ...]:
-        """The scale c_m of each member's part of one tensor (None: a tensor that no run reached).
+    def coefficients(self, name: str) -> tuple[float, ...]:
+        """The scale c_m of each member's part of the tensor `name`.
 
         c_m is the member's weight; with owned neurons it is 1 where an out or elementwise axis is moved, except
         in the norm in front of a tied head, which carries the weight that the shared tensor cannot.
         """
-        if info is None:
-            return self.weights
-        weights = self.tensor_weights.get(info.name, self.weights)
-        return (1.0,) * self.members if self.owned and enters_whole(info, self.graphs[0], self.maps) else weights
+        weights = self.tensor_weights.get(name, self.weights)
+        info = self.graphs[0].tensors.get(name)
+        if info is None or not self.owned:
+            return weights
+        return (1.0,) * self.members if enters_whole(info, self.graphs[0], self.maps) else weights
 
     def __str__(self) -> str:
         from neurograft.planning.table import plan_table
@@ -99,6 +100,18 @@ def enters_whole(info: TensorInfo, graph: NeuronGraph, moved: Container[str]) ->
     if any(info.name in tied.norm for tied in graph.tied if tied.group in moved):
         return False
     return made_by(info, moved)
+
+
+def read_shares(maps: PlanMaps) -> dict[str, tuple[float, ...]]:
+    """For every group, which share of the fused neurons each member's readers can read.
+
+    It is the kept share for a selection, and more where another member's neuron stands for a dropped one.
+    """
+    found = {}
+    for group, own in maps.items():
+        read = [len(m.unmerge.target.unique()) if isinstance(m.unmerge, Pairs) else m.fused for m in own]
+        found[group] = tuple(count / own[0].fused for count in read)
+    return found
 
 
 def cut_warnings(graph: NeuronGraph, shares: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from neurograft.errors import MembersDiffer, OptionError, Unreached, closest
 from neurograft.inputs import Batches, Inputs, check_batches
+from neurograft.planning.ancestry import aligned_members
 from neurograft.planning.members import (
     Members,
     State,
@@ -21,7 +22,7 @@ from neurograft.planning.members import (
     state_of,
 )
 from neurograft.planning.methods import METHODS
-from neurograft.planning.plan import FusionPlan, cut_warnings
+from neurograft.planning.plan import FusionPlan, cut_warnings, read_shares
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
 
@@ -106,7 +107,7 @@ def plan_states(
     members = Members(tuple(states), tuple(graphs), weights, torch.Generator().manual_seed(seed), models, calibration)
     filling = METHODS[method](members, **options)
     check_unreached(graphs[0], filling.maps, fixed)
-    result = FusionPlan(
+    return FusionPlan(
         method=method,
         graphs=tuple(graphs),
         maps=filling.maps,
@@ -115,12 +116,9 @@ def plan_states(
         options=dict(options),
         seed=seed,
         tensor_weights=filling.tensor_weights,
-        warnings=filling.warnings,
-        details=filling.details,
+        warnings=(*filling.warnings, *(cut_warnings(graphs[0], read_shares(filling.maps)) if filling.owned else ())),
+        details={**filling.details, "aligned": aligned_members(members)},
     )
-    if filling.owned:
-        object.__setattr__(result, "warnings", (*filling.warnings, *cut_warnings(graphs[0], result.shares)))
-    return result
 
 
 def check_method(method: str, options: Mapping[str, Any]) -> None:

@@ -27,6 +27,9 @@ def plan_table(plan: FusionPlan) -> str:
         console.print(table)
     else:
         console.print("every neuron keeps its place: the tensors are averaged")
+    aligned = plan.details.get("aligned", ())
+    if len(aligned) > 1 and all(aligned) and plan.method != "average":
+        console.print('note: the members are aligned already (one ancestor): method="average" will do', highlight=False)
     for note in plan.warnings:
         console.print(f"warning: {note}", highlight=False)
     return out.getvalue().rstrip()
