@@ -6,7 +6,7 @@ from neurograft.experimenting.comparison import BEST, CONTINUE, ENSEMBLE, Compar
 from neurograft.experimenting.data import Images
 from neurograft.experimenting.networks import NETWORKS
 from neurograft.reporting.groups import groups_table
-from neurograft.reporting.html import Section, facts, folded, heading, page, paragraph
+from neurograft.reporting.html import Section, facts, heading, page, paragraph
 from neurograft.reporting.origins import origins_picture
 from neurograft.reporting.plots import Curve, accuracy_chart
 from neurograft.reporting.tables import Table, html_table
@@ -68,19 +68,23 @@ def takeaway(comparison: Comparison, images: Images) -> str:
     rivals = [("the best member", comparison.find(BEST, "none")), ("the ensemble", comparison.find(ENSEMBLE, "none"))]
     for recovery, label in RECOVERIES[1:]:
         rivals.append((f"the best member continued ({label.split()[0]})", comparison.find(CONTINUE, recovery)))
-    parts = [_against(chosen, name, rival, limit) for name, rival in rivals if rival is not None]
+    verdicts: dict[str, list[str]] = {}
+    for name, rival in rivals:
+        if rival is not None:
+            figure = f"{name} ({100 * rival.test.accuracy:.1f} %)"
+            verdicts.setdefault(_verdict(chosen, rival, limit), []).append(figure)
+    parts = [f"{verdict} {', '.join(figures)}" for verdict, figures in verdicts.items()]
     return (
         f"Validation prefers {chosen.row}, {how}: {100 * chosen.test.accuracy:.1f} % on the test images. "
         f"That is {'; '.join(parts)}."
     )
 
 
-def _against(chosen: Outcome, name: str, rival: Outcome, limit: float) -> str:
+def _verdict(chosen: Outcome, rival: Outcome, limit: float) -> str:
     difference = chosen.test.accuracy - rival.test.accuracy
-    figure = f"{name} ({100 * rival.test.accuracy:.1f} %)"
     if abs(difference) < limit:
-        return f"within the noise of {figure}"
-    return f"{100 * abs(difference):.1f} points {'above' if difference > 0 else 'below'} {figure}"
+        return "not distinguishable from"
+    return f"{100 * abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
 
 
 def demo_page(
@@ -132,7 +136,7 @@ def _section(name: str, comparison: Comparison, images: Images) -> Section:
             parts.append(paragraph(_STRIPS, "soft"))
             parts.append(picture)
             parts += [paragraph(f"Warning: {text}", "note") for text in plan.warnings]
-    parts.append(folded(f"The {len(graph)} neuron groups", html_table(groups_table(graph))))
+    parts += [heading(f"The {len(graph)} neuron groups"), html_table(groups_table(graph))]
     return Section(title, tuple(parts))
 
 

@@ -31,7 +31,6 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .chart .grid { stroke: var(--line); } .chart .tick { fill: var(--soft); font-size: 12px; }
 .chart .label { font-size: 12.5px; } .chart .strong { fill: var(--ink); font-weight: 600; }
 .chart .end { text-anchor: end; } .chart .middle { text-anchor: middle; }
-details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 code { font-family: ui-monospace, monospace; font-size: .92em; background: var(--card); padding: .1em .3em; }
 pre { background: var(--card); padding: .8rem 1rem; overflow-x: auto; } pre code { padding: 0; }
 """
@@ -70,11 +69,6 @@ def paragraph(text: str, kind: str = "") -> str:
 def heading(text: str) -> str:
     """A heading inside a section."""
     return f"<h3>{escape(text)}</h3>"
-
-
-def folded(summary: str, content: str) -> str:
-    """Content that opens on a click."""
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def facts(pairs: Mapping[str, str]) -> str:
