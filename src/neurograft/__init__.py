@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from neurograft.applying.application import apply as apply
     from neurograft.applying.combining import combine as combine
     from neurograft.applying.pruning import prune as prune
+    from neurograft.evaluating.barrier import barrier as barrier
     from neurograft.evaluating.ensemble import Ensemble as Ensemble
     from neurograft.evaluating.evaluation import evaluate as evaluate
     from neurograft.fusing import fuse as fuse
@@ -27,6 +28,7 @@ _PUBLIC = {
     "FusionPlan": "neurograft.planning.plan",
     "NeuronGraph": "neurograft.tracing.graph",
     "apply": "neurograft.applying.application",
+    "barrier": "neurograft.evaluating.barrier",
     "combine": "neurograft.applying.combining",
     "distill": "neurograft.training.distilling",
     "evaluate": "neurograft.evaluating.evaluation",

@@ -82,8 +82,8 @@ def power_sums(tensor: Tensor, dim: int, positions: Sequence[Tensor | None], pow
         Sums, shape `(tensor.shape[dim],)`.
 
     Example:
-        >>> power_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0, [None, torch.tensor([0])])
-        tensor([1.0000, 9.0000])
+        >>> power_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0, [None, torch.tensor([0])], power=1)
+        tensor([1., 3.])
     """
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     rows = None if dim == 0 else positions[0]

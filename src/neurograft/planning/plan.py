@@ -109,7 +109,7 @@ def read_shares(maps: PlanMaps) -> dict[str, tuple[float, ...]]:
     """
     found = {}
     for group, own in maps.items():
-        read = [len(m.unmerge.target.unique()) if isinstance(m.unmerge, Pairs) else m.fused for m in own]
+        read = [len(set(m.unmerge.target.tolist())) if isinstance(m.unmerge, Pairs) else m.fused for m in own]
         found[group] = tuple(count / own[0].fused for count in read)
     return found
 

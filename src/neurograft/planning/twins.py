@@ -63,7 +63,7 @@ def _all_different(sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def _count(classes: Sequence[Tensor]) -> int:
-    return int(torch.cat(list(classes)).unique().numel())
+    return len(set(torch.cat(list(classes)).tolist()))
 
 
 def _refined(

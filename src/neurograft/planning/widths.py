@@ -43,7 +43,7 @@ def _asked_widths(members: Members, width: int | Mapping[str, int] | None) -> di
     outermost = [group.name for group in members.graph.outermost]
     if not isinstance(width, Mapping):
         return dict.fromkeys(outermost, _whole(width))
-    asked = {}
+    asked: dict[str, int] = {}
     for pattern, n in width.items():
         names = groups_made_by(members, pattern)
         if not names:
@@ -74,7 +74,7 @@ def shares_of(n: int, quota: Sequence[float]) -> list[int]:
 
     Example:
         >>> shares_of(10, (0.5, 0.25, 0.25))
-        [6, 2, 2]
+        [5, 3, 2]
     """
     counts = []
     left, mass = n, 1.0
