@@ -67,7 +67,8 @@ class TensorInfo:
 
     `layouts[d]` covers dimension d completely (fixed and private factors included). `roles[d]` maps each group
     of dimension d to the roles it plays there: a tied embedding is made and read in the same dimension, the
-    groups of a grouped convolution are elementwise where its output channels are made.
+    groups of a grouped convolution are elementwise where its output channels are made. A `curved` tensor reaches
+    its uses through ops that are not linear in it (weight norm).
     """
 
     name: str
@@ -77,6 +78,7 @@ class TensorInfo:
     buffer: bool
     layouts: tuple[Layout, ...]
     roles: tuple[Mapping[str, frozenset[Role]], ...]
+    curved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class NeuronGraph:
 
     `groups` come in parameter order, `execution_order` names the free outermost groups as the run first makes
     them, `backward_order` as a depth-first walk from the output meets them (DESIGN: Torch-Pruning's order).
+    `outputs` are the dotted paths of the returned tensors whose positions have a meaning ("" is the only one).
     """
 
     groups: tuple[Group, ...]
@@ -127,6 +130,7 @@ class NeuronGraph:
     backward_order: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     unruled: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     proven: str = "unproven"
     model_class: str = ""
     notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,75 @@
+"""The deep proof: every intermediate tensor of the permuted network is the permuted intermediate of the original."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from neurograft.tracing.algebra import Axis, Var, axis_size, leaves, positions
+from neurograft.tracing.labelling import Labelling
+from neurograft.tracing.permutation import permuted_tensor
+from neurograft.tracing.proof import Bench, change
+from neurograft.tracing.slots import build_graph
+from neurograft.tracing.tape import Tape, live, record
+
+
+def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> tuple[float, str | None]:
+    """The largest error of any intermediate tensor, and the first op whose result is off (None if none is)."""
+    worst, where = 0.0, None
+    bench.put({})
+    labelling = Labelling(bench.model)
+    tapes = []
+    labels: list[dict[int, tuple[Axis, ...]]] = []
+    for example in bench.examples:
+        tape = _record(bench, example)
+        labelling.read(tape, bench.outputs or None)
+        tapes.append(tape)
+        labels.append(dict(labelling.main.axes))
+    graph, variables = build_graph(labelling, bench.model)
+    chosen = {name: index for name, index in moved.items() if name in variables and not variables[name].fixed}
+    changed = {name: permuted_tensor(x, graph.tensors[name], chosen) for name, x in bench.original.items()}
+    by_variable = {variables[name]: index.numpy() for name, index in chosen.items()}
+    for example, tape, axes in zip(bench.examples, tapes, labels, strict=True):
+        bench.put(changed)
+        other = _record(bench, example)
+        bench.put({})
+        error, first = _compare(tape, other, axes, by_variable, tolerance)
+        worst, where = max(worst, error), where or first
+    return worst, where
+
+
+def _record(bench: Bench, example: object) -> Tape:
+    with torch.random.fork_rng():
+        torch.manual_seed(bench.seed)
+        return record(bench.model, example)  # type: ignore[arg-type]
+
+
+def _compare(
+    before: Tape, after: Tape, axes: Mapping[int, tuple[Axis, ...]], moved: Mapping[Var, object], tolerance: float
+) -> tuple[float, str | None]:
+    ours, theirs = live(before), live(after)
+    if [op.name for op in ours] != [op.name for op in theirs]:
+        return float("inf"), "the permuted network ran other ops"
+    worst, where = 0.0, None
+    for one, other in zip(ours, theirs, strict=True):
+        if one.name.startswith(("empty", "new_empty")) or one.name == "mkldnn_rnn_layer":
+            continue
+        for x, y in zip(one.results, other.results, strict=True):
+            if not isinstance(x, Tensor) or id(x) not in axes:
+                continue
+            error = change(_moved(x, axes[id(x)], moved), y)
+            worst = max(worst, error)
+            if error > tolerance and where is None:
+                where = str(one)
+    return worst, where
+
+
+def _moved(x: Tensor, axes: tuple[Axis, ...], moved: Mapping[Var, object]) -> Tensor:
+    for dim, axis in enumerate(axes):
+        if axis_size(axis) > 1 and any(var in moved for var in leaves(axis)):
+            index = torch.from_numpy(positions(axis, moved))  # type: ignore[arg-type]
+            x = x.index_select(dim, index.to(x.device))
+    return x
+
+
+__all__ = ["deep_check"]

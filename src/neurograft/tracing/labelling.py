@@ -1,0 +1,229 @@
+"""Read tapes op by op with the table of rules, until every tensor's axes are known."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.tracing.algebra import Axis, axis_size, canon, fix, fixed, free, leaves, unify
+from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.rules import RULES, Rule
+from neurograft.tracing.rules.pointwise import mark, pointwise
+from neurograft.tracing.tape import Op, Tape, live, op_tensors, tensors_of
+
+# ops whose first operand is an activation even if it is computed from parameters alone (learned queries)
+_MIXING = {
+    *("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_grouped_mm", "mkldnn_rnn_layer"),
+    *("native_layer_norm", "native_batch_norm", "native_group_norm", "_fused_rms_norm"),
+}
+# ops whose result is linear in the parameter, so that what the result's readers share can be moved in the parameter
+_LINEAR = {
+    *("view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "alias"),
+    *("slice", "select", "split", "split_with_sizes", "chunk", "unbind", "cat", "stack", "clone", "detach", "_to_copy"),
+    *("embedding", "index", "index_select", "copy_", "repeat", "unsafe_split", "lift_fresh", "contiguous", "neg"),
+}
+# ops that change a tensor's dims in place: their result's axes replace the old ones
+_RESHAPING = {"t_", "transpose_", "squeeze_", "unsqueeze_", "as_strided_", "swapaxes_", "resize_", "set_", "detach_"}
+
+
+@dataclass(slots=True)
+class Tensors:
+    """A network's parameters and persistent float buffers by name, the parameters first."""
+
+    by_name: dict[str, Tensor]
+    parameters: frozenset[str]
+    others: dict[int, str] = field(default_factory=dict)
+
+
+def tensors_of_model(model: nn.Module) -> Tensors:
+    """Every tensor that a checkpoint holds and that may lie along neurons; tied ones once, under their first name."""
+    by_name: dict[str, Tensor] = dict(model.named_parameters())
+    parameters = frozenset(by_name)
+    seen = {id(x) for x in by_name.values()}
+    others: dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is None or id(buffer) in seen:
+                continue
+            name = f"{prefix}.{key}" if prefix else key
+            seen.add(id(buffer))
+            if buffer.is_floating_point() and key not in module._non_persistent_buffers_set:
+                by_name[name] = buffer
+            else:
+                others[id(buffer)] = name
+    return Tensors(by_name, parameters, others)
+
+
+class Labelling:
+    """The axes of one network, learnt from any number of tapes."""
+
+    def __init__(self, model: nn.Module):
+        self.tensors = tensors_of_model(model)
+        self.private = Labels()
+        self.main = Labels(self.private)
+        self.unruled: dict[str, list[Axis]] = {}
+        self.reached: set[str] = set()
+        self.curved: set[str] = set()
+        self.steps: list[Op] = []
+        self.pinned: list[tuple[Tape, str, Tensor]] = []
+        self.parameter_axes: dict[str, Axes] = {}
+        self.private_axes: dict[str, Axes] = {}
+        for name, x in self.tensors.by_name.items():
+            self.parameter_axes[name] = tuple(free(n) for n in x.shape)
+            self.private_axes[name] = tuple(free(n) for n in x.shape)
+
+    def read(self, tape: Tape, outputs: Any = None) -> None:
+        """Learn from one tape; `outputs` selects the returned tensors whose positions have a meaning."""
+        self._forget_activations()
+        active: set[int] = set()
+        written: set[int] = set()
+        for path, x in tensors_of(tape.inputs):
+            why = f"the input {path}".strip() if path else "the input"
+            self.main.axes[id(x)] = tuple(fixed(n, why) for n in x.shape)
+            active.add(id(x))
+        for op in live(tape):
+            self._step(op, active, written)
+            self.steps.append(op)
+        for path, x in pinned_outputs(tape.outputs, outputs):
+            self.pinned.append((tape, path, x))
+            for axis in self.main.of(x):
+                fix(axis, f"the output {path}".strip())
+
+    def _forget_activations(self) -> None:
+        for labels, axes in ((self.main, self.parameter_axes), (self.private, self.private_axes)):
+            labels.axes.clear()
+            labels.names.clear()
+            for name, x in self.tensors.by_name.items():
+                labels.know(x, axes[name], name)
+
+    def _step(self, op: Op, active: set[int], written: set[int]) -> None:
+        taken = list(op_tensors(op))
+        is_active = any(id(x) in active for x in taken) or bool(written and any(_storage(x) in written for x in taken))
+        derived = [x for x in taken if self.private.known(x)]
+        for x in derived:
+            self.reached.update(self.private.names[id(x)])
+        own = "parametrizations" in op.module or op.name not in _MIXING
+        alone = bool(derived) and not is_active and own
+        old = [(x, self.main.of(x)) for x in op.mutates] if op.name not in _RESHAPING else []
+        result = self._apply(self.main, op, mixing=bool(derived) and not alone)
+        self._assign(self.main, op, result)
+        for x, axes in old:
+            for a, b in zip(axes, self.main.of(x), strict=False):
+                if axis_size(a) == axis_size(b):
+                    unify(a, b, str(op))
+        if alone:
+            self._derive(op, derived)
+        elif is_active or derived:
+            active.update(id(r) for r in op.results if isinstance(r, Tensor))
+            written.update(_storage(x) for x in op.mutates)
+            if derived:
+                self._mark_rest(derived)
+
+    def _derive(self, op: Op, derived: Sequence[Tensor]) -> None:
+        # the result is computed from parameters alone
+        names = sorted({n for x in derived for n in self.private.names[id(x)]}, key=self._elements, reverse=True)
+        self._assign(self.private, op, self._apply(self.private, op, mixing=False))
+        if op.name not in _LINEAR:
+            self.curved.update(names)
+        for r in op.results:
+            if isinstance(r, Tensor):
+                self.private.names[id(r)] = tuple(names)
+
+    def _elements(self, name: str) -> int:
+        return int(self.tensors.by_name[name].numel())
+
+    def _mark_rest(self, derived: Sequence[Tensor]) -> None:
+        for x in derived:
+            if id(x) not in self.main.marked:
+                mark(self.main, x, "elementwise")
+
+    def _apply(self, labels: Labels, op: Op, mixing: bool) -> list[Axes | None]:
+        labels.op, labels.mixing = op, mixing
+        labels.marked.clear()
+        found = rule_of(op)
+        if found is None:
+            return self._unruled(labels, op, "")
+        try:
+            result = found(labels, op)
+        except (AssertionError, IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
+            return self._unruled(labels, op, f" (its rule failed: {type(error).__name__}: {error})")
+        results = result if isinstance(result, list) else [result]
+        if not _fits(op, results):
+            return self._unruled(labels, op, " (its rule gave other shapes)")
+        return results
+
+    def _unruled(self, labels: Labels, op: Op, how: str) -> list[Axes | None]:
+        # nothing is known: whatever enters is fixed, and so is what leaves
+        entering = [axis for x in op_tensors(op) for axis in labels.of(x)]
+        if labels is self.main:
+            movable = [axis for axis in entering if any(not v.fixed for v in leaves(axis))]
+            self.unruled.setdefault(f"{op}{how}", []).extend(movable)
+        for axis in entering:
+            fix(axis, f"no rule for {op}")
+        return [None if s is None else tuple(fixed(n, f"no rule for {op}") for n in s) for s in op.shapes]
+
+    def _assign(self, labels: Labels, op: Op, results: list[Axes | None]) -> None:
+        for r, axes in zip(op.results, results, strict=False):
+            if isinstance(r, Tensor) and axes is not None:
+                labels.axes[id(r)] = axes
+            elif isinstance(r, (list, tuple)):
+                for x in r:
+                    if isinstance(x, Tensor):
+                        labels.axes[id(x)] = tuple(fixed(n, str(op)) for n in x.shape)
+
+
+def _fits(op: Op, results: list[Axes | None]) -> bool:
+    if len(results) != len(op.results):
+        return False
+    return all(
+        s is None
+        or (axes is not None and len(axes) == len(s) and all(axis_size(a) == n for a, n in zip(axes, s, strict=True)))
+        for s, axes in zip(op.shapes, results, strict=True)
+    )
+
+
+def _storage(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata) if x.layout == torch.strided else id(x)
+
+
+_FOUND: dict[Any, Rule | None] = {}
+
+
+def rule_of(op: Op) -> Rule | None:
+    """The op's rule: by overload, by name, by its tag `pointwise`; None if there is none."""
+    key = (op.name, op.overload)
+    if key not in _FOUND or _FOUND[key] is None:
+        by_name = RULES.get(f"{op.name}.{op.overload}") or RULES.get(op.name)
+        tagged = torch.Tag.pointwise in getattr(op.func, "tags", ())
+        _FOUND[key] = by_name or (pointwise if tagged else None)
+    return _FOUND[key]
+
+
+def pinned_outputs(outputs: Any, chosen: Any = None) -> Iterator[tuple[str, Tensor]]:
+    """The returned tensors whose positions have a meaning: those chosen, else the logits, else all but caches."""
+    from fnmatch import fnmatch
+
+    every = list(tensors_of(outputs))
+    if chosen is not None:
+        patterns = [str(c) for c in (chosen if isinstance(chosen, (list, tuple, set)) else (chosen,))]
+        yield from (
+            (path, x) for path, x in every if any(fnmatch(path, p) or path.split(".")[0] == p for p in patterns)
+        )
+        return
+    logits = [(path, x) for path, x in every if path.startswith("logits")]
+    yield from logits or [(path, x) for path, x in every if not is_cache(path)]
+
+
+def is_cache(path: str) -> bool:
+    """Whether an output is kept for the next call only."""
+    return any(word in path for word in ("past_key_values", "cache"))
+
+
+def resolved(axes: Axes) -> Axes:
+    """The axes as they are known by now."""
+    return tuple(canon(axis) for axis in axes)
+
+
+__all__ = ["Labelling", "Tensors", "is_cache", "pinned_outputs", "resolved", "rule_of", "tensors_of_model"]

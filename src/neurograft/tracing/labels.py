@@ -1,0 +1,186 @@
+"""What is known of every tensor while a tape is read: its axes, and what the rules note beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor
+
+from neurograft.tracing import algebra
+from neurograft.tracing.algebra import Axis, axis_size, canon, fixed, merge, unify
+from neurograft.tracing.graph import Kind, Role
+from neurograft.tracing.tape import Op
+
+Axes: TypeAlias = tuple[Axis, ...]
+Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+
+
+def storage_key(tensor: Tensor) -> Key:
+    """What makes `weight.data` the same weight although it is another Python object."""
+    return (
+        int(tensor.untyped_storage()._cdata),
+        int(tensor.storage_offset()),
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+    )
+
+
+@dataclass(slots=True)
+class UseNote:
+    """One use of a weight, in axes: `weight` are the private axes of the operand, `names` the parameters behind it."""
+
+    op: Op
+    names: tuple[str, ...]
+    bias: tuple[str, ...]
+    weight: Axes
+    input: Axes | None
+    output: Axes
+    input_dims: Mapping[int, int]
+    output_dims: Mapping[int, int]
+
+
+@dataclass(slots=True)
+class Notes:
+    """What rules note beside axes: reductions, bilinear contractions, roles (on private axes), kinds and uses."""
+
+    reduced: list[tuple[Axis, str]] = field(default_factory=list)
+    bilinear: list[tuple[Axis, str]] = field(default_factory=list)
+    roles: list[tuple[Axis, Role]] = field(default_factory=list)
+    makers: list[tuple[Op, Axis]] = field(default_factory=list)
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    uses: list[UseNote] = field(default_factory=list)
+
+
+class Labels:
+    """The axes of all tensors in one universe of variables.
+
+    The main universe follows every op. The private one, `private`, follows only what is computed from parameters
+    alone, with variables of its own: it tells which dim of which parameter an operand of a contraction really is.
+    """
+
+    def __init__(self, private: "Labels | None" = None):
+        self.private = private
+        self.axes: dict[int, Axes] = {}
+        self.by_storage: dict[Key, Axes] = {}
+        self.names: dict[int, tuple[str, ...]] = {}
+        self.names_by_storage: dict[Key, tuple[str, ...]] = {}
+        self.notes = Notes()
+        self.op: Op | None = None
+        self.mixing = False
+        self.marked: set[int] = set()
+
+    @property
+    def why(self) -> str:
+        """The op that is being read, as a reason."""
+        return str(self.op)
+
+    def know(self, tensor: Tensor, axes: Axes, name: str) -> None:
+        """Enter a parameter or buffer."""
+        self.axes[id(tensor)] = axes
+        self.names[id(tensor)] = (name,)
+        if tensor.numel():
+            self.by_storage[storage_key(tensor)] = axes
+            self.names_by_storage[storage_key(tensor)] = (name,)
+
+    def known(self, tensor: Tensor) -> bool:
+        """Whether the tensor has axes, or shares its memory with a parameter that has."""
+        if id(tensor) in self.axes:
+            return True
+        key = storage_key(tensor) if self.by_storage else None
+        if key is None or key not in self.by_storage:
+            return False
+        self.axes[id(tensor)] = self.by_storage[key]
+        self.names[id(tensor)] = self.names_by_storage[key]
+        return True
+
+    def of(self, tensor: Tensor) -> Axes:
+        """The axes of a tensor; a tensor nobody computed is a constant, and its positions have a meaning."""
+        if not self.known(tensor):
+            why = f"a constant that enters {self.op}"
+            self.axes[id(tensor)] = tuple(fixed(n, why) for n in tensor.shape)
+        axes = self.axes[id(tensor)]
+        return tuple(canon(axis) for axis in axes)
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        """Both axes index the same neurons."""
+        unify(a, b, self.why)
+
+    def fix(self, axis: Axis, why: str = "") -> None:
+        """The axis' positions have a meaning."""
+        algebra.fix(axis, why or self.why)
+
+    def fixed(self, size: int, why: str = "") -> Axis:
+        """A new fixed axis; only sound if every axis it came from is fixed."""
+        return fixed(size, why or self.why)
+
+    def reduced(self, axis: Axis) -> None:
+        """The op reduces over the units of `axis`."""
+        if self.private is not None:
+            self.notes.reduced.append((axis, self.why))
+
+    def bilinear(self, axis: Axis) -> None:
+        """The op contracts two activations over `axis`."""
+        if self.private is not None:
+            self.notes.bilinear.append((axis, self.why))
+
+    def is_weight(self, tensor: Tensor | None) -> bool:
+        """Whether the tensor is computed from parameters alone."""
+        return tensor is not None and self.private is not None and self.private.known(tensor)
+
+    def pick_weight(self, first: Tensor, second: Tensor) -> Tensor | None:
+        """Which of two operands is the weight: the second if both could be, None if both are activations."""
+        return second if self.is_weight(second) else first if self.is_weight(first) else None
+
+    def role(self, tensor: Tensor | None, dim: int, role: Role, kind: Kind, parts: Sequence[int] = ()) -> None:
+        """Dim `dim` of a parameter plays `role` here; with `parts`, its leftmost factor of that size is elementwise.
+
+        A grouped convolution's output dim is (groups, channels per group): the groups are read and made.
+        """
+        if tensor is None or not self.mixing or self.private is None or not self.private.known(tensor):
+            return
+        axis = self.private.of(tensor)[dim]
+        self.marked.add(id(tensor))
+        for name in self.private.names[id(tensor)]:
+            if kind == "weight" or name not in self.notes.kinds:
+                self.notes.kinds[name] = kind
+        if parts:
+            outer, inner = algebra.free(parts[0]), algebra.free(axis_size(axis) // parts[0])
+            self.private.unify(axis, merge([outer, inner]))
+            self.notes.roles += [(outer, "elementwise"), (inner, role)]
+        else:
+            self.notes.roles.append((axis, role))
+        if role == "out" and self.op is not None:
+            self.notes.makers.append((self.op, self.of(tensor)[dim]))
+
+    def roles(self, tensor: Tensor | None, roles: Mapping[int, Role], kind: Kind) -> None:
+        """Several dims of one parameter, each with its role."""
+        for dim, role in roles.items():
+            self.role(tensor, dim, role, kind)
+
+    def use(
+        self,
+        weight: Tensor,
+        activation: Tensor | None,
+        output: Axes,
+        input_dims: Mapping[int, int],
+        output_dims: Mapping[int, int],
+        bias: Tensor | None = None,
+    ) -> None:
+        """Note that the op uses a weight; `input_dims` and `output_dims` say which activation dims its dims face."""
+        if not self.mixing or self.private is None or self.op is None or not self.private.known(weight):
+            return
+        self.notes.uses.append(
+            UseNote(
+                self.op,
+                self.private.names[id(weight)],
+                self.private.names[id(bias)] if bias is not None and self.private.known(bias) else (),
+                self.private.of(weight),
+                None if activation is None else self.of(activation),
+                output,
+                input_dims,
+                output_dims,
+            )
+        )
+
+
+__all__ = ["Axes", "Labels", "Notes", "UseNote", "storage_key"]

@@ -1,0 +1,295 @@
+"""The proof that a graph is right: neurons are moved about in a copy of the network and nothing may change."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.errors import InputError
+from neurograft.inputs import Inputs, call
+from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo
+from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
+from neurograft.tracing.layout import Span, spans
+from neurograft.tracing.permutation import permuted_tensor
+from neurograft.tracing.tape import as_found
+
+# largest relative change that counts as rounding, by the dtype of the outputs
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What moving neurons did to the outputs; `error` is max|change| / max|output|.
+
+    `guilty` groups moved the outputs when permuted, `wrong_roles` when readers of two equal neurons were exchanged.
+    `deep_error` is the largest error of any intermediate tensor, `deep_at` the first op above the tolerance.
+    """
+
+    passed: bool
+    error: float
+    role_error: float
+    tolerance: float
+    permuted: int
+    roles_checked: int
+    guilty: tuple[str, ...] = ()
+    wrong_roles: tuple[str, ...] = ()
+    errors: Mapping[str, float] = field(default_factory=dict)
+    deep_error: float | None = None
+    deep_at: str | None = None
+    unproven: str | None = None
+
+    def __str__(self) -> str:
+        if self.unproven:
+            return f"unproven ({self.unproven})"
+        lines = [
+            f"{'proven' if self.passed else 'WRONG'}: {self.permuted} groups permuted, outputs moved by "
+            f"{self.error:.1g} (relative); roles of {self.roles_checked} groups, {self.role_error:.1g}; "
+            f"rounding is below {self.tolerance:.0g}"
+        ]
+        if self.deep_error is not None:
+            where = f", first at {self.deep_at}" if self.deep_at else ""
+            lines.append(f"  every intermediate tensor: {self.deep_error:.1g}{where}")
+        for title, names in (("moved the outputs", self.guilty), ("has a wrong role", self.wrong_roles)):
+            lines += [f"  {name} {title} ({self.errors.get(name, float('nan')):.1g})" for name in names]
+        return "\n".join(lines)
+
+
+class Bench:
+    """A copy of the network whose tensors can be replaced and that can be run again and again."""
+
+    def __init__(self, model: nn.Module, examples: Sequence[Inputs], outputs: tuple[str, ...], seed: int):
+        self.model = copy.deepcopy(model)
+        self.examples = examples
+        self.outputs = outputs
+        self.seed = seed
+        self.tensors = tensors_of_model(self.model).by_name
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, x in self.tensors.items():
+                x.data = self._roughened(name, x.data)
+        self.original = {name: x.data for name, x in self.tensors.items()}
+
+    def _roughened(self, name: str, x: Tensor) -> Tensor:
+        # ones and zeros hide mistakes: a scale that is 1 everywhere may be permuted at will
+        if x.numel() < 2 or not x.is_floating_point() or not bool((x == x.flatten()[0]).all()):
+            return x
+        noise = torch.rand(x.shape, generator=self.generator).to(x.device, x.dtype)
+        value = x.flatten()[0]
+        return x * (0.8 + 0.4 * noise) if bool(value != 0) else 0.2 * (noise - 0.5)
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the copy these tensors, and its own where none is given."""
+        for name, x in self.tensors.items():
+            x.data = tensors.get(name, self.original[name])
+
+    def run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The compared outputs with these tensors in place, for all examples."""
+        self.put(tensors)
+        found: list[Tensor] = []
+        with as_found(self.model):
+            for example in self.examples:
+                torch.manual_seed(self.seed)
+                outputs = call(self.model, example)
+                found += [x.detach().clone() for _, x in pinned_outputs(outputs, self.outputs or None)]
+        self.put({})
+        return found
+
+
+def change(before: Tensor, after: Tensor) -> float:
+    """max|after − before| / max|before|; infinite if the shapes or the non-finite values differ."""
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return float("inf")
+    if before.numel() == 0:
+        return 0.0
+    if not (before.is_floating_point() or before.is_complex()):
+        return 0.0 if torch.equal(before, after) else float("inf")
+    a, b = (torch.view_as_real(x.detach()) if x.is_complex() else x.detach() for x in (before, after))
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    a, b = a.to(wide), b.to(wide)
+    finite = torch.isfinite(a)
+    if not torch.equal(finite, torch.isfinite(b)):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    if a.numel() == 0:
+        return 0.0
+    largest = float(a.abs().max())
+    moved = float((a - b).abs().max())
+    return moved / largest if largest > 0 else (0.0 if moved == 0 else float("inf"))
+
+
+def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest `change` of any output."""
+    if len(before) != len(after):
+        return float("inf")
+    return max((change(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
+
+
+def examples_of(example_inputs: Any) -> tuple[Inputs, ...]:
+    """A list is several example inputs, anything else is one."""
+    if isinstance(example_inputs, list):
+        if not example_inputs:
+            raise InputError("example_inputs is an empty list: give at least one example input")
+        return tuple(example_inputs)
+    return (example_inputs,)
+
+
+def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int = 0, deep: bool = False) -> Proof:
+    """Prove a graph on a copy of the network: permutations and exchanged readers must not move the outputs.
+
+    (1) Every free group is permuted at random. (2) Roles: unit i is copied over unit j wherever neurons are made
+    (`out`, `elementwise`), then a share of i's readers (`in`) is moved to j; the outputs must not depend on the share.
+    With `deep`, every intermediate tensor is compared with its permuted original, which finds wrong rules that the
+    outputs forgive. If outputs move, the guilty groups are found one by one.
+
+    Example:
+        >>> import neurograft
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x = torch.randn(4, 3)
+        >>> neurograft.verify(net, neurograft.trace(net, x), x).passed
+        True
+    """
+    examples = examples_of(example_inputs)
+    if any(x.device.type == "meta" for x in tensors_of_model(model).by_name.values()):
+        return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="meta device")
+    bench = Bench(model, examples, graph.outputs, seed)
+    base = bench.run({})
+    tolerance = max((_TOLERANCE.get(x.dtype, 0.0) for x in base), default=0.0) or 1e-4
+    movable = [group for group in graph.free if group.size > 1]
+    moved = {group.name: _shuffle(group.size, bench.generator) for group in movable}
+
+    def permuting(names: Sequence[str]) -> float:
+        chosen = {name: moved[name] for name in names}
+        return largest_change(base, bench.run(_permuted(bench, graph, chosen)))
+
+    errors: dict[str, float] = {}
+    error = permuting(list(moved))
+    guilty = [] if error <= tolerance else culprits(list(moved), permuting, tolerance, errors)
+    sound = [group for group in movable if group.name not in guilty]
+    checked = [group for group in sound if _role_checkable(group, graph)]
+    pairs = {group.name: _pair(group.size, bench.generator) for group in checked}
+
+    def exchanging(names: Sequence[str]) -> float:
+        chosen = {name: pairs[name] for name in names}
+        return largest_change(
+            bench.run(_exchanged(bench, graph, chosen, 0.0)), bench.run(_exchanged(bench, graph, chosen, 0.7))
+        )
+
+    role_error = exchanging(list(pairs)) if pairs else 0.0
+    wrong = [] if role_error <= tolerance else culprits(list(pairs), exchanging, tolerance, errors)
+    proof = Proof(
+        passed=not guilty and not wrong and error <= tolerance and role_error <= tolerance,
+        error=error,
+        role_error=role_error,
+        tolerance=tolerance,
+        permuted=len(moved),
+        roles_checked=len(pairs),
+        guilty=tuple(guilty),
+        wrong_roles=tuple(wrong),
+        errors=errors,
+    )
+    return _deepened(proof, bench, moved) if deep else proof
+
+
+def _deepened(proof: Proof, bench: Bench, moved: Mapping[str, Tensor]) -> Proof:
+    from neurograft.tracing.deep import deep_check
+
+    error, where = deep_check(bench, moved, proof.tolerance)
+    return replace(proof, passed=proof.passed and where is None, deep_error=error, deep_at=where)
+
+
+def culprits(
+    names: Sequence[str], measure: Callable[[Sequence[str]], float], tolerance: float, errors: dict[str, float]
+) -> list[str]:
+    """The names without which all others together stay within the tolerance; halves first, then one by one."""
+
+    def search(part: Sequence[str]) -> list[str]:
+        error = measure(part)
+        if error <= tolerance:
+            return []
+        if len(part) == 1:
+            errors[part[0]] = error
+            return list(part)
+        middle = len(part) // 2
+        return search(part[:middle]) + search(part[middle:])
+
+    guilty = search(names)
+    rest = [name for name in names if name not in guilty]
+    if guilty and measure(rest) <= tolerance:
+        return guilty
+    kept: list[str] = []
+    for name in rest:
+        error = measure([*kept, name])
+        if error <= tolerance:
+            kept.append(name)
+        else:
+            errors[name] = error
+            guilty.append(name)
+    return guilty
+
+
+def _shuffle(size: int, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(size, generator=generator)
+    return order if not torch.equal(order, torch.arange(size)) else order.roll(1)
+
+
+def _pair(size: int, generator: torch.Generator) -> tuple[int, int]:
+    first, second = torch.randperm(size, generator=generator)[:2].tolist()
+    return int(first), int(second)
+
+
+def _permuted(bench: Bench, graph: NeuronGraph, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: permuted_tensor(x, graph.tensors[name], moved)
+        for name, x in bench.original.items()
+        if any(group in moved for roles in graph.tensors[name].roles for group in roles)
+    }
+
+
+def _role_checkable(group: Group, graph: NeuronGraph) -> bool:
+    # a dim that is made and read at once (tied), or read through a norm of the weight, cannot be shared out
+    for slot in group.slots:
+        info = graph.tensors[slot.tensor]
+        roles = info.roles[slot.dim][group.name]
+        if "in" in roles and (len(roles) > 1 or info.curved):
+            return False
+    return any(slot.role == "in" for slot in group.slots)
+
+
+def _exchanged(
+    bench: Bench, graph: NeuronGraph, pairs: Mapping[str, tuple[int, int]], share: float
+) -> dict[str, Tensor]:
+    changed: dict[str, Tensor] = {}
+    for name, x in bench.original.items():
+        info = graph.tensors[name]
+        if any(group in pairs for roles in info.roles for group in roles):
+            changed[name] = _exchanged_tensor(x, info, pairs, share)
+    return changed
+
+
+def _exchanged_tensor(x: Tensor, info: TensorInfo, pairs: Mapping[str, tuple[int, int]], share: float) -> Tensor:
+    for dim, layout in enumerate(info.layouts):
+        for span in spans(layout):
+            if span.group not in pairs:
+                continue
+            first, second = pairs[span.group]
+            i, j = _units(span, first).to(x.device), _units(span, second).to(x.device)
+            part = x.index_select(dim, i)
+            if "in" in info.roles[dim][span.group]:
+                x = x.index_add(dim, j, part * share)
+                x = x.index_copy(dim, i, part * (1 - share))
+            else:
+                x = x.index_copy(dim, j, part)
+    return x
+
+
+def _units(span: Span, unit: int) -> Tensor:
+    offsets = torch.zeros(1, dtype=torch.long)
+    for count, stride in span.inner:
+        offsets = (offsets[:, None] + torch.arange(count) * stride).flatten()
+    return span.start + unit * span.stride + offsets
+
+
+__all__ = ["Bench", "Proof", "change", "examples_of", "largest_change", "verify"]

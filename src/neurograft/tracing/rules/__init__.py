@@ -1,0 +1,34 @@
+"""One rule per ATen op, by family; importing this package fills the table `RULES`."""
+
+from neurograft.tracing.rules import (
+    attention,
+    constants,
+    contractions,
+    convolutions,
+    indexing,
+    joining,
+    norms,
+    pointwise,
+    recurrent,
+    reductions,
+    views,
+)
+from neurograft.tracing.rules.table import RULES, Result, Rule, rule
+
+__all__ = [
+    "RULES",
+    "Result",
+    "Rule",
+    "attention",
+    "constants",
+    "contractions",
+    "convolutions",
+    "indexing",
+    "joining",
+    "norms",
+    "pointwise",
+    "recurrent",
+    "reductions",
+    "rule",
+    "views",
+]

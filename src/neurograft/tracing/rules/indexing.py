@@ -1,0 +1,184 @@
+"""Indexing by tensors: the dim that is looked up has a meaning, the others pass."""
+
+from typing import Any
+
+from torch import Tensor
+
+from neurograft.tracing.algebra import ONE, Axis, axis_size
+from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.rules.pointwise import broadcast, mark
+from neurograft.tracing.rules.table import Result, arg, dim_of, replaced, result_shape, rule, tensor
+from neurograft.tracing.tape import Op
+
+
+@rule("embedding")
+def embedding(labels: Labels, op: Op) -> Result:
+    """out[..., j] = table[index[...], j]."""
+    table, index = tensor(op, 0), tensor(op, 1)
+    rows, columns = labels.of(table)
+    labels.fix(rows, f"looked up by index: {labels.why}")
+    result = (*labels.of(index), columns)
+    labels.role(table, 0, "out", "weight")
+    labels.role(table, 1, "out", "weight")
+    labels.use(table, None, result, {}, {1: len(result) - 1})
+    return result
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(labels: Labels, op: Op) -> Result:
+    """Sums of looked up rows."""
+    table = tensor(op, 0)
+    rows, columns = labels.of(table)
+    labels.fix(rows, f"looked up by index: {labels.why}")
+    result = (labels.fixed(result_shape(op)[0]), columns)
+    labels.role(table, 0, "out", "weight")
+    labels.role(table, 1, "out", "weight")
+    labels.use(table, None, result, {}, {1: 1})
+    return [result, *(None if s is None else tuple(labels.fixed(n) for n in s) for s in op.shapes[1:])]
+
+
+def _indexed(labels: Labels, axes: Axes, indices: list[Any]) -> Axes:
+    # the axes of axes[indices], adjacent index dims in place, separated ones in front
+    given = [d for d, index in enumerate(indices) if index is not None]
+    expanded: list[tuple[int, Axis]] = []
+    at, tensors = 0, []
+    for d, index in enumerate(indices):
+        if index is None:
+            expanded.append((d, axes[at]))
+            at += 1
+            continue
+        width = index.dim() if str(index.dtype) in ("torch.bool", "torch.uint8") else 1
+        for _ in range(width):
+            labels.fix(axes[at])
+            at += 1
+        tensors.append(index)
+    looked = broadcast(labels, [_index_axes(labels, index) for index in tensors])
+    rest = axes[at:]
+    adjacent = given == list(range(given[0], given[-1] + 1))
+    before = tuple(axis for d, axis in expanded if adjacent and d < given[0])
+    after = tuple(axis for d, axis in expanded if not (adjacent and d < given[0]))
+    return (*before, *looked, *after, *rest)
+
+
+def _index_axes(labels: Labels, index: Tensor) -> Axes:
+    if str(index.dtype) in ("torch.bool", "torch.uint8"):
+        for axis in labels.of(index):
+            labels.fix(axis)
+        return ((),)
+    return labels.of(index)
+
+
+def _with_counts(axes: Axes, shape: tuple[int, ...], labels: Labels) -> Axes:
+    # a mask's count is only known from the result; () stands for it
+    return tuple(labels.fixed(n) if axis == () and n else axis for axis, n in zip(axes, shape, strict=True))
+
+
+@rule("index", "_unsafe_index")
+def index(labels: Labels, op: Op) -> Result:
+    """out = x[i, j, ...]: the looked up dims are fixed and give way to those of the indices."""
+    return _with_counts(_indexed(labels, labels.of(tensor(op, 0)), arg(op, 1)), result_shape(op), labels)
+
+
+@rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
+def index_put(labels: Labels, op: Op) -> Result:
+    """x[i, j, ...] = values: the values meet what they replace."""
+    x, values = tensor(op, 0), tensor(op, 2)
+    axes = labels.of(x)
+    place = _indexed(labels, axes, arg(op, 1))
+    given = labels.of(values)
+    for a, b in zip(reversed(place), reversed(given), strict=False):
+        if a != () and axis_size(b) > 1 and axis_size(a) == axis_size(b):
+            labels.unify(a, b)
+        elif axis_size(b) > 1:
+            labels.fix(b)
+    mark(labels, values, "out")
+    return axes
+
+
+@rule("index_select")
+def index_select(labels: Labels, op: Op) -> Result:
+    """out = x with positions of one dim looked up."""
+    axes = labels.of(tensor(op, 0))
+    dim = dim_of(arg(op, 1), axes)
+    labels.fix(axes[dim])
+    looked = labels.of(tensor(op, 2))
+    return replaced(axes, dim, looked[0] if looked else ONE) if axes else axes
+
+
+@rule("index_add", "index_add_", "index_copy", "index_copy_")
+def index_add(labels: Labels, op: Op) -> Result:
+    """x[index] += source along one dim."""
+    axes, source = labels.of(tensor(op, 0)), labels.of(tensor(op, 3))
+    dim = dim_of(arg(op, 1), axes)
+    labels.fix(axes[dim])
+    for d, (a, b) in enumerate(zip(axes, source, strict=True)):
+        if d == dim:
+            labels.fix(b)
+        else:
+            labels.unify(a, b)
+    mark(labels, tensor(op, 3), "out")
+    return axes
+
+
+@rule("gather")
+def gather(labels: Labels, op: Op) -> Result:
+    """out[i, j] = x[i, index[i, j]]: the looked up dim is fixed, the others meet where sizes agree."""
+    x, chosen = labels.of(tensor(op, 0)), labels.of(tensor(op, 2))
+    dim = dim_of(arg(op, 1), x)
+    _meet_beside(labels, x, chosen, dim)
+    return chosen
+
+
+def _meet_beside(labels: Labels, x: Axes, other: Axes, dim: int) -> None:
+    for d, (a, b) in enumerate(zip(x, other, strict=True)):
+        if d == dim:
+            labels.fix(a)
+        elif axis_size(a) == axis_size(b):
+            labels.unify(a, b)
+        else:
+            labels.fix(a)
+            labels.fix(b)
+
+
+@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+def scatter(labels: Labels, op: Op) -> Result:
+    """x[i, index[i, j]] = source[i, j]: the written dim is fixed, the others meet."""
+    x, chosen = labels.of(tensor(op, 0)), labels.of(tensor(op, 2))
+    dim = dim_of(arg(op, 1), x)
+    _meet_beside(labels, x, chosen, dim)
+    source = arg(op, 3)
+    if isinstance(source, Tensor):
+        for a, b in zip(chosen, labels.of(source), strict=True):
+            if axis_size(a) == axis_size(b):
+                labels.unify(a, b)
+            else:
+                labels.fix(a)
+                labels.fix(b)
+        mark(labels, source, "out")
+    return x
+
+
+@rule("select_scatter", "slice_scatter")
+def scatter_part(labels: Labels, op: Op) -> Result:
+    """A part of one dim is replaced: the dim is fixed, the others meet."""
+    axes, source = labels.of(tensor(op, 0)), labels.of(tensor(op, 1))
+    dim = dim_of(arg(op, 2, 0), axes)
+    labels.fix(axes[dim])
+    if op.name == "slice_scatter":
+        labels.fix(source[dim])
+        pairs = [(a, b) for d, (a, b) in enumerate(zip(axes, source, strict=True)) if d != dim]
+    else:
+        pairs = list(zip((*axes[:dim], *axes[dim + 1 :]), source, strict=True))
+    for a, b in pairs:
+        labels.unify(a, b)
+    return axes
+
+
+@rule("masked_select", "masked_scatter", "masked_scatter_", "take", "put_")
+def masked(labels: Labels, op: Op) -> Result:
+    """Positions are counted across dims: all are fixed."""
+    for x in op.args:
+        if isinstance(x, Tensor):
+            for axis in labels.of(x):
+                labels.fix(axis)
+    return tuple(labels.fixed(n) for n in result_shape(op))

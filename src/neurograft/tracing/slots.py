@@ -1,0 +1,324 @@
+"""Flatten what was learnt into the graph that is handed on: groups, layouts, roles, uses and orders."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, leaves, segment_size
+from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Tied, Use, slots_by_group
+from neurograft.tracing.labelling import Labelling, resolved
+from neurograft.tracing.labels import Axes, UseNote
+from neurograft.tracing.layout import Factor, Layout, Span, spans
+from neurograft.tracing.ordering import backward_order, execution_order
+from neurograft.tracing.rules.convolutions import KERNEL
+
+_ROLES: tuple[Role, ...] = ("out", "in", "elementwise")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Groups by name and the variables behind them."""
+
+    variables: Mapping[str, Var]
+    names: Mapping[Var, str]
+
+
+def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, dict[str, Var]]:
+    """The graph as it is known by now, and the variable behind each group."""
+    pin_unreached(labelling)
+    named = name_groups(labelling)
+    tensors = {name: _tensor_info(labelling, name, named) for name in labelling.tensors.by_name}
+    slots = slots_by_group(tensors)
+    reduced = _notes_by_group(labelling.main.notes.reduced, named)
+    bilinear = _notes_by_group(labelling.main.notes.bilinear, named)
+    inside = _nesting(tensors, named)
+    groups = tuple(
+        Group(
+            name,
+            var.size,
+            var.fixed,
+            var.why if var.fixed else None,
+            slots.get(name, ()),
+            inside.get(name),
+            reduced.get(name, ()),
+            bilinear.get(name, ()),
+        )
+        for name, var in named.variables.items()
+    )
+    uses = tuple(_uses(labelling, named))
+    outermost = [group.name for group in groups if not group.fixed and group.inside is None]
+    graph = NeuronGraph(
+        groups=groups,
+        tensors=tensors,
+        uses=uses,
+        tied=tuple(_tied(groups, tensors, uses, labelling)),
+        execution_order=execution_order(labelling, named.names, outermost),
+        backward_order=backward_order(labelling, named.names, outermost),
+        unreached=unreached(labelling),
+        unruled=tuple(labelling.unruled),
+        model_class=f"{type(model).__module__}.{type(model).__qualname__}",
+    )
+    return graph, dict(named.variables)
+
+
+def unreached(labelling: Labelling) -> tuple[str, ...]:
+    """Tensors that no live op of any tape has read."""
+    return tuple(n for n in labelling.tensors.by_name if n not in labelling.reached)
+
+
+def pin_unreached(labelling: Labelling) -> None:
+    """Fix the axes of parameters that the runs did not touch: nobody knows what they mean."""
+    for name in unreached(labelling):
+        for axis in labelling.parameter_axes[name]:
+            fix(axis, "no example input reached it")
+
+
+def name_groups(labelling: Labelling) -> Named:
+    """Groups in parameter order, each named after the first dim that holds it."""
+    names: dict[Var, str] = {}
+    for tensor, axes in labelling.parameter_axes.items():
+        for dim, axis in enumerate(axes):
+            new = [var for var in dict.fromkeys(leaves(axis)) if var not in names]
+            new = [var for var in new if not (var.fixed and var.why == KERNEL)]
+            for i, var in enumerate(new):
+                names[var] = f"{tensor}:{dim}" + (f".{i}" if i else "")
+    return Named({name: var for var, name in names.items()}, names)
+
+
+def layout_of(axis: Axis, names: Mapping[Var, str]) -> Layout:
+    """The axis with variables replaced by group names."""
+    return tuple(
+        tuple(Factor(names.get(var), var.size) if var.expr is None else layout_of(var.expr, names) for var in segment)
+        for segment in canon(axis)
+    )
+
+
+def layouts_of(axes: Axes, names: Mapping[Var, str]) -> tuple[Layout, ...]:
+    """Every dim's layout."""
+    return tuple(layout_of(axis, names) for axis in axes)
+
+
+def _tensor_info(labelling: Labelling, name: str, named: Named) -> TensorInfo:
+    x = labelling.tensors.by_name[name]
+    layouts = layouts_of(labelling.parameter_axes[name], named.names)
+    marks = _marks(labelling)
+    roles = tuple(
+        _roles_of(layout, axis, marks)
+        for layout, axis in zip(layouts, resolved(labelling.private_axes[name]), strict=True)
+    )
+    buffer = name not in labelling.tensors.parameters
+    kind = _kind(labelling, name, x, buffer)
+    return TensorInfo(name, tuple(x.shape), x.dtype, kind, buffer, layouts, roles, name in labelling.curved)
+
+
+def _kind(labelling: Labelling, name: str, x: Tensor, buffer: bool) -> Kind:
+    kind = labelling.main.notes.kinds.get(name)
+    if buffer:
+        return kind if kind in ("mean", "variance") else "statistic"
+    wide = sum(n > 1 for n in x.shape) > 1
+    primary = any(use.names and use.names[0] == name for use in labelling.main.notes.uses)
+    if kind == "weight" and not wide and not primary:
+        return "scale"
+    return kind or ("weight" if wide else "bias")
+
+
+def _marks(labelling: Labelling) -> dict[Var, frozenset[Role]]:
+    # roles of private variables; computed once per number of noted roles
+    notes = labelling.main.notes.roles
+    found: dict[Var, set[Role]] = {}
+    for axis, role in notes:
+        for var in leaves(axis):
+            found.setdefault(var, set()).add(role)
+    return {var: frozenset(roles) for var, roles in found.items()}
+
+
+def _roles_of(layout: Layout, private: Axis, marks: Mapping[Var, frozenset[Role]]) -> dict[str, frozenset[Role]]:
+    # the roles each group of one dim plays, read off the private variables at its positions
+    groups = list(dict.fromkeys(span.group for span in spans(layout)))
+    default: frozenset[Role] = frozenset({"elementwise"})
+    kinds = {marks.get(var, default) for var in leaves(private)}
+    if len(kinds) <= 1:
+        only = next(iter(kinds), default)
+        return {group: only for group in groups}
+    found: dict[str, frozenset[Role]] = {}
+    for span in spans(layout):
+        found[span.group] = found.get(span.group, frozenset()) | _roles_at(span, private, marks, default)
+    return found
+
+
+def _roles_at(
+    span: Span, private: Axis, marks: Mapping[Var, frozenset[Role]], default: frozenset[Role]
+) -> frozenset[Role]:
+    # a private factor speaks for the group if moving the group's units moves along the factor
+    places = span_positions(span)
+    roles: set[Role] = set()
+    start = 0
+    for segment in private:
+        step = segment_size(segment)
+        inside = (places >= start) & (places < start + step)
+        if inside.any():
+            offsets = np.where(inside, places - start, -1)
+            stride = step
+            for var in segment:
+                stride //= var.size
+                digit = np.where(offsets >= 0, offsets // stride % var.size, -1)
+                if (digit != digit[:1]).any() or span.size == 1:
+                    roles |= _nested_roles(var, marks, default)
+        start += step
+    return frozenset(roles) or default
+
+
+def _nested_roles(var: Var, marks: Mapping[Var, frozenset[Role]], default: frozenset[Role]) -> frozenset[Role]:
+    if var.expr is None:
+        return marks.get(var, default)
+    return frozenset().union(*(marks.get(v, default) for v in leaves(var.expr)))
+
+
+def span_positions(span: Span) -> NDArray[np.int64]:
+    """Positions of the span's units, shape (units, positions per unit)."""
+    offsets = np.zeros(1, dtype=np.int64)
+    for count, stride in span.inner:
+        offsets = (offsets[:, None] + np.arange(count) * stride).reshape(-1)
+    places: NDArray[np.int64] = span.start + np.arange(span.size)[:, None] * span.stride + offsets
+    return places
+
+
+def _notes_by_group(notes: list[tuple[Axis, str]], named: Named) -> dict[str, tuple[str, ...]]:
+    found: dict[str, dict[str, None]] = {}
+    for axis, why in notes:
+        for var in leaves(axis):
+            if var in named.names:
+                found.setdefault(named.names[var], {})[why] = None
+    return {name: tuple(whys) for name, whys in found.items()}
+
+
+def _nesting(tensors: Mapping[str, TensorInfo], named: Named) -> dict[str, str]:
+    # a group is inside the free group whose units hold it wherever it is made: channels of heads, never
+    # the channels beside tokens, which are made on their own somewhere
+    order = {name: i for i, name in enumerate(named.variables)}
+    made: dict[str, list[set[str]]] = {}
+    anywhere: dict[str, list[set[str]]] = {}
+    for info in tensors.values():
+        for dim, layout in enumerate(info.layouts):
+            for name, outer in _outer_groups(layout):
+                anywhere.setdefault(name, []).append(outer)
+                if "out" in info.roles[dim][name] and info.kind == "weight":
+                    made.setdefault(name, []).append(outer)
+    inside: dict[str, str] = {}
+    for name in named.variables:
+        if named.variables[name].fixed:
+            continue
+        places = made.get(name) or anywhere.get(name) or [set()]
+        shared = set.intersection(*places)
+        outer_names = [
+            o for o in shared if o != name and not named.variables[o].fixed and name not in _chain(inside, o)
+        ]
+        if outer_names:
+            inside[name] = min(outer_names, key=order.__getitem__)
+    return inside
+
+
+def _chain(inside: Mapping[str, str], name: str) -> Iterator[str]:
+    while name in inside:
+        name = inside[name]
+        yield name
+
+
+def _outer_groups(layout: Layout, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, set[str]]]:
+    for segment in layout:
+        outer = set(above)
+        for part in segment:
+            if isinstance(part, Factor):
+                if part.group is not None:
+                    yield part.group, set(outer)
+                    outer.add(part.group)
+            else:
+                yield from _outer_groups(part, frozenset(outer))
+
+
+def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:
+    counts: dict[str, int] = {}
+    for note in labelling.main.notes.uses:
+        if not note.names:
+            continue
+        tensor = note.names[0]
+        nth = counts.get(tensor, 0)
+        counts[tensor] = nth + 1
+        own = _own_dims(labelling, note)
+        yield Use(
+            tensor=tensor,
+            bias=note.bias[0] if note.bias else None,
+            op=note.op.name,
+            module=note.op.module,
+            nth=nth,
+            input=None if note.input is None else layouts_of(note.input, named.names),
+            output=layouts_of(note.output, named.names),
+            input_dims={d: note.input_dims[k] for d, k in own if k in note.input_dims},
+            output_dims={d: note.output_dims[k] for d, k in own if k in note.output_dims},
+        )
+
+
+def _own_dims(labelling: Labelling, note: UseNote) -> list[tuple[int, int]]:
+    # (dim of the parameter, dim of the operand) wherever the operand's dim was made from the parameter's
+    pairs = []
+    for d, axis in enumerate(labelling.private_axes[note.names[0]]):
+        mine = set(leaves(axis))
+        for k, operand in enumerate(note.weight):
+            if axis_size(operand) == axis_size(axis) == 1 and d == len(note.weight) - 1 - k:
+                continue
+            if mine & set(leaves(operand)):
+                pairs.append((d, k))
+    return pairs
+
+
+def _tied(
+    groups: tuple[Group, ...], tensors: Mapping[str, TensorInfo], uses: tuple[Use, ...], labelling: Labelling
+) -> Iterator[Tied]:
+    for group in groups:
+        if group.fixed:
+            continue
+        for name in dict.fromkeys(slot.tensor for slot in group.slots):
+            info = tensors[name]
+            roles = frozenset[Role]().union(*(r.get(group.name, frozenset()) for r in info.roles))
+            together = any({"in", "out"} <= r.get(group.name, frozenset()) for r in info.roles)
+            if together and roles:
+                yield Tied(name, group.name, _norm_before(labelling, name))
+
+
+def _norm_before(labelling: Labelling, name: str) -> tuple[str, ...]:
+    # the affine norm whose output only this tensor's reader sees, through views and copies alone
+    passing = {"view", "_unsafe_view", "reshape", "clone", "slice", "_to_copy", "detach", "alias", "native_dropout"}
+    maker = {id(r): op for op in labelling.steps for r in op.results}
+    readers: dict[int, int] = {}
+    for op in labelling.steps:
+        for x in {id(a) for a in (*op.args, *op.kwargs.values()) if isinstance(a, Tensor)}:
+            readers[x] = readers.get(x, 0) + 1
+    for note in labelling.main.notes.uses:
+        if note.names[:1] != (name,) or note.input is None:
+            continue
+        op = note.op
+        x = next((a for a in op.args if isinstance(a, Tensor) and not labelling.private.known(a)), None)
+        norms: list[str] = []
+        while x is not None and readers.get(id(x), 0) == 1 and id(x) in maker:
+            op = maker[id(x)]
+            operands = [a for a in op.args if isinstance(a, Tensor)]
+            owned = [n for a in operands if labelling.private.known(a) for n in labelling.private.names[id(a)]]
+            if op.name in passing:
+                x = operands[0]
+            elif owned and op.name in ("native_layer_norm", "_fused_rms_norm", "native_batch_norm"):
+                scales = [n for n in owned if labelling.main.notes.kinds.get(n) in ("scale", "shift")]
+                return tuple(scales)
+            elif owned and op.name in ("mul", "add"):
+                norms += owned
+                x = next((a for a in operands if not labelling.private.known(a)), None)
+                if op.name == "mul":
+                    return tuple(reversed(norms))
+            else:
+                break
+    return ()
+
+
+__all__ = ["Named", "build_graph", "layout_of", "layouts_of", "name_groups", "unreached"]

@@ -1,0 +1,231 @@
+"""Record what a network really runs: every ATen op of one forward pass, in order, with its tensors kept alive."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from neurograft.errors import TraceError
+from neurograft.inputs import Inputs, call
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One recorded op: `shapes` are those of its tensor results, `module` is the path of the module that ran it."""
+
+    name: str
+    overload: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[Any, ...]
+    shapes: tuple[tuple[int, ...] | None, ...]
+    module: str
+    mutates: tuple[Tensor, ...]
+    func: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.module or 'the network itself'}"
+
+
+@dataclass(slots=True)
+class Tape:
+    """The ops of one forward pass, the tensors that went in and everything that came out."""
+
+    ops: list[Op]
+    inputs: Any
+    outputs: Any
+    names: dict[int, str] = field(default_factory=dict)
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors among op arguments, lists of tensors included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                if isinstance(item, Tensor):
+                    yield item
+
+
+def op_tensors(op: Op) -> Iterator[Tensor]:
+    """Every tensor the op takes."""
+    yield from tensors_in(op.args)
+    if op.kwargs:
+        yield from tensors_in(op.kwargs.values())
+
+
+class _Facts:
+    """What an op's schema says, looked up once per op."""
+
+    __slots__ = ("name", "overload", "mutable", "composite")
+
+    def __init__(self, func: Any):
+        space, _, name = func._schema.name.partition("::")
+        self.name = name if space == "aten" else f"{space}::{name}"
+        self.overload = func._overloadname
+        self.mutable = tuple(
+            (i, argument.name)
+            for i, argument in enumerate(func._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+_FACTS: dict[Any, _Facts] = {}
+
+
+class Recorder(TorchDispatchMode):
+    """A dispatch mode that appends every op to `ops`; it changes nothing."""
+
+    def __init__(self, path: Callable[[], str]):
+        super().__init__()
+        self.ops: list[Op] = []
+        self.path = path
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        facts = _FACTS.get(func)
+        if facts is None:
+            facts = _FACTS[func] = _Facts(func)
+        if facts.composite:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        shapes = tuple(tuple(r.shape) if isinstance(r, Tensor) else None for r in results)
+        mutates = tuple(
+            x for i, name in facts.mutable for x in tensors_in((args[i] if i < len(args) else kwargs.get(name),))
+        )
+        self.ops.append(Op(facts.name, facts.overload, args, kwargs, results, shapes, self.path(), mutates, func))
+        return result
+
+
+@contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused fast paths; modes, buffers and the random state come back as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if buffer.device.type != "meta"]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module, _ in modes:
+                module.training = False
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                if buffer.shape == saved.shape and not _same(buffer, saved):
+                    buffer.copy_(saved)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.equal(a, b))
+
+
+@contextmanager
+def module_paths(model: nn.Module) -> Iterator[Callable[[], str]]:
+    """A function that says which module is running now, by its dotted path."""
+    names = {id(module): name for name, module in model.named_modules()}
+    stack: list[str] = [""]
+
+    def enter(module: nn.Module, _: Any) -> None:
+        stack.append(names.get(id(module), stack[-1]))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        stack.pop()
+
+    before = nn.modules.module.register_module_forward_pre_hook(enter)
+    after = nn.modules.module.register_module_forward_hook(leave, always_call=True)
+    try:
+        yield lambda: stack[-1]
+    finally:
+        before.remove()
+        after.remove()
+
+
+def record(model: nn.Module, inputs: Inputs) -> Tape:
+    """Run the network once on `inputs` and keep every op it dispatched.
+
+    Raises:
+        TraceError: if the network cannot run on `inputs`.
+    """
+    with as_found(model), module_paths(model) as path:
+        recorder = Recorder(path)
+        try:
+            with recorder:
+                outputs = call(model, inputs)
+        except Exception as error:
+            raise TraceError(
+                f"{type(model).__name__} does not run on the example inputs: {type(error).__name__}: {error}"
+            ) from error
+    return Tape(recorder.ops, inputs, outputs)
+
+
+def tensors_of(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested outputs with its dotted path: mappings, sequences, dataclasses and plain objects."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    items: Any
+    if depth == 0 or value is None or isinstance(value, (str, bytes, int, float, type, nn.Module)):
+        return
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (Sequence, set, frozenset)):
+        items = enumerate(value)
+    elif is_dataclass(value):
+        items = ((f.name, getattr(value, f.name)) for f in fields(value))
+    elif hasattr(value, "__dict__"):
+        items = vars(value).items()
+    else:
+        return
+    for key, item in items:
+        yield from tensors_of(item, f"{path}.{key}" if path else str(key), depth - 1)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)
+
+
+def live(tape: Tape) -> list[Op]:
+    """The ops that something returned, or a value read by Python, depends on.
+
+    Code that reads a tensor only for its shape must not fix anything. An in-place op is live if the storage it
+    writes is; an op without a tensor result (`item`) is, since the control flow may hang on it.
+    """
+    needed: set[int] = set()
+    storages: set[int] = set()
+    for _, tensor in tensors_of(tape.outputs):
+        needed.add(id(tensor))
+        storages.add(_storage(tensor))
+    kept: list[Op] = []
+    for op in reversed(tape.ops):
+        results = [r for r in op.results if isinstance(r, Tensor)]
+        if (
+            results
+            and not any(id(r) in needed for r in results)
+            and not any(_storage(x) in storages for x in op.mutates)
+        ):
+            continue
+        kept.append(op)
+        for tensor in op_tensors(op):
+            needed.add(id(tensor))
+            storages.add(_storage(tensor))
+    return kept[::-1]
+
+
+__all__ = ["Op", "Recorder", "Tape", "as_found", "live", "module_paths", "op_tensors", "record", "tensors_of"]

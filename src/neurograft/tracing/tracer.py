@@ -1,0 +1,136 @@
+"""Trace a network: record what it runs, learn which axes share neurons, prove it."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from typing import Any
+
+from torch import nn
+
+from neurograft.errors import OptionError, ProofFailed, UnruledOp, closest
+from neurograft.tracing.algebra import Var, fix, leaves
+from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.labelling import Labelling, pinned_outputs
+from neurograft.tracing.proof import Proof, examples_of
+from neurograft.tracing.proof import verify as prove
+from neurograft.tracing.slots import build_graph, name_groups
+from neurograft.tracing.tape import record, tensors_of
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    fixed: str | Iterable[str] = (),
+    outputs: str | int | Sequence[str | int] | None = None,
+    strict: bool = False,
+    verify: bool = True,
+) -> NeuronGraph:
+    """Find out which tensor axes of a network share neurons.
+
+    The network runs once on `example_inputs` (a tensor, a tuple of positional arguments, a dict of keyword
+    arguments, or a list of several of these), in eval mode and without gradients; it comes back as it was.
+    `fixed` holds fnmatch patterns on parameter names whose groups must not move. `outputs` names the returned
+    tensors whose positions have a meaning (default: the logits if there are any, else all but caches). An op
+    without a rule fixes the groups that enter it, with a warning; so does a group whose permutation moves the
+    outputs (`verify`). With `strict` both are errors.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> graph = trace(net, torch.randn(4, 3))
+        >>> [(group.name, group.size, group.fixed) for group in graph]
+        [('0.weight:0', 8, False), ('0.weight:1', 3, True), ('2.weight:0', 2, True)]
+
+    Raises:
+        TraceError: if the network does not run on the example inputs.
+        InputError: if the example inputs are of no such form.
+        OptionError: if a pattern in `fixed` or `outputs` matches nothing.
+        UnruledOp: with `strict`, if an op has no rule.
+        ProofFailed: with `strict`, if moving neurons moves the outputs.
+    """
+    examples = examples_of(example_inputs)
+    labelling = Labelling(model)
+    chosen: list[str] = []
+    for example in examples:
+        tape = record(model, example)
+        labelling.read(tape, outputs)
+        found = [path for path, _ in pinned_outputs(tape.outputs, outputs)]
+        if outputs is not None and not found:
+            known = [path for path, _ in tensors_of(tape.outputs)]
+            raise OptionError(
+                f"outputs={outputs!r} matches nothing the network returns; {closest(str(outputs), known)}"
+            )
+        chosen += [path for path in found if path not in chosen]
+    fix_asked(labelling, (fixed,) if isinstance(fixed, str) else tuple(fixed))
+    report_unruled(labelling, strict)
+    graph, variables = _built(labelling, model, tuple(chosen))
+    return _proven(model, graph, variables, labelling, example_inputs, strict) if verify else graph
+
+
+def _built(labelling: Labelling, model: nn.Module, outputs: tuple[str, ...]) -> tuple[NeuronGraph, dict[str, Var]]:
+    graph, variables = build_graph(labelling, model)
+    return replace(graph, outputs=outputs), variables
+
+
+def fix_asked(labelling: Labelling, patterns: Sequence[str]) -> None:
+    """Fix every group that has a place in a tensor whose name matches a pattern."""
+    names = list(labelling.parameter_axes)
+    for pattern in patterns:
+        matched = [name for name in names if fnmatch(name, pattern)]
+        if not matched:
+            raise OptionError(f"fixed={pattern!r} matches no parameter; {closest(pattern, names)}")
+        for name in matched:
+            for axis in labelling.parameter_axes[name]:
+                fix(axis, f"asked: {pattern}")
+
+
+def report_unruled(labelling: Labelling, strict: bool) -> None:
+    """Warn of ops without a rule, or raise."""
+    if not labelling.unruled:
+        return
+    names = name_groups(labelling).names
+    lines = []
+    for op, axes in labelling.unruled.items():
+        groups = list(dict.fromkeys(names[var] for axis in axes for var in leaves(axis) if var in names))
+        lines.append(f"{op}: fixes {', '.join(groups) if groups else 'nothing that was free'}")
+    message = "no rule for " + "; ".join(lines)
+    if strict:
+        raise UnruledOp(f"{message}. Add a rule, or trace without strict=True to keep these groups fixed")
+    warnings.warn(message, stacklevel=3)
+
+
+def _proven(
+    model: nn.Module,
+    graph: NeuronGraph,
+    variables: dict[str, Var],
+    labelling: Labelling,
+    example_inputs: Any,
+    strict: bool,
+) -> NeuronGraph:
+    proof = prove(model, graph, example_inputs)
+    # fixing one group may uncover another; every round fixes at least one
+    while not proof.passed:
+        guilty = [*proof.guilty, *proof.wrong_roles]
+        if strict or not guilty:
+            raise ProofFailed(f"moving neurons of {graph.model_class} changed its outputs:\n{proof}")
+        for name in guilty:
+            error = proof.errors.get(name, proof.error)
+            fix(((variables[name],),), f"proof: moving its neurons moved the outputs by {error:.1g}")
+        warnings.warn(
+            f"these groups moved the outputs and are fixed now: {', '.join(guilty)}; a rule may be wrong, or the "
+            "network reads activations in a way that tracing cannot see (tolist, numpy)",
+            stacklevel=3,
+        )
+        graph, variables = _built(labelling, model, graph.outputs)
+        proof = prove(model, graph, example_inputs)
+    return replace(graph, proven=_words(proof))
+
+
+def _words(proof: Proof) -> str:
+    if proof.unproven:
+        return f"unproven ({proof.unproven})"
+    return f"proven: outputs moved by {proof.error:.0e} (relative) under random permutations"
+
+
+__all__ = ["trace"]
