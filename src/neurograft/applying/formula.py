@@ -43,32 +43,176 @@ def fuse_tensor(tensors: Sequence[Tensor], plan: FusionPlan, name: str, out: Ten
 
     Source: DESIGN, section 1.
     """
-    infos = [graph.tensors.get(name) for graph in plan.graphs]
-    fused = plan.graph.tensors.get(name)
-    if fused is not None and tuple(out.shape) != fused.shape:
-        raise ValueError(f"{name}: out has shape {tuple(out.shape)}, the plan says {fused.shape}")
-    for m, (tensor, c) in enumerate(zip(tensors, plan.coefficients(name), strict=True)):
-        if c == 0:
-            continue
-        _add_member(out, tensor, infos[m], fused, plan, m, c)
+    rows = FusedRows(tensors, plan, name)
+    if tuple(out.shape) != rows.shape:
+        raise ValueError(f"{name}: out has shape {tuple(out.shape)}, the plan says {rows.shape}")
+    rows.add_to(out, 0, rows.count)
     return out
 
 
-def _add_member(
-    out: Tensor, tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, plan: FusionPlan, m: int, c: float
-) -> None:
+class FusedRows:
+    """One fused tensor, made a block of rows at a time: nothing of the members' size need be in memory.
+
+    Args:
+        tensors: the members' tensors of one name, in memory or mapped from files; they are only read.
+        plan: the fusion plan.
+        name: the tensor's name.
+
+    Example:
+        >>> from neurograft.tracing.graph import NeuronGraph
+        >>> plan = FusionPlan("average", (NeuronGraph((), {}),) * 2, {}, (0.5, 0.5), owned=False)
+        >>> rows = FusedRows([torch.zeros(3, 2), torch.ones(3, 2)], plan, "weight")
+        >>> rows.block(1, 3)
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], plan: FusionPlan, name: str):
+        infos = [graph.tensors.get(name) for graph in plan.graphs]
+        fused = plan.graph.tensors.get(name)
+        first = tensors[0]
+        self.dtype = first.dtype
+        self.shape = tuple(first.shape) if fused is None else fused.shape
+        self.count = self.shape[0] if self.shape else 1
+        coefficients = plan.coefficients(name)
+        self._parts = [
+            _part_of(tensor, infos[m], fused, plan, m, c)
+            for m, (tensor, c) in enumerate(zip(tensors, coefficients, strict=True))
+            if c
+        ]
+        self._exact = _disjoint(self._parts, self.shape)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a matrix mixes all rows, so that the tensor can only be made in one piece."""
+        return not self.shape or any(mixed.dim == 0 for part in self._parts for mixed in part.mixed)
+
+    @property
+    def step(self) -> int:
+        """Rows per block."""
+        return max(1, self.count if self.whole else BLOCK // max(1, prod(self.shape[1:])))
+
+    @property
+    def working_bytes(self) -> int:
+        """Memory that making one block takes, about: the sum in float32 or wider, and what is multiplied into it."""
+        entries = min(self.step, self.count) * prod(self.shape[1:])
+        mixed = any(part.mixed for part in self._parts)
+        return entries * max(4, self.dtype.itemsize) * (4 if mixed else 2) + BLOCK * 8
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` in the members' own dtype, computed in float32 where that is narrower."""
+        narrow = self.dtype.is_floating_point and self.dtype.itemsize < 4 and not self._exact
+        device = self._parts[0].tensor.device if self._parts else None
+        shape = (stop - start, *self.shape[1:]) if self.shape else ()
+        out = torch.zeros(shape, dtype=torch.float32 if narrow else self.dtype, device=device)
+        self.add_to(out, start, stop)
+        return out.to(self.dtype)
+
+    def add_to(self, out: Tensor, start: int, stop: int) -> None:
+        """Add rows `start` to `stop` to `out`."""
+        for part in self._parts:
+            part.add_to(out, start, stop)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Mixed:
+    """An axis that dense matrices act on."""
+
+    dim: int
+    layout: Layout
+    fused: Layout
+    mixings: Mapping[str, Mixing]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Part:
+    """What one member adds to one fused tensor; the pairs of axis 0 are sorted by target."""
+
+    tensor: Tensor
+    axes: tuple[AxisPairs, ...]
+    mixed: tuple[_Mixed, ...]
+    c: float
+
+    def add_to(self, out: Tensor, start: int, stop: int) -> None:
+        """Add rows `start` to `stop` of this member's part to `out`."""
+        if not self.axes:
+            out.add_(self.tensor.to(out) * self.c)
+            return
+        tensor, first = self.tensor, self.axes[0]
+        if not any(mixed.dim == 0 for mixed in self.mixed):
+            first = _between(first, start, stop)
+            if self.mixed and _length(first.source):
+                tensor = tensor[_part(first.source, 0, _length(first.source), tensor.device)]
+                first = AxisPairs(first.target, slice(0, len(tensor)), first.weight)
+        if not _length(first.source):
+            return
+        for mixed in self.mixed:
+            tensor = mix_along(tensor.to(out), mixed.dim, mixed.layout, mixed.fused, mixed.mixings)
+        _scatter(out, tensor, (first, *self.axes[1:]), self.c)
+
+
+def _part_of(
+    tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, plan: FusionPlan, m: int, c: float
+) -> _Part:
     if info is None or fused is None or not tensor.dim():
-        out.add_(tensor.to(out), alpha=c)
-        return
-    axes = []
+        return _Part(tensor, tuple(_identity(n) for n in tensor.shape), (), c)
+    axes: list[AxisPairs] = []
+    dense: list[_Mixed] = []
     for dim in range(tensor.dim()):
         mixings = axis_mixings(info, dim, plan, m)
         if any(isinstance(mixing, Tensor) for mixing in mixings.values()):
-            tensor = mix_along(tensor.to(out), dim, info.layouts[dim], fused.layouts[dim], mixings)
-            axes.append(_identity(out.shape[dim]))
+            dense.append(_Mixed(dim, info.layouts[dim], fused.layouts[dim], mixings))
+            axes.append(_identity(fused.shape[dim]))
         else:
             axes.append(axis_pairs(info.layouts[dim], fused.layouts[dim], mixings))
-    _scatter(out, tensor, axes, c)
+    axes[0] = _sorted(axes[0])
+    return _Part(tensor, tuple(axes), tuple(dense), c)
+
+
+def _sorted(axis: AxisPairs) -> AxisPairs:
+    if isinstance(axis.target, slice):
+        return axis
+    order = axis.target.argsort(stable=True)
+    source = torch.arange(axis.source.start, axis.source.stop) if isinstance(axis.source, slice) else axis.source
+    weight = None if axis.weight is None else axis.weight[order]
+    return AxisPairs(_as_slice(axis.target[order]), _as_slice(source[order]), weight)
+
+
+def _between(axis: AxisPairs, start: int, stop: int) -> AxisPairs:
+    """The pairs whose targets lie from `start` to before `stop`, with targets counted from `start`."""
+    if isinstance(axis.target, slice):
+        low, high = (min(max(x - axis.target.start, 0), _length(axis.target)) for x in (start, stop))
+        target: Tensor | slice = slice(axis.target.start + low - start, axis.target.start + high - start)
+    else:
+        low, high = (int(torch.searchsorted(axis.target, x)) for x in (start, stop))
+        target = axis.target[low:high] - start
+    source = (
+        slice(axis.source.start + low, axis.source.start + high)
+        if isinstance(axis.source, slice)
+        else axis.source[low:high]
+    )
+    return AxisPairs(target, source, None if axis.weight is None else axis.weight[low:high])
+
+
+def _disjoint(parts: Sequence[_Part], shape: tuple[int, ...]) -> bool:
+    """Whether every fused entry is one entry of one member, so that nothing is computed and nothing rounds."""
+    if not shape or any(part.c != 1 or part.mixed or any(a.weight is not None for a in part.axes) for part in parts):
+        return False
+    apart = False
+    for dim, size in enumerate(shape):
+        counts = [_counts(part.axes[dim].target, size) for part in parts]
+        if any(int(count.max()) > 1 for count in counts if size):
+            return False
+        apart |= bool(size) and bool(counts) and int(torch.stack(counts).sum(0).max()) <= 1
+    return apart
+
+
+def _counts(target: Tensor | slice, size: int) -> Tensor:
+    if isinstance(target, Tensor):
+        return torch.bincount(target, minlength=size)
+    count = torch.zeros(size, dtype=torch.long)
+    count[target] = 1
+    return count
 
 
 def axis_mixings(info: TensorInfo, dim: int, plan: FusionPlan, m: int) -> dict[str, Mixing]:
