@@ -37,7 +37,8 @@ def mix_along(tensor: Tensor, dim: int, layout: Layout, fused: Layout, mixings: 
     parts = []
     for own, new, piece in zip(layout, fused, torch.split(tensor, [segment_size(s) for s in layout], dim), strict=True):
         sizes = [part_size(part) for part in own]
-        piece = piece.unflatten(dim, sizes) if len(sizes) > 1 else piece
+        if len(sizes) > 1:
+            piece = piece.reshape(*piece.shape[:dim], *sizes, *piece.shape[dim + 1 :])
         for i, (a, b) in enumerate(zip(own, new, strict=True)):
             if not isinstance(a, Factor):
                 assert not isinstance(b, Factor)
