@@ -7,6 +7,9 @@ import typer
 
 from neurograft.command_line.arguments import Factory, Fixed, InputShapes
 
+CALIBRATION = 2000
+"""Images that methods look at, a fifth of them apart for validation."""
+
 
 def fuse(
     factory: Factory,
@@ -25,6 +28,13 @@ def fuse(
         typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; repeat it for several."),
     ] = [],  # noqa: B006 - as above
     fixed: Fixed = [],  # noqa: B006 - as above
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images for methods that look at activations: `digits`, or a folder of parquet files as for `demo`.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The only source of randomness.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
 ) -> None:
@@ -41,13 +51,24 @@ def fuse(
     from neurograft.applying.application import apply
     from neurograft.checkpoints import load_into, sha256, write_checkpoint
     from neurograft.command_line.arguments import build, check_output, example_inputs, parse_options, parse_weights
+    from neurograft.experimenting.data import load_images
     from neurograft.planning.planner import check_method, plan
 
     options, shares = parse_options(option), parse_weights(weights)
     check_method(method, options)
     check_output(output, force=force)
     networks = [load_into(build(factory, seed), path) for path in members]
-    decided = plan(networks, example_inputs(inputs, factory, seed), method, shares, fixed=fixed, seed=seed, **options)
+    images = None if calibration is None else load_images(calibration, samples=CALIBRATION).train.batches()
+    decided = plan(
+        networks,
+        example_inputs(inputs, factory, seed),
+        method,
+        shares,
+        calibration=images,
+        fixed=fixed,
+        seed=seed,
+        **options,
+    )
     provenance = {
         "version": __version__,
         "torch": torch.__version__,
@@ -56,6 +77,7 @@ def fuse(
         "options": options,
         "weights": list(decided.weights),
         "fixed": list(fixed),
+        "calibration": calibration,
         "seed": seed,
         "members": [{"file": path.name, "sha256": sha256(path)} for path in members],
     }

@@ -107,10 +107,10 @@ def compare(
     outcomes.append(lab.measure(BEST, members[best], seconds=trained[best][1]))
     outcomes.append(lab.measure(ENSEMBLE, Ensemble(members), seconds=sum(seconds for _, seconds in trained)))
     starts: dict[str, tuple[nn.Module, float]] = {CONTINUE: (members[best], 0.0)}
-    plans = {}
+    plans, calibration = {}, images.train.batches()
     for method in METHODS if methods is None else methods:
         started = time.perf_counter()
-        plans[method] = plan(members, images.train.images[:2], method, seed=budget.seed)
+        plans[method] = plan(members, images.train.images[:2], method, calibration=calibration, seed=budget.seed)
         starts[method] = apply(plans[method], members), time.perf_counter() - started
     for row, (network, seconds) in starts.items():
         if row != CONTINUE:
