@@ -4,6 +4,7 @@
 because zeros and ones hide mistakes; `example(name)` gives its example inputs.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class MLP(nn.Module):
 
     def __init__(self, *sizes: int, bias: bool = False, norm: Callable[[int], nn.Module] | None = None):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(norm(b) for b in sizes[1:-1]) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:

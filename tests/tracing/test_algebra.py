@@ -39,14 +39,18 @@ def moved(array: np.ndarray, axes: tuple[Axis, ...], permutations: dict[Var, np.
 
 
 def test_size_one_and_zero_need_no_variable() -> None:
-    assert free(1) == ONE and fixed(1, WHY) == ONE and free(0) == ()
-    assert axis_size(ONE) == 1 and axis_size(()) == 0
+    assert free(1) == ONE
+    assert fixed(1, WHY) == ONE
+    assert free(0) == ()
+    assert axis_size(ONE) == 1
+    assert axis_size(()) == 0
 
 
 def test_unify_makes_one_variable_of_two() -> None:
     a, b = free(5), free(5)
     unify(a, b, WHY)
-    assert canon(a) == canon(b) and reason(a) is None
+    assert canon(a) == canon(b)
+    assert reason(a) is None
 
 
 def test_unify_with_a_fixed_axis_fixes_and_keeps_the_first_reason() -> None:
@@ -72,14 +76,16 @@ def test_unify_peels_units_where_a_boundary_lies_inside_one() -> None:
 def test_products_that_do_not_nest_are_fixed_with_a_reason() -> None:
     a, b = merge([free(4), free(6)]), merge([free(6), free(4)])
     unify(a, b, "a clash")
-    assert "a clash" in str(reason(a)) and "do not nest" in str(reason(b))
+    assert "a clash" in str(reason(a))
+    assert "do not nest" in str(reason(b))
 
 
 def test_a_leading_sum_is_distributed_and_a_later_one_stays_nested() -> None:
     a, b, c, heads = free(2), free(3), free(4), free(6)
     assert len(merge([a + b, c])) == 2
     nested = merge([heads, a + b])
-    assert len(nested) == 1 and [var.size for var in leaves(nested)] == [6, 2, 3]
+    assert len(nested) == 1
+    assert [var.size for var in leaves(nested)] == [6, 2, 3]
 
 
 def test_a_nested_sum_can_be_factored() -> None:
@@ -87,7 +93,8 @@ def test_a_nested_sum_can_be_factored() -> None:
     whole = merge([heads, q + k])
     left, middle, right = split(whole, [3, 6, 2], WHY)
     assert canon(left) == canon(heads)
-    assert axis_size(middle) == 6 and reason(right) is None
+    assert axis_size(middle) == 6
+    assert reason(right) is None
     assert [var.size for var in leaves(whole)] == [3, 2, 4, 2]
 
 
@@ -101,7 +108,8 @@ def test_chunks_share_what_a_view_shares() -> None:
 def test_a_view_that_does_not_nest_fixes_the_axis() -> None:
     whole = merge([free(4), free(9)])
     parts = split(whole, [6, 6], "a view")
-    assert "a view" in str(reason(whole)) and all(reason(part) is not None for part in parts)
+    assert "a view" in str(reason(whole))
+    assert all(reason(part) is not None for part in parts)
 
 
 def test_show_marks_what_is_fixed() -> None:
@@ -195,4 +203,6 @@ def random_step(rng: np.random.Generator, array: np.ndarray, axes: tuple[Axis, .
 @pytest.mark.parametrize("size", [2, 6])
 def test_fixed_axes_stay_cheap(size: int) -> None:
     flat = reshape([fixed(size, "the batch"), fixed(7, "time")], [size * 7], WHY)
-    assert len(flat[0]) == 1 and len(flat[0][0]) == 1 and reason(flat[0]) == "the batch"
+    assert len(flat[0]) == 1
+    assert len(flat[0][0]) == 1
+    assert reason(flat[0]) == "the batch"

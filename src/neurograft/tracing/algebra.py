@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 class Var:
     """One factor: `size` positions; perhaps the same as `parent`, perhaps bound to `expr`, perhaps fixed."""
 
-    __slots__ = ("size", "parent", "expr", "fixed", "why")
+    __slots__ = ("expr", "fixed", "parent", "size", "why")
 
     def __init__(self, size: int, fixed: bool = False, why: str = ""):
         self.size = size

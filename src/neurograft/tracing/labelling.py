@@ -11,10 +11,10 @@ from neurograft.tracing.algebra import Axis, axis_size, canon, fix, fixed, free,
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules import RULES, Rule
 from neurograft.tracing.rules.pointwise import mark, pointwise
-from neurograft.tracing.tape import Op, Tape, live, op_tensors, tensors_of
+from neurograft.tracing.tape import Op, Tape, live, op_tensors, storage_of, tensors_of
 
 # ops whose first operand is an activation even if it is computed from parameters alone (learned queries)
-_MIXING = {
+CONSUMING = {
     *("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_grouped_mm", "mkldnn_rnn_layer"),
     *("native_layer_norm", "native_batch_norm", "native_group_norm", "_fused_rms_norm"),
 }
@@ -67,6 +67,7 @@ class Labelling:
         self.reached: set[str] = set()
         self.curved: set[str] = set()
         self.steps: list[Op] = []
+        self.starts: list[int] = []
         self.pinned: list[tuple[Tape, str, Tensor]] = []
         self.parameter_axes: dict[str, Axes] = {}
         self.private_axes: dict[str, Axes] = {}
@@ -77,6 +78,7 @@ class Labelling:
     def read(self, tape: Tape, outputs: Any = None) -> None:
         """Learn from one tape; `outputs` selects the returned tensors whose positions have a meaning."""
         self._forget_activations()
+        self.starts.append(len(self.main.notes.uses))
         active: set[int] = set()
         written: set[int] = set()
         for path, x in tensors_of(tape.inputs):
@@ -100,11 +102,12 @@ class Labelling:
 
     def _step(self, op: Op, active: set[int], written: set[int]) -> None:
         taken = list(op_tensors(op))
-        is_active = any(id(x) in active for x in taken) or bool(written and any(_storage(x) in written for x in taken))
+        is_active = any(id(x) in active for x in taken)
+        is_active = is_active or bool(written and any(storage_of(x) in written for x in taken))
         derived = [x for x in taken if self.private.known(x)]
         for x in derived:
             self.reached.update(self.private.names[id(x)])
-        own = "parametrizations" in op.module or op.name not in _MIXING
+        own = op.name not in CONSUMING or "parametrizations" in op.module
         alone = bool(derived) and not is_active and own
         old = [(x, self.main.of(x)) for x in op.mutates] if op.name not in _RESHAPING else []
         result = self._apply(self.main, op, mixing=bool(derived) and not alone)
@@ -117,7 +120,7 @@ class Labelling:
             self._derive(op, derived)
         elif is_active or derived:
             active.update(id(r) for r in op.results if isinstance(r, Tensor))
-            written.update(_storage(x) for x in op.mutates)
+            written.update(storage_of(x) for x in op.mutates)
             if derived:
                 self._mark_rest(derived)
 
@@ -149,7 +152,7 @@ class Labelling:
             result = found(labels, op)
         except (AssertionError, IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
             return self._unruled(labels, op, f" (its rule failed: {type(error).__name__}: {error})")
-        results = result if isinstance(result, list) else [result]
+        results: list[Axes | None] = list(result) if isinstance(result, list) else [result]
         if not _fits(op, results):
             return self._unruled(labels, op, " (its rule gave other shapes)")
         return results
@@ -182,10 +185,6 @@ def _fits(op: Op, results: list[Axes | None]) -> bool:
         or (axes is not None and len(axes) == len(s) and all(axis_size(a) == n for a, n in zip(axes, s, strict=True)))
         for s, axes in zip(op.shapes, results, strict=True)
     )
-
-
-def _storage(x: Tensor) -> int:
-    return int(x.untyped_storage()._cdata) if x.layout == torch.strided else id(x)
 
 
 _FOUND: dict[Any, Rule | None] = {}
@@ -226,4 +225,4 @@ def resolved(axes: Axes) -> Axes:
     return tuple(canon(axis) for axis in axes)
 
 
-__all__ = ["Labelling", "Tensors", "is_cache", "pinned_outputs", "resolved", "rule_of", "tensors_of_model"]
+__all__ = ["CONSUMING", "Labelling", "Tensors", "is_cache", "pinned_outputs", "resolved", "rule_of", "tensors_of_model"]

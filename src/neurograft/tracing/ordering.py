@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from neurograft.tracing.algebra import Var, leaves
 from neurograft.tracing.labelling import Labelling
-from neurograft.tracing.tape import Op, op_tensors
+from neurograft.tracing.tape import Op, op_tensors, storage_of
 
 
 def _made(labelling: Labelling, names: Mapping[Var, str]) -> dict[int, list[str]]:
@@ -49,20 +48,16 @@ def predecessors(steps: Sequence[Op]) -> tuple[dict[int, list[Op]], dict[int, Op
         for x in op_tensors(op):
             if id(x) in makers:
                 found.append(makers[id(x)])
-            written = writers.get(_storage(x)) if writers else None
+            written = writers.get(storage_of(x)) if writers else None
             if written is not None and written not in found:
                 found.append(written)
         before[id(op)] = found
         for x in op.mutates:
-            writers[_storage(x)] = op
+            writers[storage_of(x)] = op
         for r in op.results:
             if isinstance(r, Tensor):
                 makers[id(r)] = op
     return before, makers
-
-
-def _storage(x: Tensor) -> int:
-    return int(x.untyped_storage()._cdata) if x.layout == torch.strided else id(x)
 
 
 def walk_back(labelling: Labelling) -> Iterator[Op]:

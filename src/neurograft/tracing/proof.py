@@ -68,11 +68,11 @@ class Bench:
         self.tensors = tensors_of_model(self.model).by_name
         self.generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for name, x in self.tensors.items():
-                x.data = self._roughened(name, x.data)
+            for x in self.tensors.values():
+                x.data = self._roughened(x.data)
         self.original = {name: x.data for name, x in self.tensors.items()}
 
-    def _roughened(self, name: str, x: Tensor) -> Tensor:
+    def _roughened(self, x: Tensor) -> Tensor:
         # ones and zeros hide mistakes: a scale that is 1 everywhere may be permuted at will
         if x.numel() < 2 or not x.is_floating_point() or not bool((x == x.flatten()[0]).all()):
             return x

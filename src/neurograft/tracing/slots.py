@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, leaves, segment_size
-from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Tied, Use, slots_by_group
+from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Use, slots_by_group
 from neurograft.tracing.labelling import Labelling, resolved
 from neurograft.tracing.labels import Axes, UseNote
 from neurograft.tracing.layout import Factor, Layout, Span, spans
 from neurograft.tracing.ordering import backward_order, execution_order
 from neurograft.tracing.rules.convolutions import KERNEL
+from neurograft.tracing.tying import find_tied
 
 _ROLES: tuple[Role, ...] = ("out", "in", "elementwise")
 
@@ -54,7 +56,7 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
         groups=groups,
         tensors=tensors,
         uses=uses,
-        tied=tuple(_tied(groups, tensors, uses, labelling)),
+        tied=tuple(find_tied(groups, tensors, labelling)),
         execution_order=execution_order(labelling, named.names, outermost),
         backward_order=backward_order(labelling, named.names, outermost),
         unreached=unreached(labelling),
@@ -142,7 +144,7 @@ def _roles_of(layout: Layout, private: Axis, marks: Mapping[Var, frozenset[Role]
     kinds = {marks.get(var, default) for var in leaves(private)}
     if len(kinds) <= 1:
         only = next(iter(kinds), default)
-        return {group: only for group in groups}
+        return dict.fromkeys(groups, only)
     found: dict[str, frozenset[Role]] = {}
     for span in spans(layout):
         found[span.group] = found.get(span.group, frozenset()) | _roles_at(span, private, marks, default)
@@ -240,25 +242,34 @@ def _outer_groups(layout: Layout, above: frozenset[str] = frozenset()) -> Iterat
 
 
 def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:
-    counts: dict[str, int] = {}
-    for note in labelling.main.notes.uses:
-        if not note.names:
-            continue
-        tensor = note.names[0]
-        nth = counts.get(tensor, 0)
-        counts[tensor] = nth + 1
-        own = _own_dims(labelling, note)
-        yield Use(
-            tensor=tensor,
-            bias=note.bias[0] if note.bias else None,
-            op=note.op.name,
-            module=note.op.module,
-            nth=nth,
-            input=None if note.input is None else layouts_of(note.input, named.names),
-            output=layouts_of(note.output, named.names),
-            input_dims={d: note.input_dims[k] for d, k in own if k in note.input_dims},
-            output_dims={d: note.output_dims[k] for d, k in own if k in note.output_dims},
-        )
+    seen: set[tuple[str, int]] = set()
+    for first, last in pairwise([*labelling.starts, len(labelling.main.notes.uses)]):
+        counts: dict[str, int] = {}
+        for note in labelling.main.notes.uses[first:last]:
+            if not note.names:
+                continue
+            tensor = note.names[0]
+            nth = counts.get(tensor, 0)
+            counts[tensor] = nth + 1
+            # another example input that takes the same way says nothing new
+            if (tensor, nth) not in seen:
+                seen.add((tensor, nth))
+                yield _use(labelling, note, named, nth)
+
+
+def _use(labelling: Labelling, note: UseNote, named: Named, nth: int) -> Use:
+    own = _own_dims(labelling, note)
+    return Use(
+        tensor=note.names[0],
+        bias=note.bias[0] if note.bias else None,
+        op=note.op.name,
+        module=note.op.module,
+        nth=nth,
+        input=None if note.input is None else layouts_of(note.input, named.names),
+        output=layouts_of(note.output, named.names),
+        input_dims={d: note.input_dims[k] for d, k in own if k in note.input_dims},
+        output_dims={d: note.output_dims[k] for d, k in own if k in note.output_dims},
+    )
 
 
 def _own_dims(labelling: Labelling, note: UseNote) -> list[tuple[int, int]]:
@@ -272,53 +283,6 @@ def _own_dims(labelling: Labelling, note: UseNote) -> list[tuple[int, int]]:
             if mine & set(leaves(operand)):
                 pairs.append((d, k))
     return pairs
-
-
-def _tied(
-    groups: tuple[Group, ...], tensors: Mapping[str, TensorInfo], uses: tuple[Use, ...], labelling: Labelling
-) -> Iterator[Tied]:
-    for group in groups:
-        if group.fixed:
-            continue
-        for name in dict.fromkeys(slot.tensor for slot in group.slots):
-            info = tensors[name]
-            roles = frozenset[Role]().union(*(r.get(group.name, frozenset()) for r in info.roles))
-            together = any({"in", "out"} <= r.get(group.name, frozenset()) for r in info.roles)
-            if together and roles:
-                yield Tied(name, group.name, _norm_before(labelling, name))
-
-
-def _norm_before(labelling: Labelling, name: str) -> tuple[str, ...]:
-    # the affine norm whose output only this tensor's reader sees, through views and copies alone
-    passing = {"view", "_unsafe_view", "reshape", "clone", "slice", "_to_copy", "detach", "alias", "native_dropout"}
-    maker = {id(r): op for op in labelling.steps for r in op.results}
-    readers: dict[int, int] = {}
-    for op in labelling.steps:
-        for x in {id(a) for a in (*op.args, *op.kwargs.values()) if isinstance(a, Tensor)}:
-            readers[x] = readers.get(x, 0) + 1
-    for note in labelling.main.notes.uses:
-        if note.names[:1] != (name,) or note.input is None:
-            continue
-        op = note.op
-        x = next((a for a in op.args if isinstance(a, Tensor) and not labelling.private.known(a)), None)
-        norms: list[str] = []
-        while x is not None and readers.get(id(x), 0) == 1 and id(x) in maker:
-            op = maker[id(x)]
-            operands = [a for a in op.args if isinstance(a, Tensor)]
-            owned = [n for a in operands if labelling.private.known(a) for n in labelling.private.names[id(a)]]
-            if op.name in passing:
-                x = operands[0]
-            elif owned and op.name in ("native_layer_norm", "_fused_rms_norm", "native_batch_norm"):
-                scales = [n for n in owned if labelling.main.notes.kinds.get(n) in ("scale", "shift")]
-                return tuple(scales)
-            elif owned and op.name in ("mul", "add"):
-                norms += owned
-                x = next((a for a in operands if not labelling.private.known(a)), None)
-                if op.name == "mul":
-                    return tuple(reversed(norms))
-            else:
-                break
-    return ()
 
 
 __all__ = ["Named", "build_graph", "layout_of", "layouts_of", "name_groups", "unreached"]

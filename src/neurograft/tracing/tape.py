@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurograft.errors import TraceError
+from neurograft.errors import NeurograftError, TraceError
 from neurograft.inputs import Inputs, call
 
 
@@ -62,7 +62,7 @@ def op_tensors(op: Op) -> Iterator[Tensor]:
 class _Facts:
     """What an op's schema says, looked up once per op."""
 
-    __slots__ = ("name", "overload", "mutable", "composite")
+    __slots__ = ("composite", "mutable", "name", "overload")
 
     def __init__(self, func: Any):
         space, _, name = func._schema.name.partition("::")
@@ -79,11 +79,19 @@ class _Facts:
 _FACTS: dict[Any, _Facts] = {}
 
 
-class Recorder(TorchDispatchMode):
+def facts_of(func: Any) -> _Facts:
+    """What the op's schema says."""
+    facts = _FACTS.get(func)
+    if facts is None:
+        facts = _FACTS[func] = _Facts(func)
+    return facts
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that appends every op to `ops`; it changes nothing."""
 
     def __init__(self, path: Callable[[], str]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
         self.path = path
 
@@ -91,9 +99,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        facts = _FACTS.get(func)
-        if facts is None:
-            facts = _FACTS[func] = _Facts(func)
+        facts = facts_of(func)
         if facts.composite:
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -145,7 +151,7 @@ def module_paths(model: nn.Module) -> Iterator[Callable[[], str]]:
     def enter(module: nn.Module, _: Any) -> None:
         stack.append(names.get(id(module), stack[-1]))
 
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
+    def leave(*_: Any) -> None:
         stack.pop()
 
     before = nn.modules.module.register_module_forward_pre_hook(enter)
@@ -168,6 +174,8 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
         try:
             with recorder:
                 outputs = call(model, inputs)
+        except NeurograftError:
+            raise
         except Exception as error:
             raise TraceError(
                 f"{type(model).__name__} does not run on the example inputs: {type(error).__name__}: {error}"
@@ -197,7 +205,8 @@ def tensors_of(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str
         yield from tensors_of(item, f"{path}.{key}" if path else str(key), depth - 1)
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """What tensors that share memory have in common."""
     return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)
 
 
@@ -211,21 +220,34 @@ def live(tape: Tape) -> list[Op]:
     storages: set[int] = set()
     for _, tensor in tensors_of(tape.outputs):
         needed.add(id(tensor))
-        storages.add(_storage(tensor))
+        storages.add(storage_of(tensor))
     kept: list[Op] = []
     for op in reversed(tape.ops):
         results = [r for r in op.results if isinstance(r, Tensor)]
         if (
             results
             and not any(id(r) in needed for r in results)
-            and not any(_storage(x) in storages for x in op.mutates)
+            and not any(storage_of(x) in storages for x in op.mutates)
         ):
             continue
         kept.append(op)
         for tensor in op_tensors(op):
             needed.add(id(tensor))
-            storages.add(_storage(tensor))
+            storages.add(storage_of(tensor))
     return kept[::-1]
 
 
-__all__ = ["Op", "Recorder", "Tape", "as_found", "live", "module_paths", "op_tensors", "record", "tensors_of"]
+__all__ = [
+    "Op",
+    "Recorder",
+    "Tape",
+    "as_found",
+    "facts_of",
+    "live",
+    "module_paths",
+    "op_tensors",
+    "record",
+    "storage_of",
+    "tensors_in",
+    "tensors_of",
+]

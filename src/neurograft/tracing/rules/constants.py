@@ -24,7 +24,7 @@ from neurograft.tracing.tape import Op
     "new_empty_strided",
     "empty_permuted",
 )
-def uniform(labels: Labels, op: Op) -> Result:
+def uniform(_: Labels, op: Op) -> Result:
     """One value everywhere: every dim is free, and what is written into it decides."""
     return tuple(free(n) for n in result_shape(op))
 

@@ -31,9 +31,9 @@ def product(
     offset = batch if weight_first else batch + len(left)
     if labels.is_weight(activation):
         mark(labels, activation, "out")
-    labels.roles(weight, {d: "elementwise" for d in range(batch)}, "weight")
+    labels.roles(weight, dict.fromkeys(range(batch), "elementwise"), "weight")
     labels.role(weight, read, "in", "weight")
-    labels.roles(weight, {d: "out" for d in made}, "weight")
+    labels.roles(weight, dict.fromkeys(made, "out"), "weight")
     along = {d: d for d in range(batch)}
     outputs = {d: offset + k for k, d in enumerate(made)}
     labels.use(weight, activation, result, {**along, read: faced}, {**along, **outputs}, bias)
@@ -87,7 +87,7 @@ def addmv(labels: Labels, op: Op) -> Result:
 
 @rule("dot", "vdot")
 def dot(labels: Labels, op: Op) -> Result:
-    """out = sum_j a[j] b[j]."""
+    """Out = sum_j a[j] b[j]."""
     return product(labels, tensor(op, 0), tensor(op, 1), (0, 0), 0)
 
 

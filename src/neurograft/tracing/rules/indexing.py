@@ -75,7 +75,7 @@ def _with_counts(axes: Axes, shape: tuple[int, ...], labels: Labels) -> Axes:
 
 @rule("index", "_unsafe_index")
 def index(labels: Labels, op: Op) -> Result:
-    """out = x[i, j, ...]: the looked up dims are fixed and give way to those of the indices."""
+    """Out = x[i, j, ...]: the looked up dims are fixed and give way to those of the indices."""
     return _with_counts(_indexed(labels, labels.of(tensor(op, 0)), arg(op, 1)), result_shape(op), labels)
 
 
@@ -97,7 +97,7 @@ def index_put(labels: Labels, op: Op) -> Result:
 
 @rule("index_select")
 def index_select(labels: Labels, op: Op) -> Result:
-    """out = x with positions of one dim looked up."""
+    """Out = x with positions of one dim looked up."""
     axes = labels.of(tensor(op, 0))
     dim = dim_of(arg(op, 1), axes)
     labels.fix(axes[dim])

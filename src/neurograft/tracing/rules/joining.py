@@ -55,7 +55,7 @@ def slice_(labels: Labels, op: Op) -> Result:
     axes = labels.of(tensor(op, 0))
     dim = dim_of(arg(op, 1, 0), axes)
     size = axis_size(axes[dim])
-    start, stop, step = slice(arg(op, 2), arg(op, 3), arg(op, 4, 1)).indices(size)
+    start, _stop, step = slice(arg(op, 2), arg(op, 3), arg(op, 4, 1)).indices(size)
     length = result_shape(op)[dim]
     if length == size:
         return axes

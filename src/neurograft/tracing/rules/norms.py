@@ -1,4 +1,4 @@
-"""Norms: positions pass, and so do the statistics of what is not normalised; scale and shift meet the normalised axis."""
+"""Norms: positions pass; scale and shift meet the normalised axis."""
 
 from torch import Tensor
 
@@ -106,7 +106,7 @@ def softmax(labels: Labels, op: Op) -> Result:
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(labels: Labels, op: Op) -> Result:
-    """v / |v| * g: v's positions pass, g shares the dims it has in common with v."""
+    """V / |v| * g: v's positions pass, g shares the dims it has in common with v."""
     v, g = labels.of(tensor(op, 0)), labels.of(tensor(op, 1))
     for a, b in zip(v, g, strict=True):
         if axis_size(a) == axis_size(b):

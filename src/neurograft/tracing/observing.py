@@ -1,0 +1,183 @@
+"""Watch a running network use its weights, whatever Python it is made of: no module is asked, only ops are.
+
+A weight is recognised by identity, through everything that is computed from parameters alone (`t()`, a chunk of a
+fused projection, a weight-norm product), just as tracing does it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from neurograft.tracing.graph import NeuronGraph, Use
+from neurograft.tracing.labelling import CONSUMING, tensors_of_model
+from neurograft.tracing.labels import storage_key
+from neurograft.tracing.tape import facts_of, module_paths, tensors_in
+
+# op -> positions of its activation, its weight and its bias; the operands of a plain product may come in any order
+OPERANDS: dict[str, tuple[int | None, int, int | None]] = {
+    "mm": (0, 1, None),
+    "addmm": (1, 2, 0),
+    "bmm": (0, 1, None),
+    "baddbmm": (1, 2, 0),
+    "mv": (0, 1, None),
+    "addmv": (1, 2, 0),
+    "dot": (0, 1, None),
+    "linear": (0, 1, 2),
+    "convolution": (0, 1, 2),
+    "cudnn_convolution": (0, 1, None),
+    "mkldnn_convolution": (0, 1, 2),
+    "embedding": (None, 0, None),
+    "native_batch_norm": (0, 1, 2),
+    "cudnn_batch_norm": (0, 1, 2),
+    "_native_batch_norm_legit_no_training": (0, 1, 2),
+    "_native_batch_norm_legit": (0, 1, 2),
+    "_batch_norm_with_update": (0, 1, 2),
+    "_batch_norm_no_update": (0, 1, 2),
+    "native_layer_norm": (0, 2, 3),
+    "_fused_rms_norm": (0, 2, None),
+    "native_group_norm": (0, 1, 2),
+    "_grouped_mm": (0, 1, None),
+    "mkldnn_rnn_layer": (0, 1, 3),
+}
+_EITHER_ORDER = {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"}
+
+
+class Observer(Protocol):
+    """What is called at every use of a weight.
+
+    Tensors are the network's own: read them at once, or clone them. A weight changed in place (`copy_`) in `before`
+    is what the op then reads, as long as it reaches the op through views alone (`TensorInfo.curved` is False).
+    """
+
+    def before(self, use: Use, input: Tensor | None) -> None:
+        """The op is about to read the weight; `input` is the activation beside it (None for a lookup)."""
+
+    def after(self, use: Use, input: Tensor | None, output: Tensor) -> None:
+        """The op has run."""
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows which tensors are parameters, made from parameters, or activations, and reports uses."""
+
+    def __init__(self, model: nn.Module, graph: NeuronGraph, observer: Observer, path: Callable[[], str]):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.observer = observer
+        self.path = path
+        self.uses = {(use.tensor, use.nth): use for use in graph.uses}
+        self.sizes = {name: x.numel() for name, x in tensors_of_model(model).by_name.items()}
+        self.own: dict[int, str] = {}
+        self.own_tensors = list(tensors_of_model(model).by_name.items())
+        self.by_storage: dict[Any, str] = {}
+        self.begin(())
+
+    def begin(self, inputs: Any) -> None:
+        """A new forward pass on `inputs`."""
+        self.active: Any = WeakIdKeyDictionary()
+        self.derived: Any = WeakIdKeyDictionary()
+        self.counts: dict[str, int] = {}
+        self.by_storage = {storage_key(x): name for name, x in self.own_tensors if x.numel()}
+        for name, x in self.own_tensors:
+            self.derived[x] = (name,)
+        for x in tree_leaves(inputs):
+            if isinstance(x, Tensor):
+                self.active[x] = True
+
+    def names(self, x: Any) -> tuple[str, ...]:
+        """The parameters a tensor is made from, the largest first; empty for anything else."""
+        if not isinstance(x, Tensor) or x in self.active:
+            return ()
+        found: tuple[str, ...] | None = self.derived.get(x)
+        if found is None and x.numel():
+            name = self.by_storage.get(storage_key(x))
+            found = (name,) if name else ()
+        return found or ()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        facts = facts_of(func)
+        if facts.composite:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        taken = [*tensors_in(args), *tensors_in(kwargs.values())]
+        names = [n for x in taken for n in self.names(x)]
+        active = any(x in self.active for x in taken)
+        alone = bool(names) and not active and (facts.name not in CONSUMING or "parametrizations" in self.path())
+        use, given = (None, None) if alone or not names else self._use(facts.name, args)
+        if use is not None:
+            self.observer.before(use, given)
+        result = func(*args, **kwargs)
+        results = [r for r in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(r, Tensor)]
+        if use is not None:
+            self.observer.after(use, given, results[0])
+        if alone:
+            ordered = tuple(sorted(dict.fromkeys(names), key=lambda n: self.sizes[n], reverse=True))
+            for r in results:
+                self.derived.setdefault(r, ordered)
+        elif active or names:
+            for r in results:
+                self.active[r] = True
+        return result
+
+    def _use(self, op: str, args: tuple[Any, ...]) -> tuple[Use | None, Tensor | None]:
+        places = OPERANDS.get(op)
+        if places is None:
+            return None, None
+        given, weight, bias = places
+        activation = args[given] if given is not None else None
+        found = self.names(args[weight]) if weight < len(args) else ()
+        if not found and op in _EITHER_ORDER and given is not None:
+            found, activation = self.names(args[given]), args[weight]
+        if not found and bias is not None and "norm" in op and bias < len(args):
+            found = self.names(args[bias])
+        if not found:
+            return None, None
+        nth = self.counts.get(found[0], 0)
+        self.counts[found[0]] = nth + 1
+        return self.uses.get((found[0], nth)), activation
+
+
+@contextmanager
+def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterator[None]:
+    """While the caller runs `model`, tell `observer` of every use of a weight, before and after its op.
+
+    The batch may have any size. Uses are those of `graph.uses`, found again by tensor and by how often the forward
+    pass has used it; every call of `model` starts the count anew.
+
+    Example:
+        >>> import neurograft
+        >>> class Shapes:
+        ...     def before(self, use, input): print(use.tensor, "reads", tuple(input.shape))
+        ...     def after(self, use, input, output): print("  and makes", tuple(output.shape))
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> graph = neurograft.trace(net, torch.randn(4, 3))
+        >>> with torch.no_grad(), observe(net, graph, Shapes()):
+        ...     _ = net(torch.randn(7, 3))
+        0.weight reads (7, 3)
+          and makes (7, 8)
+        2.weight reads (7, 8)
+          and makes (7, 2)
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with module_paths(model) as path:
+        watch = _Watch(model, graph, observer, path)
+        hook = model.register_forward_pre_hook(lambda _, *given: watch.begin(given), with_kwargs=True)
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            with watch:
+                yield
+        finally:
+            hook.remove()
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+__all__ = ["OPERANDS", "Observer", "observe"]
