@@ -191,6 +191,23 @@ class MappedTensors(Mapping[str, Tensor]):
         return len(self.entries)
 
 
+class Renamed(Mapping[str, Tensor]):
+    """Tensors under other names: `names` maps the new name to the old."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]):
+        self._tensors = tensors
+        self._names = names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def map_file(path: Path) -> Tensor:
     """The bytes of a file as a tensor of uint8 that is never written to; the pages are read when they are used.
 

@@ -155,6 +155,21 @@ class TensorWriter:
             os.close(self._handle)
 
 
+def replace_metadata(path: Path, tensors: Mapping[str, Spec], metadata: Mapping[str, str]) -> None:
+    """Put other metadata of the same length into a file that `TensorWriter` wrote.
+
+    Hashes of the members are known only after the tensors were read, but the header comes first in the file.
+
+    Raises:
+        CheckpointError: the new header is longer or shorter than the old one.
+    """
+    header = header_bytes(tensors, {"format": "pt", **metadata})
+    with path.open("r+b") as file:
+        if file.read(8) != header[:8]:
+            raise CheckpointError(f"{path.name}: the new metadata must be as long as the old ones")
+        file.write(header[8:])
+
+
 def write_checkpoint(model: nn.Module, path: Path, provenance: Mapping[str, Any]) -> None:
     """Write a network as one safetensors file, completely or not at all; a tied tensor is written once.
 

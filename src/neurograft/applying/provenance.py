@@ -1,0 +1,99 @@
+"""Where a fused checkpoint comes from: the record in its metadata, and the model card for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neurograft import __version__
+from neurograft.checkpoints.reading import Checkpoint
+from neurograft.planning.plan import FusionPlan
+
+UNKNOWN = "0" * 64  # stands for a hash until the file was read
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is recorded of a fusion: everything that decides the result.
+
+    `network` says how the network is built: a factory `module:function` or a class of transformers.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    weights: tuple[float, ...]
+    seed: int
+    network: str
+    members: Sequence[Checkpoint]
+    fixed: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, plan: FusionPlan, members: Sequence[Checkpoint], network: str, fixed: Sequence[str] = ()
+    ) -> "Provenance":
+        """The record of a plan that is applied to checkpoints."""
+        return cls(plan.method, plan.options, plan.weights, plan.seed, network, tuple(members), tuple(fixed))
+
+    def record(self, hashes: Mapping[Path, str]) -> dict[str, Any]:
+        """Everything as JSON values; a file without a hash gets 64 zeros, so that all records have one length."""
+        return {
+            "version": __version__,
+            "torch": torch.__version__,
+            "network": self.network,
+            "method": self.method,
+            "options": dict(self.options),
+            "weights": list(self.weights),
+            "fixed": list(self.fixed),
+            "seed": self.seed,
+            "members": [
+                {"name": member.path.name, "sha256": {file.name: hashes.get(file, UNKNOWN) for file in member.files}}
+                for member in self.members
+            ],
+        }
+
+    def card(self, hashes: Mapping[Path, str], notes: Sequence[str] = ()) -> str:
+        """The model card (README.md of a folder), with the record in it.
+
+        Example:
+            >>> print(Provenance("average", {}, (1.0,), 0, "transformers:GPT2LMHeadModel", ()).card({})[:67])
+            ---
+            library_name: transformers
+            tags:
+            - merge
+            - neurograft
+            ---
+        """
+        record = self.record(hashes)
+        library = "transformers" if self.network.startswith("transformers:") else "pytorch"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none"
+        lines = [
+            "---",
+            f"library_name: {library}",
+            "tags:",
+            "- merge",
+            "- neurograft",
+            "---",
+            "",
+            f"# Fused network ({self.method})",
+            "",
+            f"One network made of {len(self.members)} by neurograft {__version__}; nothing was trained.",
+            "",
+            f"- network: `{self.network}`",
+            f"- method: `{self.method}`, options: {options}, seed {self.seed}",
+            f"- versions: neurograft {__version__}, torch {torch.__version__}",
+            "",
+            "| member | weight | file | SHA-256 |",
+            "| --- | --- | --- | --- |",
+        ]
+        for member, weight in zip(record["members"], self.weights, strict=False):
+            for file, digest in member["sha256"].items():
+                lines.append(f"| {_cell(member['name'])} | {weight:.4g} | {_cell(file)} | `{digest}` |")
+        lines += ["", *(f"> {note}\n" for note in notes), "```json", json.dumps(record, indent=2), "```", ""]
+        return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

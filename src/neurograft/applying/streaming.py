@@ -1,0 +1,290 @@
+"""`stream`: the formula applied to checkpoints on disk, a block of rows at a time, written as it is computed."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.applying.formula import FusedRows
+from neurograft.applying.provenance import Provenance
+from neurograft.checkpoints.hashing import Hashing
+from neurograft.checkpoints.loading import check_names as check_stored_names
+from neurograft.checkpoints.reading import Checkpoint, Renamed
+from neurograft.checkpoints.whole import whole
+from neurograft.checkpoints.writing import (
+    PROVENANCE,
+    Shard,
+    Spec,
+    TensorWriter,
+    nbytes,
+    replace_metadata,
+    shards,
+    write_index,
+)
+from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError, PlanError
+from neurograft.planning.members import check_names, check_shapes
+from neurograft.planning.plan import FusionPlan
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the bytes of members read so far and in all."""
+
+PIECE = 1 << 22  # entries looked at a time where a bad one is searched
+RESERVE = 1 << 24  # bytes of disk that headers, an index and small files may need
+
+
+@dataclass(frozen=True, eq=False)
+class StoredMember:
+    """One member on disk: `stored` maps the network's name of a tensor (of tied ones the first) to its name in the files."""
+
+    checkpoint: Checkpoint
+    stored: Mapping[str, str]
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The tensors under the network's names, mapped from their files."""
+        return Renamed(self.checkpoint.tensors, self.stored)
+
+    def in_reading_order(self) -> list[str]:
+        """The network's names in the order of the files' bytes, so that the disk is read from front to back."""
+        names = {stored: name for name, stored in self.stored.items()}
+        return [names[stored] for stored in self.checkpoint.tensors if stored in names]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What `stream` did: bytes read and written, seconds, the members' hashes, and what a user must know."""
+
+    output: Path
+    files: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    hashes: Mapping[Path, str]
+
+
+def stored_member(
+    checkpoint: Checkpoint, network: nn.Module, ignored: Callable[[str], bool] | None = None
+) -> StoredMember:
+    """Match a checkpoint with the network it belongs to, which may be on the meta device.
+
+    A tied tensor may be stored under any of its names. Buffers that the network does not save are passed over,
+    and so are names for which `ignored` is true.
+
+    Raises:
+        CheckpointError: tensors that are missing, extra or of another shape.
+    """
+    own = network.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    for name, tensor in own.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{type(network).__name__} keeps {name!r}, which is no tensor; it cannot be streamed")
+        first.setdefault(id(tensor), name)
+    unsaved = {name for name, _ in network.named_buffers()} - own.keys()
+    stored: dict[str, str] = {}
+    extra = []
+    for name in checkpoint.tensors:
+        if name in own:
+            canonical = first[id(own[name])]
+            if name == canonical or canonical not in stored:
+                stored[canonical] = name
+        elif name not in unsaved and not (ignored is not None and ignored(name)):
+            extra.append(name)
+    missing = [name for name in first.values() if name not in stored]
+    check_stored_names(checkpoint.path, type(network).__name__, missing, extra)
+    for canonical, name in stored.items():
+        found, expected = tuple(checkpoint.tensors[name].shape), tuple(own[canonical].shape)
+        if found != expected:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} has shape {found}, but {type(network).__name__} expects {expected}"
+            )
+    return StoredMember(checkpoint, stored)
+
+
+def stream(
+    plan: FusionPlan,
+    members: Sequence[StoredMember],
+    output: Path,
+    provenance: Provenance,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_size: int | None = None,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+    finish: Callable[[Path, Mapping[Path, str]], None] | None = None,
+    expected: Mapping[Path, str] | None = None,
+) -> Streamed:
+    """Fuse checkpoints into one checkpoint without holding more than a few blocks of it in memory.
+
+    The result is bit for bit what `apply` gives. It appears whole or not at all, and not if a member changes while
+    it is read. The members' SHA-256 hashes are computed on the way and recorded.
+
+    Args:
+        plan: the fusion plan.
+        members: the members it was made for, in its order.
+        output: a `.safetensors` file, or a folder that is new or empty.
+        provenance: what to record in the metadata.
+        dtype: of the fused floating tensors; default: the first member's, tensor by tensor.
+        shard_size: bytes per file of a folder; default: one file.
+        max_memory: bytes that one tensor's computation may take; a tensor that needs more is refused beforehand.
+        progress: is told how many of the members' bytes are done.
+        finish: writes further files into the folder before it appears; gets the folder and the members' hashes.
+        expected: the hashes the members must have, by file.
+
+    Raises:
+        PlanError: the plan was made for another number of members.
+        MembersDiffer: the members do not fit the plan.
+        BadWeights: a member holds NaN or infinity where the result needs it (names the tensor).
+        OptionError: a tensor does not fit into `max_memory`.
+        CheckpointError: the output cannot be written, the disk is full, or a member changed.
+    """
+    begun = time.perf_counter()
+    states = [member.state for member in members]
+    _check_members(plan, states)
+    checkpoints = [member.checkpoint for member in members]
+    specs = {name: _spec(name, states, plan, dtype) for name in members[0].in_reading_order()}
+    folder = output.suffix != ".safetensors"
+    _check_output(output, folder, sum(map(nbytes, specs.values())))
+    if max_memory is not None:
+        _check_memory(plan, states, specs, max_memory)
+    parts = shards(specs, shard_size) if folder and shard_size else shards(specs, sum(map(nbytes, specs.values())) + 1)
+    metadata = {PROVENANCE: json.dumps(provenance.record({}), sort_keys=True)}
+    total = sum(states[0][name].nbytes * len(states) for name in specs)
+    with ExitStack() as stack:
+        part = stack.enter_context(whole(output, folder=folder))
+        hashing = stack.enter_context(Hashing([checkpoint.files for checkpoint in checkpoints]))
+        done = 0
+        for shard in parts:
+            with TensorWriter(_place(part, shard, folder), shard.tensors, metadata) as writer:
+                for name, (wanted, _) in shard.tensors.items():
+                    for block, share in fused_blocks(name, states, plan):
+                        writer.write(name, _converted(block, wanted, name))
+                        done += share
+                        if progress is not None:
+                            progress(done, total)
+        hashes = hashing.results()
+        for checkpoint in checkpoints:
+            checkpoint.check_unchanged()
+        _check_hashes(hashes, expected or {})
+        metadata = {PROVENANCE: json.dumps(provenance.record(hashes), sort_keys=True)}
+        for shard in parts:
+            replace_metadata(_place(part, shard, folder), shard.tensors, metadata)
+        if folder:
+            write_index(part, parts)
+            if finish is not None:
+                finish(part, hashes)
+    files = tuple(shard.file for shard in parts) if folder else (output.name,)
+    written = sum(map(nbytes, specs.values()))
+    return Streamed(output, files, total, written, time.perf_counter() - begun, hashes)
+
+
+def fused_blocks(name: str, states: Sequence[Mapping[str, Tensor]], plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
+    """One fused tensor block by block from the first row to the last, with the members' bytes it stands for.
+
+    Raises:
+        BadWeights: a member holds NaN or infinity there.
+        MembersDiffer: an integer tensor with more than one entry differs between the members (quantised weights).
+    """
+    tensors = [state[name] for state in states]
+    read = sum(tensor.nbytes for tensor in tensors)
+    if not (tensors[0].dtype.is_floating_point or tensors[0].dtype.is_complex):
+        yield _whole_numbers(name, tensors), read
+        return
+    rows = FusedRows(tensors, plan, name)
+    for start in range(0, rows.count, rows.step):
+        stop = min(start + rows.step, rows.count)
+        block = rows.block(start, stop)
+        if not bool(torch.isfinite(block.sum(dtype=torch.promote_types(block.dtype, torch.float32)))):
+            _refuse_bad(name, tensors, block)
+        yield block, read * stop // rows.count - read * start // rows.count
+
+
+def _whole_numbers(name: str, tensors: Sequence[Tensor]) -> Tensor:
+    if name.rpartition(".")[2] == "num_batches_tracked":
+        return torch.stack(list(tensors)).amax(0)
+    for m, tensor in enumerate(tensors[1:], 1):
+        if tensor.numel() > 1 and not torch.equal(tensor, tensors[0]):
+            raise MembersDiffer(
+                f"{name} holds {tensor.dtype} that differ between models[0] and models[{m}]; whole numbers cannot be "
+                "fused (quantised weights must be dequantised first)"
+            )
+    return tensors[0].clone()
+
+
+def _refuse_bad(name: str, tensors: Sequence[Tensor], block: Tensor) -> None:
+    for m, tensor in enumerate(tensors):
+        flat = tensor.reshape(-1)
+        bad = sum(int((~torch.isfinite(flat[i : i + PIECE])).sum()) for i in range(0, len(flat), PIECE))
+        if bad:
+            raise BadWeights(f"{name} of models[{m}] holds {bad} NaN or infinite of {tensor.numel()} entries")
+    if not bool(torch.isfinite(block).all()):
+        raise BadWeights(f"{name}: the sum of the members' tensors is too large for {block.dtype}")
+
+
+def _converted(block: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    if block.dtype == dtype:
+        return block
+    converted = block.to(dtype)
+    if not bool(torch.isfinite(converted).all()):
+        raise CheckpointError(
+            f"{name} has entries up to {float(block.abs().max()):.3g}, which {dtype} cannot hold; choose bfloat16"
+        )
+    return converted
+
+
+def _spec(name: str, states: Sequence[Mapping[str, Tensor]], plan: FusionPlan, dtype: torch.dtype | None) -> Spec:
+    first = states[0][name]
+    info = plan.graph.tensors.get(name)
+    own = first.dtype if dtype is None or not first.dtype.is_floating_point else dtype
+    return own, tuple(first.shape) if info is None else info.shape
+
+
+def _place(part: Path, shard: Shard, folder: bool) -> Path:
+    return part / shard.file if folder else part
+
+
+def _check_members(plan: FusionPlan, states: Sequence[Mapping[str, Tensor]]) -> None:
+    if len(states) != plan.members:
+        raise PlanError(f"the plan was made for {plan.members} members, got {len(states)} checkpoints")
+    check_names(states)
+    missing = [name for name in plan.graphs[0].tensors if name not in states[0]]
+    if missing:
+        raise MembersDiffer(f"the plan moves {missing[0]}, which these checkpoints do not have; it was made for others")
+    check_shapes(states, plan.graphs)
+
+
+def _check_output(output: Path, folder: bool, size: int) -> None:
+    if not output.parent.is_dir():
+        raise CheckpointError(f"{output}: the folder {output.parent} does not exist")
+    if folder and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"{output} exists and is not empty; choose another name or remove it first")
+    free = shutil.disk_usage(output.parent).free
+    if free < size + RESERVE:
+        raise CheckpointError(f"{output} needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB of the disk are free")
+
+
+def _check_memory(
+    plan: FusionPlan, states: Sequence[Mapping[str, Tensor]], names: Mapping[str, Spec], max_memory: int
+) -> None:
+    for name in names:
+        if states[0][name].dtype.is_floating_point:
+            needed = FusedRows([state[name] for state in states], plan, name).working_bytes
+            if needed > max_memory:
+                raise OptionError(
+                    f"{name} needs {needed / 1e9:.2f} GB at once, because soft maps mix all of its rows; "
+                    f"max_memory is {max_memory / 1e9:.2f} GB"
+                )
+
+
+def _check_hashes(found: Mapping[Path, str], expected: Mapping[Path, str]) -> None:
+    for path, digest in expected.items():
+        if found.get(path) != digest:
+            raise CheckpointError(
+                f"{path} has the SHA-256 hash {found.get(path)}, but the plan was made for {digest}; plan again"
+            )
