@@ -13,7 +13,7 @@ from neurograft.errors import PlanError, ResizeError
 from neurograft.inputs import Inputs, call
 from neurograft.planning.maps import NeuronMap
 from neurograft.planning.members import check_member_weights, check_models, check_names, check_shapes, state_of
-from neurograft.planning.plan import FusionPlan
+from neurograft.planning.plan import FusionPlan, made_by
 from neurograft.planning.planner import check_unreached, graphs_of
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.layout import layout_size, spans
@@ -67,7 +67,6 @@ def combine(
     shares = check_member_weights(weights, len(models)) or (1 / len(models),) * len(models)
     plan = combined_plan(graphs, shares)
     check_unreached(graphs[0], plan.maps, fixed)
-    _check_fixed_groups(graphs[0])
     wide = build(plan, models)
     segment_norms(wide, models, plan)
     _check_average(wide, models, shares, example_inputs, graphs[0])
@@ -136,17 +135,19 @@ def _is_joint_norm(module: nn.Module) -> bool:
     return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
 
 
-def _check_fixed_groups(graph: NeuronGraph) -> None:
-    for group in graph.groups:
-        if not group.fixed:
-            continue
-        made = [s.tensor for s in group.slots if s.role == "out"]
-        read = [s.tensor for s in group.slots if s.role in ("in", "elementwise")]
-        if made and read:
-            raise PlanError(
-                f"group {group.name} is fixed ({group.why}) but made by {made[0]} and used by {read[0]} inside the "
-                "network, so members cannot be kept apart there; only inputs and linear outputs may be fixed"
+def _obstacles(graph: NeuronGraph) -> str:
+    """What keeps the members from running side by side: weights that mix them inside the network, joint reductions."""
+    moved = {group.name for group in graph.outermost}
+    found = []
+    for info in graph.tensors.values():
+        made = [g for dim in info.roles for g, roles in dim.items() if "out" in roles]
+        inside = [g for g in made if graph[g].fixed and not str(graph[g].why).startswith("the output")]
+        if info.kind == "weight" and inside and not made_by(info, moved):
+            found.append(
+                f"group {inside[0]} is fixed ({graph[inside[0]].why}) but made by {info.name} inside the network"
             )
+    found += [f"{g.name} is reduced over by {', '.join(g.reduced_by)}" for g in graph.outermost if g.reduced_by]
+    return "; ".join(found[:4])
 
 
 def _check_average(
@@ -172,10 +173,9 @@ def _check_average(
         away = float((mine - theirs).abs().max() / scale) if same else float("nan")
         if not away <= tolerance:
             far = f"is {away:.1e} away" if same else f"has shape {tuple(mine.shape)}, far"
-            joint = [f"{g.name} ({', '.join(g.reduced_by)})" for g in graph.outermost if g.reduced_by]
             raise PlanError(
-                f"output {i} of the combined network {far} from the members' average: it is not reached through "
-                f"linear ops alone, or an op reduces over all members' neurons{': ' if joint else ''}{'; '.join(joint)}"
+                f"output {i} of the combined network {far} from the members' average, because it is not reached "
+                f"through linear ops alone or an op works on all members' neurons at once. {_obstacles(graph)}".rstrip()
             )
 
 

@@ -21,7 +21,7 @@ class SegmentedNorm(nn.Module):
         segments: positions per member along that axis.
 
     Example:
-        >>> norms = [nn.LayerNorm(2), nn.LayerNorm(2)]
+        >>> norms = [nn.LayerNorm(2, bias=False), nn.LayerNorm(2, bias=False)]
         >>> wide = SegmentedNorm(norms, {"weight": torch.ones(4)}, {"weight": 0}, -1, [2, 2])
         >>> wide(torch.tensor([1.0, 3.0, 10.0, 30.0])).round(decimals=3)
         tensor([-1.,  1., -1.,  1.], grad_fn=<RoundBackward1>)
