@@ -17,6 +17,9 @@ def demo(
     network: Annotated[
         list[str] | None, typer.Option(help="`mlp` or `convnet`; repeat it for several. Default: both.")
     ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="How to fuse; repeat it for several. Default: every method there is.")
+    ] = None,
     members: Annotated[int, typer.Option(min=2, help="Networks to train and fuse.")] = 4,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each member.")] = 30,
     recovery_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning, and of distilling.")] = 20,
@@ -36,10 +39,15 @@ def demo(
     from neurograft.experimenting.comparison import Budget
     from neurograft.experimenting.demo import run_demo
     from neurograft.experimenting.networks import NETWORKS
+    from neurograft.planning.methods import METHODS
 
     networks = tuple(network or NETWORKS)
     for name in networks:
         if name not in NETWORKS:
             raise OptionError(f"unknown network {name!r}; {closest(name, NETWORKS)}")
+    methods = tuple(method or METHODS)
+    for name in methods:
+        if name not in METHODS:
+            raise OptionError(f"unknown method {name!r}; {closest(name, METHODS)}")
     budget = Budget(members=members, member_epochs=epochs, recovery_epochs=recovery_epochs, seed=seed)
-    run_demo(data, output, networks=networks, samples=samples, budget=budget, console=Console())
+    run_demo(data, output, networks=networks, methods=methods, samples=samples, budget=budget, console=Console())

@@ -13,7 +13,6 @@ from neurograft.applying.application import apply
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import Scores, evaluate
 from neurograft.experimenting.data import Images
-from neurograft.planning.methods import METHODS
 from neurograft.planning.plan import FusionPlan
 from neurograft.planning.planner import plan
 from neurograft.training.distilling import distill
@@ -86,7 +85,7 @@ class Comparison:
 
 
 def compare(
-    make: Callable[[], nn.Module], images: Images, budget: Budget, *, methods: Sequence[str] | None = None, tick: Tick
+    make: Callable[[], nn.Module], images: Images, budget: Budget, *, methods: Sequence[str], tick: Tick
 ) -> Comparison:
     """Train members, fuse them by every method, recover every start alike, and measure all of it.
 
@@ -94,7 +93,7 @@ def compare(
         make: builds one untrained network; called under the member's seed.
         images: train on one part, choose on the second, read the third once.
         budget: the same for every row.
-        methods: names of methods, None for all there are.
+        methods: names of fusion methods.
         tick: called with what is being done once per epoch.
     """
     lab = _Lab(images, budget, tick)
@@ -108,7 +107,7 @@ def compare(
     outcomes.append(lab.measure(ENSEMBLE, Ensemble(members), seconds=sum(seconds for _, seconds in trained)))
     starts: dict[str, tuple[nn.Module, float]] = {CONTINUE: (members[best], 0.0)}
     plans, calibration = {}, images.train.batches()
-    for method in METHODS if methods is None else methods:
+    for method in methods:
         started = time.perf_counter()
         plans[method] = plan(members, images.train.images[:2], method, calibration=calibration, seed=budget.seed)
         starts[method] = apply(plans[method], members), time.perf_counter() - started

@@ -39,6 +39,7 @@ def run_demo(
     output: Path,
     *,
     networks: tuple[str, ...] = tuple(NETWORKS),
+    methods: tuple[str, ...] = tuple(METHODS),
     samples: int | None = None,
     budget: Budget | None = None,
     console: Console | None = None,
@@ -49,6 +50,7 @@ def run_demo(
         source: "digits" or a folder of parquet files, see `load_images`.
         output: the folder for `report.html`, `results.jsonl` and the networks; made if it is missing.
         networks: names in `neurograft.experimenting.networks.NETWORKS`.
+        methods: names in `neurograft.planning.methods.METHODS`.
         samples: images to train and validate on, None for all.
         budget: epochs, step sizes, members and seed.
         console: where tables and progress go.
@@ -63,13 +65,14 @@ def run_demo(
     images = load_images(source, samples=samples)
     console.print(_opening(images, budget), highlight=False)
     comparisons = {}
-    with _progress(console, len(networks) * _epochs(budget)) as say:
+    with _progress(console, len(networks) * _epochs(budget, len(methods))) as say:
         for name in networks:
             title, make = NETWORKS[name]
             comparisons[name] = compare(
                 lambda make=make: make(images.shape, images.classes),  # type: ignore[misc]
                 images,
                 budget,
+                methods=methods,
                 tick=lambda what, title=title: say(f"{title}: {what}"),  # type: ignore[misc]
             )
             console.print(terminal_table(scores_table(NETWORKS[name][0], comparisons[name], images)))
@@ -95,8 +98,8 @@ def _splits(images: Images) -> dict[str, int]:
     return {"train": len(images.train), "validation": len(images.validation), "test": len(images.test)}
 
 
-def _epochs(budget: Budget) -> int:
-    return budget.members * budget.member_epochs + 2 * (1 + len(METHODS)) * budget.recovery_epochs
+def _epochs(budget: Budget, methods: int) -> int:
+    return budget.members * budget.member_epochs + 2 * (1 + methods) * budget.recovery_epochs
 
 
 def _prepare(output: Path) -> None:

@@ -1,0 +1,173 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import neurograft as ng
+from neurograft import __version__
+from neurograft.checkpoints import load_into, sha256, write_checkpoint
+from neurograft.experimenting.networks import digits_mlp
+
+MLP = "neurograft.experimenting.networks:digits_mlp"
+SHAPE = ("--input", "1x1x8x8")
+
+
+@pytest.fixture
+def members(tmp_path):
+    paths = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        paths.append(tmp_path / f"member-{seed}.safetensors")
+        write_checkpoint(digits_mlp(), paths[-1], {})
+    return paths
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("member-"))
+
+
+def test_version_and_help(neurograft):
+    assert neurograft("--version") == (0, f"neurograft {__version__}\n", "")
+    code, out, _ = neurograft("--help")
+    assert code == 0
+    for command in ("demo", "trace", "fuse", "evaluate"):
+        assert command in out
+        assert neurograft(command, "--help")[0] == 0
+
+
+def test_trace_shows_the_groups(neurograft, members):
+    code, out, err = neurograft("trace", MLP, members[0], *SHAPE)
+    assert (code, err) == (0, "")
+    for name in ("hidden.1.weight:0", "hidden.3.weight:0", "hidden.5.weight:0"):
+        assert name in out
+
+
+def test_fuse_writes_what_the_library_computes(neurograft, members, tmp_path):
+    output = tmp_path / "fused.safetensors"
+    code, out, err = neurograft(
+        "fuse", MLP, *members, *SHAPE, "-o", output, "--weights", "0.5,0.3,0.2", "--option", "order=joint", "--seed", 3
+    )
+    assert (code, err) == (0, "")
+    assert f"wrote {output}" in out
+    networks = [load_into(digits_mlp().eval(), path) for path in members]
+    expected = ng.fuse(networks, torch.randn(1, 1, 8, 8), "transplant", [0.5, 0.3, 0.2], order="joint", seed=3)
+    torch.testing.assert_close(load_into(digits_mlp(), output).state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert left_behind(tmp_path) == ["fused.safetensors"]
+
+
+def test_provenance_is_in_the_file(neurograft, members, tmp_path):
+    output = tmp_path / "fused.safetensors"
+    neurograft("fuse", MLP, *members[:2], *SHAPE, "-o", output, "--method", "average", "--seed", 7)
+    with safe_open(output, framework="pt") as file:
+        found = json.loads(file.metadata()["neurograft"])
+    assert found["method"] == "average"
+    assert found["options"] == {}
+    assert found["seed"] == 7
+    assert found["version"] == __version__
+    assert found["weights"] == [0.5, 0.5]
+    assert found["factory"] == MLP
+    assert found["members"] == [{"file": path.name, "sha256": sha256(path)} for path in members[:2]]
+
+
+def test_same_command_same_bytes(neurograft, members, tmp_path):
+    for name in "ab":
+        neurograft("fuse", MLP, *members, *SHAPE, "-o", tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_pickled_members_and_a_factory_of_ones_own(neurograft, tmp_path, monkeypatch):
+    (tmp_path / "shapes.py").write_text(
+        "import torch\n"
+        "def net():\n    return torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))\n"
+        "def example_inputs():\n    return torch.randn(2, 3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+        torch.save(network.state_dict(), tmp_path / f"member-{name}.pt")
+    code, _, err = neurograft("fuse", "shapes:net", "member-a.pt", "member-b.pt", "-o", "fused.safetensors")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "fused.safetensors").is_file()
+
+
+def test_evaluate_measures_checkpoints_and_their_ensemble(neurograft, members):
+    code, out, err = neurograft("evaluate", MLP, *members, "--vote", "average", "--split", "test")
+    assert (code, err) == (0, "")
+    for words in ("digits, test", "member-0.safetensors", "ensemble (average)", "997"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "transplnt"], "unknown method 'transplnt'; did you mean 'transplant'"),
+        (["--option", "ordr=joint"], "method 'transplant' has no option 'ordr'; did you mean 'order'"),
+        (["--option", "order=jiont"], "order='jiont'.*joint"),
+        (["--weights", "1,2"], "weights"),
+        (["--weights", "a"], "--weights 'a' must be numbers"),
+        (["--input", "8x8"], "."),
+    ],
+    ids=["method", "option", "value", "number of weights", "weights", "example inputs"],
+)
+def test_wrong_requests_end_with_one_message(neurograft, members, tmp_path, arguments, message):
+    import re
+
+    output = tmp_path / "fused.safetensors"
+    shape = [] if "--input" in arguments else SHAPE
+    code, out, err = neurograft("fuse", MLP, *members, *shape, "-o", output, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert re.search(message, err)
+    assert left_behind(tmp_path) == []
+
+
+def spoil_nan(path):
+    network = digits_mlp()
+    nn.init.constant_(network.head.weight, torch.nan)
+    write_checkpoint(network, path, {})
+
+
+def spoil_shape(path):
+    write_checkpoint(nn.Sequential(nn.Linear(2, 2)), path, {})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "member-1.safetensors"),
+        (lambda path: path.write_bytes(b"rubbish"), "member-1.safetensors"),
+        (lambda path: path.unlink(), "member-1.safetensors: no such file"),
+        (spoil_nan, "head.weight"),
+        (spoil_shape, "member-1.safetensors"),
+    ],
+    ids=["truncated", "rubbish", "missing", "nan", "another network"],
+)
+def test_spoilt_members_end_with_one_message(neurograft, members, tmp_path, spoil, message):
+    spoil(members[1])
+    code, out, err = neurograft("fuse", MLP, *members, *SHAPE, "-o", tmp_path / "fused.safetensors")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert left_behind(tmp_path) == []
+
+
+def test_one_member_only(neurograft, members, tmp_path):
+    code, _, err = neurograft("fuse", MLP, members[0], *SHAPE, "-o", tmp_path / "fused.safetensors")
+    assert code == 2
+    assert "at least two members, got 1" in err
+
+
+def test_misspelt_flag_names_the_closest(neurograft, members):
+    code, _, err = neurograft("fuse", MLP, *members, "--otput", "x.safetensors")
+    assert code == 2
+    assert "--output" in err
+
+
+def test_demo_refuses_unknown_network_and_data(neurograft, tmp_path):
+    code, _, err = neurograft("demo", "--network", "mpl", "--output", tmp_path / "demo")
+    assert (code, err) == (2, "error: unknown network 'mpl'; did you mean 'mlp'? known: convnet, mlp\n")
+    code, _, err = neurograft("demo", "--data", tmp_path / "nowhere", "--output", tmp_path / "demo")
+    assert code == 2
+    assert "no such folder" in err
