@@ -1,21 +1,219 @@
-"""What neurons do on calibration batches: one activation per sample and unit of every group."""
+"""What neurons do on calibration batches: one column of activations per unit of every group."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from neurograft.errors import InputError
+from neurograft.errors import InputError, OptionError
+from neurograft.inputs import Batches, call, device_of, split_labels, to_device
+from neurograft.planning.costs import unit_positions
 from neurograft.planning.members import Members
+from neurograft.tracing.graph import NeuronGraph, Use
+from neurograft.tracing.layout import Layout, layout_size, spans
+from neurograft.tracing.observing import observe
+from neurograft.untouched import untouched
 
 When = Literal["pre", "post"]
+Side = Literal["input", "output"]
 
 
-def member_activations(members: Members, *, when: When, samples: int) -> list[dict[str, Tensor]]:
-    """Every member's activations.
+def member_activations(members: Members, *, when: When = "pre", samples: int = 1024) -> list[dict[str, Tensor]]:
+    """`group_activations` of every member on the same samples, for all outermost free groups.
+
+    Row i is the same sample, position and inner neuron in every member.
 
     Raises:
-        InputError: there are no calibration batches to look at.
+        OptionError: there are no networks to run, or no calibration batches.
+        InputError: the batches are empty.
     """
-    if members.models is None or members.calibration is None:
-        raise InputError(f'metric="activations" needs calibration batches ({samples} samples, {when}-activations)')
-    raise InputError("activations cannot be watched yet")
+    if members.calibration is None or members.models is None:
+        raise OptionError("looking at activations needs calibration batches: pass calibration=, labels are ignored")
+    return [
+        group_activations(model, graph, members.calibration, when=when, samples=samples)
+        for model, graph in zip(members.models, members.graphs, strict=True)
+    ]
+
+
+def group_activations(
+    model: nn.Module,
+    graph: NeuronGraph,
+    batches: Batches,
+    groups: Iterable[str] | None = None,
+    *,
+    when: When = "pre",
+    samples: int = 1024,
+) -> dict[str, Tensor]:
+    """Run a network on calibration batches and keep a sample of what every group's neurons do.
+
+    Args:
+        model: the network; it comes back untouched.
+        graph: its graph.
+        batches: a re-iterable of inputs, with or without labels; read until `samples` inputs have been seen.
+        groups: the groups that count, default all outermost free ones.
+        when: "pre" takes what makes the neurons (after the norm, if there is one, and before the nonlinearity),
+            "post" what their readers get.
+        samples: inputs to look at, and rows to keep per group.
+
+    Returns:
+        For every group shape `(rows, units)`, at least float32. Rows are inputs; where a unit has many positions (an
+        image, tokens, the channels of a head) a random choice among all of them, the same for every network of one
+        architecture. A group that is used in several places has rows of each. Groups that no weight makes or reads
+        along an activation are left out.
+
+    Raises:
+        InputError: the batches hold no inputs, or inputs that the network cannot take.
+
+    Example:
+        >>> import neurograft
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> graph = neurograft.trace(net, torch.randn(4, 3))
+        >>> found = group_activations(net, graph, [torch.randn(16, 3)], when="post")
+        >>> found["0.weight:0"].shape, bool((found["0.weight:0"] >= 0).all())
+        (torch.Size([16, 8]), True)
+    """
+    names = [group.name for group in graph.outermost] if groups is None else list(groups)
+    collector = _Collector(places(graph, names, when), samples)
+    device = device_of(model)
+    seen = 0
+    with untouched(model), torch.no_grad(), observe(model, graph, collector):
+        for batch in batches:
+            inputs = to_device(split_labels(batch)[0], device)
+            try:
+                call(model, inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise InputError(
+                    f"{type(model).__name__} cannot take calibration batch {collector.batches}: {error}"
+                ) from error
+            collector.batches += 1
+            seen += _count(inputs)
+            if seen >= samples:
+                break
+    if not seen:
+        raise InputError("the calibration batches hold no inputs")
+    return collector.found()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a group can be watched: on one side of one use of a weight, along one dimension."""
+
+    group: str
+    side: Side
+    dim: int
+    layout: Layout
+    rows: float  # share of the group's rows that are taken here
+
+
+def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[str, int], list[Place]]:
+    """Where to watch each group, per use `(tensor, nth)`; the other side is taken if the asked one has no weight."""
+    found: dict[tuple[str, int], list[Place]] = {}
+    for group in groups:
+        made = list(_made(graph, group))
+        read = list(_read(graph, group))
+        chosen = (made or read) if when == "pre" else (read or made)
+        for use, side, dim, layout in chosen:
+            place = Place(group, side, dim, layout, 1 / len(chosen))
+            found.setdefault((use.tensor, use.nth), []).append(place)
+    return found
+
+
+def _made(graph: NeuronGraph, group: str) -> Iterator[tuple[Use, Side, int, Layout]]:
+    """Outputs that hold the group, of norms if any norm makes it, since they come last before the nonlinearity."""
+    makers = [use for use in graph.uses if roles_in(graph, use, group) & {"out", "elementwise"}]
+    norms = [use for use in makers if graph.tensors[use.tensor].kind == "scale"]
+    for use in norms or makers:
+        for dim, layout in enumerate(use.output):
+            if any(span.group == group for span in spans(layout)):
+                yield use, "output", dim, layout
+                break
+
+
+def _read(graph: NeuronGraph, group: str) -> Iterator[tuple[Use, Side, int, Layout]]:
+    """Inputs that hold the group, of the weights that read it."""
+    for use in graph.uses:
+        if "in" not in roles_in(graph, use, group):
+            continue
+        for dim, layout in enumerate(use.input or ()):
+            if any(span.group == group for span in spans(layout)):
+                yield use, "input", dim, layout
+                break
+
+
+def roles_in(graph: NeuronGraph, use: Use, group: str) -> frozenset[str]:
+    """The roles a group plays in the weight of a use."""
+    return frozenset(role for roles in graph.tensors[use.tensor].roles for role in roles.get(group, ()))
+
+
+def _count(inputs: object) -> int:
+    sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    return max(sizes, default=0)
+
+
+@dataclass(eq=False)
+class _Rows:
+    """A uniform sample, without repetition, of all rows seen so far: those with the smallest random keys."""
+
+    most: int
+    generator: torch.Generator
+    keys: Tensor = field(default_factory=lambda: torch.empty(0))
+    rows: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Offer the rows of one batch, shape `(rows, units)`."""
+        keys = torch.rand(len(rows), generator=self.generator)
+        if len(rows) > self.most:
+            chosen = keys.argsort()[: self.most].sort().values
+            rows, keys = rows[chosen.to(rows.device)], keys[chosen]
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+        self.rows = rows if self.rows is None else torch.cat([self.rows, rows])
+        self.keys = torch.cat([self.keys, keys])
+        if len(self.keys) > self.most:
+            chosen = self.keys.argsort()[: self.most].sort().values
+            self.rows, self.keys = self.rows[chosen.to(rows.device)], self.keys[chosen]
+
+
+class _Collector:
+    """Keeps rows of activations as the network runs."""
+
+    def __init__(self, wanted: dict[tuple[str, int], list[Place]], samples: int):
+        self.wanted = wanted
+        self.batches = 0
+        everything = [place for found in wanted.values() for place in found]
+        self.kept = {
+            id(place): _Rows(max(1, round(place.rows * samples)), torch.Generator().manual_seed(i))
+            for i, place in enumerate(everything)
+        }
+        self.positions = {id(place): unit_positions(place.layout, place.group) for place in everything}
+
+    def before(self, use: Use, input: Tensor | None) -> None:
+        """Nothing is taken before an op has run."""
+
+    def after(self, use: Use, input: Tensor | None, output: Tensor) -> None:
+        """Take what is wanted of this use."""
+        for place in self.wanted.get((use.tensor, use.nth), ()):
+            tensor = input if place.side == "input" else output
+            if tensor is not None and tensor.dim() > place.dim and tensor.shape[place.dim] == layout_size(place.layout):
+                self.kept[id(place)].add(_rows_of(tensor, place.dim, self.positions[id(place)]))
+
+    def found(self) -> dict[str, Tensor]:
+        """All rows of every group."""
+        parts: dict[str, list[Tensor]] = {}
+        for taken in self.wanted.values():
+            for place in taken:
+                rows = self.kept[id(place)].rows
+                if rows is not None:
+                    parts.setdefault(place.group, []).append(rows)
+        return {group: torch.cat(rows) if len(rows) > 1 else rows[0] for group, rows in parts.items()}
+
+
+def _rows_of(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """All entries of each unit as one column, shape `(rows, units)`."""
+    last = tensor.movedim(dim, -1)
+    flat = positions.T.flatten()
+    if len(flat) != last.shape[-1] or not bool((flat == torch.arange(len(flat))).all()):
+        last = last[..., flat.to(tensor.device)]
+    return last.reshape(-1, len(positions))

@@ -176,6 +176,6 @@ def _sinkhorn(cost: Tensor, alpha: Tensor, beta: Tensor, reg: float) -> tuple[Te
         log=True,
         warn=False,
     )
-    off = float((plan.sum(1) - alpha).abs().sum())
+    off = max(float((plan.sum(1) - alpha).abs().sum()), float((plan.sum(0) - beta).abs().sum()))
     slow = f"Sinkhorn stopped with marginals off by {off:.1e}; they were rounded, raise reg for a converged plan"
     return plan, slow if off > 1e-4 else None
