@@ -41,7 +41,8 @@ def twin_classes(members: Members, groups: Sequence[str], tolerance: float) -> C
     while True:
         before = {g: _count(found) for g, found in classes.items()}
         for group in [g for g in order if _makers(graph, g)]:
-            makers = [s for s in _makers(graph, group) if not first or _known(graph.tensors[s.tensor], group, classes)]
+            waiting = [g for g in order if g not in classes and g != group]
+            makers = [s for s in _makers(graph, group) if _known(graph.tensors[s.tensor], waiting)]
             classes[group] = _refined(members, group, makers, classes, tolerance, groups)
         if not first and before == {g: _count(found) for g, found in classes.items()}:
             return classes
@@ -53,9 +54,9 @@ def _makers(graph: NeuronGraph, group: str) -> list[Slot]:
     return [slot for slot in graph[group].slots if slot.role in ("out", "elementwise")]
 
 
-def _known(info: TensorInfo, group: str, classes: Mapping[str, object]) -> bool:
-    """Whether the groups that the tensor reads have classes already (residual streams are made more than once)."""
-    return all(g in classes or g == group for dim in info.roles for g, roles in dim.items() if "in" in roles)
+def _known(info: TensorInfo, waiting: Sequence[str]) -> bool:
+    """Whether no group that the tensor reads still waits for its classes (residual streams are made more than once)."""
+    return not any("in" in roles and g in waiting for dim in info.roles for g, roles in dim.items())
 
 
 def _all_different(sizes: Sequence[int]) -> tuple[Tensor, ...]:
