@@ -41,7 +41,7 @@ RESERVE = 1 << 24  # bytes of disk that headers, an index and small files may ne
 
 @dataclass(frozen=True, eq=False)
 class StoredMember:
-    """One member on disk: `stored` maps the network's name of a tensor (of tied ones the first) to its name in the files."""
+    """One member on disk: `stored` maps the network's name of a tensor (of tied ones the first) to its stored name."""
 
     checkpoint: Checkpoint
     stored: Mapping[str, str]
