@@ -39,7 +39,7 @@ def row(name: str, model: nn.Module, inputs: object, runs: int) -> None:
         ng.trace(model, inputs, verify=False)
 
     trace()
-    ops = len(record(model, inputs))
+    ops = len(record(model, inputs).ops)
     run, traced = median_ms(runs, forward, trace)
     per_op = 1e3 * (traced - run) / ops
     print(f"{name:22} {ops:6} {run:10.2f} {traced:10.2f} {per_op:12.0f}")

@@ -24,7 +24,7 @@ class SegmentedNorm(nn.Module):
         >>> norms = [nn.LayerNorm(2, bias=False), nn.LayerNorm(2, bias=False)]
         >>> wide = SegmentedNorm(norms, {"weight": torch.ones(4)}, {"weight": 0}, -1, [2, 2])
         >>> wide(torch.tensor([1.0, 3.0, 10.0, 30.0])).round(decimals=3)
-        tensor([-1.,  1., -1.,  1.], grad_fn=<RoundBackward1>)
+        tensor([-1.,  1., -1.,  1.])
     """
 
     def __init__(
@@ -42,9 +42,7 @@ class SegmentedNorm(nn.Module):
         self.axis = axis
         self.segments = list(segments)
         for name, tensor in parameters.items():
-            self.register_parameter(
-                name, nn.Parameter(tensor, requires_grad=tensor.requires_grad or not tensor.is_leaf)
-            )
+            self.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each segment of axis `self.axis`; shape in = shape out."""
