@@ -149,7 +149,7 @@ class TensorWriter:
                     future.result()
                 if self._order:
                     raise CheckpointError(
-                        f"{self.path.name}: {self._left[self._order[0]]} bytes of {self._order[0]} lack"
+                        f"{self.path.name}: {self._left[self._order[0]]} bytes of {self._order[0]} were not given"
                     )
         finally:
             os.close(self._handle)

@@ -1,0 +1,309 @@
+"""Whatever is on the disk, opening it gives right tensors or a CheckpointError that names the file."""
+
+import json
+import os
+import random
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from neurograft.checkpoints import open_checkpoint
+from neurograft.checkpoints.header import DTYPES
+from neurograft.errors import CheckpointError
+
+
+def tensors_of(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "embed.weight": torch.randn(7, 4, generator=generator).bfloat16(),
+        "fc.weight": torch.randn(4, 3, generator=generator),
+        "fc.bias": torch.randn(3, generator=generator, dtype=torch.float64),
+        "empty": torch.zeros(0, 5),
+        "steps": torch.tensor(3),
+    }
+
+
+def raw(header: dict | bytes, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def same(found, expected) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+def test_tensors_are_those_that_were_saved(tmp_path):
+    save_file(tensors_of(), tmp_path / "a.safetensors", {"who": "me"})
+    opened = open_checkpoint(tmp_path / "a.safetensors")
+    same(opened.tensors, tensors_of())
+    assert opened.metadata == {"who": "me"}
+    assert opened.nbytes == sum(t.nbytes for t in tensors_of().values())
+
+
+@pytest.mark.parametrize("code", DTYPES)
+def test_every_dtype(tmp_path, code):
+    data = torch.arange(16, dtype=torch.uint8).remainder(2)
+    (tmp_path / "a.safetensors").write_bytes(
+        raw({"x": entry(code, [16 // DTYPES[code].itemsize], [0, 16])}, bytes(data))
+    )
+    found = open_checkpoint(tmp_path / "a.safetensors").tensors["x"]
+    assert found.dtype == DTYPES[code]
+    assert torch.equal(found.clone().view(torch.uint8), data)
+
+
+def test_numbers_that_lie_across_word_boundaries(tmp_path):
+    numbers = torch.tensor([1.5, -2.0])
+    (tmp_path / "a.safetensors").write_bytes(
+        raw(b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(numbers.numpy().tobytes()))
+    )
+    assert torch.equal(open_checkpoint(tmp_path / "a.safetensors").tensors["x"], numbers)
+
+
+BAD_HEADERS = {
+    "empty file": (b"", "has only 0 bytes"),
+    "short file": (b"\1\2\3", "has only 3 bytes"),
+    "absurd header": (
+        struct.pack("<Q", 1 << 62) + b"{}",
+        "header claims 4611686018427387904 bytes, but the file has 10",
+    ),
+    "header longer than the file": (struct.pack("<Q", 100) + b"{}", "truncated: its header claims 100"),
+    "no brace": (raw(b" {}"), "does not start with a brace"),
+    "no JSON": (raw(b"{]"), "header is no JSON"),
+    "deep JSON": (raw(b'{"a":' * 100_000), "header is no JSON"),
+    "huge number": (
+        raw(b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}'),
+        "header is no JSON",
+    ),
+    "not UTF-8": (raw(b'{"\xff":1}'), "header is no JSON"),
+    "twice": (raw(b'{"a":1,"a":2}'), "names 'a' twice"),
+    "metadata": (raw({"__metadata__": {"a": 1}}), "__metadata__ must map text to text"),
+    "no entry": (raw({"w": 3}), "w must be described by dtype"),
+    "lacking": (raw({"w": {"dtype": "F32"}}), "w must be described by dtype"),
+    "dtype": (raw({"w": entry("F33")}), "w has dtype 'F33'; known: F64"),
+    "dtype list": (raw({"w": entry([])}), r"w has dtype \[\]"),
+    "negative": (raw({"w": entry(shape=[-2])}), r"w has the impossible shape \[-2\]"),
+    "boolean": (raw({"w": entry(shape=[True])}), r"w has the impossible shape \[True\]"),
+    "fraction": (raw({"w": entry(shape=[2.0])}), r"w has the impossible shape \[2.0\]"),
+    "enormous": (
+        raw({"w": entry(shape=[1 << 40, 1 << 40])}, b"12345678"),
+        "w of dtype F32 .* needs 4.83570327846e.24 bytes",
+    ),
+    "offsets": (raw({"w": entry(offsets=[0])}, b"12345678"), r"w has the impossible data_offsets \[0\]"),
+    "backwards": (raw({"w": entry(offsets=[8, 0])}, b"12345678"), "w of dtype F32 .* needs 8 bytes, .* give it -8"),
+    "mislabelled": (raw({"w": entry("F64")}, b"12345678"), "w of dtype F64 and shape .* needs 16 bytes, .* give it 8"),
+    "truncated": (raw({"w": entry()}, b"1234567"), r"truncated: w ends at byte .*\(1 missing\)"),
+    "rest": (raw({"w": entry()}, b"123456789"), "has 1 bytes after its last tensor"),
+    "overlap": (
+        raw({"v": entry(), "w": entry(offsets=[4, 12])}, b"123456789012"),
+        "w shares bytes with another tensor",
+    ),
+    "hole": (raw({"v": entry(), "w": entry(offsets=[12, 20])}, b"1" * 20), "w leaves 4 bytes unused"),
+    "pickle": (b"\x80\x02}q\x00.", "is no safetensors file but a pickle; rename it to .pt"),
+    "zip": (b"PK\x03\x04 and more", "a PyTorch file"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    "page": (b"<!DOCTYPE html>", "a web page"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_HEADERS)
+def test_bad_headers_are_refused_by_name(tmp_path, case):
+    content, message = BAD_HEADERS[case]
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"bad\.safetensors.*{message}"):
+        open_checkpoint(tmp_path / "bad.safetensors")
+
+
+def damaged(stored: bytes, generator: random.Random) -> bytes:
+    """One of the ways in which files get damaged."""
+    kind, at = generator.randrange(6), generator.randrange(len(stored))
+    if kind == 0:
+        return stored[:at]
+    if kind == 1:
+        return stored[:at] + bytes([generator.randrange(256)]) + stored[at + 1 :]
+    if kind == 2:
+        return stored[:at] + generator.randbytes(generator.randrange(1, 20)) + stored[at:]
+    if kind == 3:
+        return stored[:at] + stored[at + generator.randrange(1, 20) :]
+    header = 8 + int.from_bytes(stored[:8], "little")
+    digits = [i for i in range(8, header) if chr(stored[i]).isdigit()]
+    at = generator.choice(digits) if kind == 4 else generator.randrange(8, header)
+    return stored[:at] + generator.choice(b'0123456789-[]{},:"eE').to_bytes(1, "little") + stored[at + 1 :]
+
+
+def test_thousands_of_damaged_files(tmp_path):
+    path, generator, refused = tmp_path / "a.safetensors", random.Random(0), []
+    save_file(tensors_of(), path, {"format": "pt"})
+    stored = path.read_bytes()
+    for _ in range(4000):
+        path.unlink()  # some file systems flush a file that is written over, which takes long
+        path.write_bytes(damaged(stored, generator))
+        try:
+            opened = open_checkpoint(path)
+            for name, tensor in opened.tensors.items():
+                assert tensor.numel() == 0 or tensor.flatten().view(torch.uint8).max() >= 0, name
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert 2500 < len(refused) < 4000
+    assert all(str(path) in message for message in refused)
+
+
+def test_hundreds_of_damaged_pickles(tmp_path):
+    path, generator, refused = tmp_path / "a.pt", random.Random(0), []
+    torch.save(nn.Linear(3, 4).state_dict(), path)
+    stored = path.read_bytes()
+    for _ in range(300):
+        path.unlink()
+        path.write_bytes(damaged_pickle(stored, generator))
+        try:
+            tensors = open_checkpoint(path).tensors
+            assert all(isinstance(tensor.sum().item(), (int, float)) for tensor in tensors.values())
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert 50 < len(refused) < 300
+    assert all(str(path) in message for message in refused)
+
+
+def damaged_pickle(stored: bytes, generator: random.Random) -> bytes:
+    at = generator.randrange(len(stored))
+    if generator.random() < 0.5:
+        return stored[:at]
+    return stored[:at] + bytes([generator.randrange(256)]) + stored[at + 1 :]
+
+
+class TestShards:
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        tensors, placed = tensors_of(), {}
+        for i, names in enumerate((("embed.weight", "empty"), ("fc.weight", "fc.bias", "steps")), 1):
+            save_file({name: tensors[name] for name in names}, folder / f"{i}.safetensors")
+            placed |= dict.fromkeys(names, f"{i}.safetensors")
+        self.write(folder, placed)
+        return folder
+
+    @staticmethod
+    def write(folder: Path, placed: object) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+
+    def test_folder_and_index_give_all_tensors(self, folder):
+        same(open_checkpoint(folder).tensors, tensors_of())
+        opened = open_checkpoint(folder / "model.safetensors.index.json")
+        same(opened.tensors, tensors_of())
+        assert [file.name for file in opened.files] == ["1.safetensors", "2.safetensors"]
+
+    def test_a_tensor_that_is_not_where_the_index_says(self, folder):
+        self.write(folder, {"fc.weihgt": "2.safetensors"})
+        with pytest.raises(
+            CheckpointError, match=r"says that 2.safetensors holds 'fc.weihgt'; did you mean 'fc.weight'"
+        ):
+            open_checkpoint(folder)
+
+    def test_a_shard_that_is_not_there(self, folder):
+        (folder / "2.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"names '2.safetensors', which is not there"):
+            open_checkpoint(folder)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "../out.safetensors",
+            "/etc/passwd",
+            "a/../../out.safetensors",
+            "..",
+            "",
+            ".",
+            "C:\\out",
+            "x\0y",
+            "a\\..\\out",
+        ],
+    )
+    def test_no_index_leads_outside(self, folder, name):
+        save_file(tensors_of(), folder.parent / "out.safetensors")
+        self.write(folder, {"fc.weight": name})
+        with pytest.raises(
+            CheckpointError, match=r"index.json (leads outside its folder|names '.', which is not there)"
+        ):
+            open_checkpoint(folder)
+
+    def test_no_link_leads_outside(self, folder):
+        save_file(tensors_of(), folder.parent / "out.safetensors")
+        (folder / "1.safetensors").unlink()
+        (folder / "1.safetensors").symlink_to(folder.parent / "out.safetensors")
+        with pytest.raises(CheckpointError, match=r"leads outside its folder: '1.safetensors' is a link to .*out"):
+            open_checkpoint(folder)
+
+    def test_the_cache_of_the_hub_is_links_into_its_blobs(self, folder, tmp_path):
+        snapshot = tmp_path / "models--a--b" / "snapshots" / "f00"
+        blobs = tmp_path / "models--a--b" / "blobs"
+        snapshot.mkdir(parents=True)
+        blobs.mkdir()
+        for i, file in enumerate(sorted(folder.iterdir())):
+            file.rename(blobs / f"{i}")
+            (snapshot / file.name).symlink_to(Path("../../blobs") / f"{i}")
+        same(open_checkpoint(snapshot).tensors, tensors_of())
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map":[]}', '{"weight_map":{"a":1}}', "[" * 100_000])
+    def test_files_that_are_no_index(self, folder, content):
+        (folder / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"index.json(: its weight_map must| is no readable index)"):
+            open_checkpoint(folder)
+
+    def test_folders_without_a_checkpoint(self, tmp_path, folder):
+        (folder / "model.safetensors.index.json").unlink()
+        with pytest.raises(CheckpointError, match="is a folder with 2 safetensors files but no index"):
+            open_checkpoint(folder)
+        (folder / "2.safetensors").unlink()
+        assert set(open_checkpoint(folder).tensors) == {"embed.weight", "empty"}
+        (folder / "1.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="is a folder with no checkpoint; expected model.safetensors.index"):
+            open_checkpoint(folder)
+
+
+def test_pickled_tensors_are_mapped_and_code_is_not_run(tmp_path):
+    torch.save({"state_dict": tensors_of()}, tmp_path / "a.pt")
+    same(open_checkpoint(tmp_path / "a.pt").tensors, tensors_of())
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    torch.save({"weight": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"evil.pt cannot be read as tensors only"):
+        open_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_file_that_changes_under_way_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file(tensors_of(), path)
+    opened = open_checkpoint(path)
+    opened.check_unchanged()
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(CheckpointError, match=r"a.safetensors changed on the disk while it was read"):
+        opened.check_unchanged()
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(CheckpointError, match=r"a.safetensors changed from \d+ to \d+ bytes"):
+        opened.check_unchanged()
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"a.safetensors cannot be read: No such file"):
+        opened.check_unchanged()
+
+
+def test_a_file_that_shrank_before_it_was_mapped(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file(tensors_of(), path)
+    opened = open_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"a.safetensors shrank while it was read: .* is no longer whole"):
+        dict(opened.tensors)
