@@ -141,6 +141,7 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
 
     (1) Every free group is permuted at random. (2) Roles: unit i is copied over unit j wherever neurons are made
     (`out`, `elementwise`), then a share of i's readers (`in`) is moved to j; the outputs must not depend on the share.
+    And where a unit's readers are zero, the outputs must not depend on what makes it (but for what norms it enters).
     With `deep`, every intermediate tensor is compared with its permuted original, which finds wrong rules that the
     outputs forgive. If outputs move, the guilty groups are found one by one.
 
@@ -177,17 +178,29 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
             bench.run(_exchanged(bench, graph, chosen, 0.0)), bench.run(_exchanged(bench, graph, chosen, 0.7))
         )
 
-    role_error = exchanging(list(pairs)) if pairs else 0.0
-    wrong = [] if role_error <= tolerance else culprits(list(pairs), exchanging, tolerance, errors)
+    idle = {group.name: _pair(group.size, bench.generator)[0] for group in sound if _idle_checkable(group, graph)}
+
+    def idling(names: Sequence[str]) -> float:
+        chosen = {name: idle[name] for name in names}
+        return largest_change(
+            bench.run(_idled(bench, graph, chosen, 0.0)), bench.run(_idled(bench, graph, chosen, 0.5))
+        )
+
+    role_error, wrong = 0.0, []
+    for subjects, measure in ((pairs, exchanging), (idle, idling)):
+        moved_by = measure(list(subjects)) if subjects else 0.0
+        role_error = max(role_error, moved_by)
+        if moved_by > tolerance:
+            wrong += culprits(list(subjects), measure, tolerance, errors)
     proof = Proof(
         passed=not guilty and not wrong and error <= tolerance and role_error <= tolerance,
         error=error,
         role_error=role_error,
         tolerance=tolerance,
         permuted=len(moved),
-        roles_checked=len(pairs),
+        roles_checked=len({*pairs, *idle}),
         guilty=tuple(guilty),
-        wrong_roles=tuple(wrong),
+        wrong_roles=tuple(dict.fromkeys(wrong)),
         errors=errors,
     )
     return _deepened(proof, bench, moved) if deep else proof
@@ -256,6 +269,34 @@ def _role_checkable(group: Group, graph: NeuronGraph) -> bool:
         if "in" in roles and (len(roles) > 1 or info.curved):
             return False
     return any(slot.role == "in" for slot in group.slots)
+
+
+def _idle_checkable(group: Group, graph: NeuronGraph) -> bool:
+    # what is reduced or contracted without a weight sees a unit that no weight reads
+    if group.reduced_by or group.bilinear:
+        return False
+    infos = [(graph.tensors[slot.tensor], slot.dim) for slot in group.slots]
+    return all(not info.curved and len(info.roles[dim][group.name]) == 1 for info, dim in infos)
+
+
+def _idled(bench: Bench, graph: NeuronGraph, units: Mapping[str, int], amount: float) -> dict[str, Tensor]:
+    # each named unit: nobody reads it, and what makes it is scaled by 1 + amount * noise
+    changed: dict[str, Tensor] = {}
+    for name, x in bench.original.items():
+        info = graph.tensors[name]
+        for dim, layout in enumerate(info.layouts):
+            for span in spans(layout):
+                if span.group not in units:
+                    continue
+                places = _units(span, units[span.group]).to(x.device)
+                part = x.index_select(dim, places)
+                if "in" in info.roles[dim][span.group]:
+                    x = x.index_fill(dim, places, 0.0)
+                else:
+                    noise = torch.rand(part.shape, generator=torch.Generator().manual_seed(bench.seed))
+                    x = x.index_copy(dim, places, part * (1 + amount * noise.to(x.device, x.dtype)))
+                changed[name] = x
+    return changed
 
 
 def _exchanged(

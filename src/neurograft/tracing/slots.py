@@ -32,7 +32,8 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
     """The graph as it is known by now, and the variable behind each group."""
     pin_unreached(labelling)
     named = name_groups(labelling)
-    tensors = {name: _tensor_info(labelling, name, named) for name in labelling.tensors.by_name}
+    marks = _marks(labelling)
+    tensors = {name: _tensor_info(labelling, name, named, marks) for name in labelling.tensors.by_name}
     slots = slots_by_group(tensors)
     reduced = _notes_by_group(labelling.main.notes.reduced, named)
     bilinear = _notes_by_group(labelling.main.notes.bilinear, named)
@@ -103,10 +104,9 @@ def layouts_of(axes: Axes, names: Mapping[Var, str]) -> tuple[Layout, ...]:
     return tuple(layout_of(axis, names) for axis in axes)
 
 
-def _tensor_info(labelling: Labelling, name: str, named: Named) -> TensorInfo:
+def _tensor_info(labelling: Labelling, name: str, named: Named, marks: Mapping[Var, frozenset[Role]]) -> TensorInfo:
     x = labelling.tensors.by_name[name]
     layouts = layouts_of(labelling.parameter_axes[name], named.names)
-    marks = _marks(labelling)
     roles = tuple(
         _roles_of(layout, axis, marks)
         for layout, axis in zip(layouts, resolved(labelling.private_axes[name]), strict=True)
@@ -121,14 +121,13 @@ def _kind(labelling: Labelling, name: str, x: Tensor, buffer: bool) -> Kind:
     if buffer:
         return kind if kind in ("mean", "variance") else "statistic"
     wide = sum(n > 1 for n in x.shape) > 1
-    primary = any(use.names and use.names[0] == name for use in labelling.main.notes.uses)
-    if kind == "weight" and not wide and not primary:
+    if kind == "weight" and not wide and not any(use.names[:1] == (name,) for use in labelling.main.notes.uses):
         return "scale"
     return kind or ("weight" if wide else "bias")
 
 
 def _marks(labelling: Labelling) -> dict[Var, frozenset[Role]]:
-    # roles of private variables; computed once per number of noted roles
+    # the roles of private variables
     notes = labelling.main.notes.roles
     found: dict[Var, set[Role]] = {}
     for axis, role in notes:

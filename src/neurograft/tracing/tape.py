@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurograft.errors import NeurograftError, TraceError
-from neurograft.inputs import Inputs, call
+from neurograft.inputs import Inputs, call, device_of, to_device
 
 
 @dataclass(slots=True, eq=False)
@@ -169,6 +169,8 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
     Raises:
         TraceError: if the network cannot run on `inputs`.
     """
+    if device_of(model).type == "meta":
+        inputs = to_device(inputs, "meta")
     with as_found(model), module_paths(model) as path:
         recorder = Recorder(path)
         try:

@@ -1,0 +1,105 @@
+"""Observing finds every use of every weight again, on any batch."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import neurograft as ng
+from neurograft.inputs import call
+from neurograft.tracing.graph import Use
+from neurograft.tracing.observing import observe
+from tests.networks import NETWORKS, build, example
+
+
+class Notes:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.results: list[tuple[Use, Tensor | None, Tensor]] = []
+
+    def before(self, use: Use, input: Tensor | None) -> None:
+        self.seen.append((use.tensor, use.nth))
+
+    def after(self, use: Use, input: Tensor | None, output: Tensor) -> None:
+        self.results.append((use, None if input is None else input.clone(), output.clone()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_use_is_found_again_on_another_batch_size(name: str) -> None:
+    model, notes = build(name), Notes()
+    graph = ng.trace(model, example(name), verify=False)
+    inputs = torch.utils._pytree.tree_map(lambda x: torch.cat([x, x, x]), example(name))
+    with torch.no_grad(), observe(model, graph, notes):
+        call(model, inputs)
+    assert notes.seen == [(use.tensor, use.nth) for use in graph.uses]
+    for use, given, output in notes.results:
+        assert len(use.output) == output.dim()
+        if given is not None and use.input is not None:
+            assert len(use.input) == given.dim()
+
+
+def test_inputs_and_outputs_are_those_of_the_op() -> None:
+    model, notes = build("mlp_bias"), Notes()
+    graph = ng.trace(model, example("mlp_bias"))
+    x = torch.randn(9, 12)
+    with torch.no_grad(), observe(model, graph, notes):
+        model(x)
+    use, given, output = notes.results[0]
+    assert use.tensor == "layers.0.weight"
+    assert torch.equal(given, x)
+    assert torch.equal(output, model.layers[0](x))
+
+
+def test_a_weight_changed_before_its_use_is_what_the_op_reads() -> None:
+    model = build("attention")
+    graph = ng.trace(model, example("attention"))
+
+    class Zero(Notes):
+        def before(self, use: Use, input: Tensor | None) -> None:
+            if use.tensor == "head.weight":
+                model.head.weight.zero_()
+
+    with torch.no_grad(), observe(model, graph, Zero()):
+        out = model(example("attention"))
+    assert torch.equal(out, model.head.bias.expand_as(out))
+
+
+def test_the_count_starts_anew_with_every_call() -> None:
+    model, notes = build("twice"), Notes()
+    graph = ng.trace(model, example("twice"))
+    with torch.no_grad(), observe(model, graph, notes):
+        model(example("twice"))
+        model(example("twice"))
+    assert notes.seen[:4] == notes.seen[4:]
+
+
+def test_multi_head_attention_is_seen_through_its_fast_path() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.attend(x))
+
+    model, notes = Layer().eval(), Notes()
+    x = torch.randn(2, 5, 8)
+    graph = ng.trace(model, x)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with torch.no_grad(), observe(model, graph, notes):
+        model(torch.randn(4, 5, 8))
+    assert "attend.self_attn.in_proj_weight" in [tensor for tensor, _ in notes.seen]
+    assert notes.seen == [(use.tensor, use.nth) for use in graph.uses]
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_hooks_and_flags_come_back_after_an_exception() -> None:
+    model = build("mlp")
+    graph = ng.trace(model, example("mlp"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), observe(model, graph, Notes()):
+        model(torch.randn(2, 7))
+    assert not model._forward_pre_hooks
