@@ -7,12 +7,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from tests.networks import MLP, build, example
 from torch import Tensor, nn
 
 import neurograft as ng
 from neurograft.errors import BadWeights, OptionError
 from neurograft.planning.maps import Pairs
-from tests.networks import MLP, build, example
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,8 @@ def _without_gradients():
 
 def parity_networks(shared: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("parity_networks", shared / "parity" / "nets.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -143,7 +144,8 @@ def test_given_weights_are_carried_as_running_sums() -> None:
     members = mlps(3, 12, 16, 10)
     weights = [0.2, 0.3, 0.5]
     plan = ng.plan(members, X, weights=weights, strategy="iterative")
-    # first 0 and 1 among themselves, the head scaled by 0.4 and 0.6; then what they kept with 2, scaled by 0.2, 0.3, 0.5
+
+    # first 0 and 1 among themselves, the head scaled by 0.4 and 0.6; then what they kept with 2, scaled by the weights
     def scores(m: int, scale: float) -> Tensor:
         maker, reader = members[m].layers
         return (maker.weight.square().sum(1) + (scale * reader.weight).square().sum(0)) / 2
@@ -241,7 +243,9 @@ def test_units_dropped_on_a_lower_level_count_nothing_on_a_higher_one() -> None:
         torch.testing.assert_close(tensor, stepwise.state_dict()[name])
 
 
-@pytest.mark.parametrize("network", ["mlp_bias", "mlp_batch_norm", "lenet_bias", "vgg_batch_norm", "resnet", "densenet"])
+@pytest.mark.parametrize(
+    "network", ["mlp_bias", "mlp_batch_norm", "lenet_bias", "vgg_batch_norm", "resnet", "densenet"]
+)
 @pytest.mark.parametrize("order", ["backward", "joint"])
 @pytest.mark.parametrize("permuted", [False, True])
 def test_a_network_fused_with_its_own_copy_keeps_its_function(network: str, order: str, permuted: bool) -> None:

@@ -112,6 +112,7 @@ def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None
                 raise MembersDiffer(
                     f"{where} has {graph[group.name].size} positions in models[{m}], {group.size} in models[0] along "
                     f"an axis that must not change ({group.why or 'inside ' + str(group.inside)})"
+                    + ('; for different label sets use heads="keep"' if "the output" in (group.why or "") else "")
                 )
 
 

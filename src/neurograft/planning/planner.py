@@ -11,6 +11,7 @@ from torch import nn
 from neurograft.errors import MembersDiffer, OptionError, Unreached, closest
 from neurograft.inputs import Batches, Inputs, check_batches
 from neurograft.planning.ancestry import aligned_members
+from neurograft.planning.heads import Heads, freed_heads, graphs_for_methods, with_kept_heads
 from neurograft.planning.members import (
     Members,
     State,
@@ -22,6 +23,7 @@ from neurograft.planning.members import (
     state_of,
 )
 from neurograft.planning.methods import METHODS
+from neurograft.planning.options import check_choice
 from neurograft.planning.plan import FusionPlan, cut_warnings, read_shares
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
@@ -36,6 +38,7 @@ def plan(
     *,
     calibration: Batches | None = None,
     fixed: Sequence[str] = (),
+    heads: Heads = "average",
     seed: int = 0,
     **options: Any,
 ) -> FusionPlan:
@@ -49,6 +52,9 @@ def plan(
         graph: the graph of `models[0]` if it was traced before.
         calibration: a re-iterable of batches, for methods that look at activations.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
+        heads: "average" fuses the layers that make the outputs too; "keep" leaves every member its own on the fused
+            trunk: the network returns their outputs one after the other, member 0's first, and members may have
+            different label sets (`plan.details["heads"]` says which outputs are whose).
         seed: the only source of randomness.
         options: the method's own options.
 
@@ -82,6 +88,7 @@ def plan(
         models=tuple(models),
         calibration=calibration,
         fixed=fixed,
+        heads=heads,
         seed=seed,
         options=options,
     )
@@ -96,27 +103,35 @@ def plan_states(
     models: tuple[nn.Module, ...] | None = None,
     calibration: Batches | None = None,
     fixed: Sequence[str] = (),
+    heads: Heads = "average",
     seed: int = 0,
     options: Mapping[str, Any],
 ) -> FusionPlan:
     """Plan from tensors and graphs alone; the half of `plan` that streaming shares."""
-    check_shapes(states, graphs)
+    check_choice("heads", heads, ("average", "keep"))
+    keep = heads == "keep"
+    laid_out = freed_heads(graphs) if keep else tuple(graphs)
+    check_shapes(states, laid_out)
     for m, state in enumerate(states):
         for name, tensor in state.items():
             check_finite(name, tensor, m)
-    members = Members(tuple(states), tuple(graphs), weights, torch.Generator().manual_seed(seed), models, calibration)
+    compared = graphs_for_methods(graphs) if keep else laid_out
+    members = Members(tuple(states), compared, weights, torch.Generator().manual_seed(seed), models, calibration)
     filling = METHODS[method](members, **options)
     check_unreached(graphs[0], filling.maps, fixed)
+    cut = cut_warnings(graphs[0], read_shares(filling.maps)) if filling.owned else ()
+    if keep:
+        filling = with_kept_heads(filling, graphs)
     return FusionPlan(
         method=method,
-        graphs=tuple(graphs),
+        graphs=laid_out,
         maps=filling.maps,
         weights=filling.weights,
         owned=filling.owned,
         options=dict(options),
         seed=seed,
         tensor_weights=filling.tensor_weights,
-        warnings=(*filling.warnings, *(cut_warnings(graphs[0], read_shares(filling.maps)) if filling.owned else ())),
+        warnings=(*filling.warnings, *cut),
         details={**filling.details, "aligned": aligned_members(members)},
     )
 

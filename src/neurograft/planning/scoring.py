@@ -10,12 +10,14 @@ from torch.nn import functional as F
 
 from neurograft.errors import InputError, OptionError, closest
 from neurograft.inputs import Batches, Inputs, device_of, first_tensor, split_labels, to_device
+from neurograft.planning.activations import member_activations
 from neurograft.planning.importance import Alive, Magnitude
 from neurograft.planning.members import Members
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.untouched import untouched
 
-Kind: TypeAlias = Literal["magnitude", "l1", "taylor", "random"]
+Kind: TypeAlias = Literal["magnitude", "l1", "activation", "variance", "taylor", "random"]
+SAMPLES = 2048  # activations per neuron that importances are measured on
 
 
 class Importance(Protocol):
@@ -31,12 +33,15 @@ def scorers(kind: str, members: Members, moved: frozenset[str]) -> Callable[[int
 
     - `magnitude`: squared weights, summed per slot; what the paper uses.
     - `l1`: absolute weights instead of squares: many small weights count for more beside few large ones.
+    - `activation`: mean |activation| as its readers see it, times the norm of the weights that read it.
+    - `variance`: variance of the activation times the squared norm of the weights that read it; a neuron that
+      always answers the same counts nothing, however large its answer.
     - `taylor`: |Σ w · ∂loss/∂w| over the weights that read it: how the loss changes, to first order, if nobody
       does; cross-entropy on the labels of the calibration batches, mean over batches.
     - `random`: uniform numbers, the control.
 
-    The first two count only entries that are alive. Magnitudes favour the member with larger weights in a layer;
-    `taylor` stays as it is if a layer is scaled up and its reader down.
+    The weights of the first four count only where they are alive. Magnitudes favour the member with larger weights
+    in a layer; `activation`, `variance` and `taylor` stay as they are if a layer is scaled up and its reader down.
 
     Raises:
         OptionError: an unknown kind, or one that needs batches when there are none.
@@ -54,8 +59,14 @@ def scorers(kind: str, members: Members, moved: frozenset[str]) -> Callable[[int
         ]
         return lambda m, _: Measured(drawn[m])
     batches, models = calibration_of(members, f"importance={kind!r}")
-    losses = [first_order(model, graph, groups, batches) for model, graph in zip(models, members.graphs, strict=True)]
-    return lambda m, _: Measured(losses[m])
+    if kind == "taylor":
+        losses = [
+            first_order(model, graph, groups, batches) for model, graph in zip(models, members.graphs, strict=True)
+        ]
+        return lambda m, _: Measured(losses[m])
+    answers = [answer_sizes(found, kind) for found in member_activations(members, when="post", samples=SAMPLES)]
+    power = 1 if kind == "activation" else 2
+    return lambda m, scale: Read(answers[m], Magnitude(members.states[m], members.graphs[m], moved, scale), power)
 
 
 def calibration_of(members: Members, what: str) -> tuple[Batches, tuple[nn.Module, ...]]:
@@ -80,6 +91,36 @@ class Measured:
     def contributions(self, group: str, _alive: Alive) -> list[Tensor]:
         """The scores of the group, shape `(units,)`."""
         return [self.scores[group]]
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """How large a neuron's answers are, times how strongly they are read: answer · (Σ w² of its readers)^(power/2).
+
+    Groups whose answers no calibration batch shows count by their readers alone.
+    """
+
+    answers: Mapping[str, Tensor]
+    weights: Magnitude
+    power: int
+
+    def contributions(self, group: str, alive: Alive) -> list[Tensor]:
+        """One vector of shape `(units,)`."""
+        read = [self.weights.slot_sum(s, group, alive).cpu() for s in self.weights.slots(group) if s.role == "in"]
+        norm = torch.stack(read).sum(0) if read else torch.ones(self.weights.graph[group].size)
+        return [self.answers.get(group, torch.ones(1)).to(norm) * norm ** (self.power / 2)]
+
+
+def answer_sizes(activations: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Mean absolute activation or variance per unit, from activations of shape `(samples, units)`.
+
+    Example:
+        >>> answer_sizes({"a": torch.tensor([[1.0, 2.0], [-1.0, 2.0]])}, "variance")
+        {'a': tensor([1., 0.])}
+    """
+    if kind == "activation":
+        return {g: x.abs().mean(0).cpu() for g, x in activations.items()}
+    return {g: x.var(0, correction=0).cpu() for g, x in activations.items()}
 
 
 def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches: Batches) -> dict[str, Tensor]:
