@@ -327,21 +327,20 @@ def best_inner_products(cells: Tensor, member: int, target: int) -> Tensor:
     return best
 
 
-def neuron_mass(network: Network, group: str) -> Tensor:
-    """How much signal a neuron carries: |incoming weights| · |outgoing weights|, shape `(units,)`, float64.
+def neuron_norms(network: Network, group: str) -> tuple[Tensor, Tensor]:
+    """The norms of the weights that make and that read each neuron, each of shape `(units,)`, float64.
 
-    The copies of a neuron that was split in a function-preserving way carry the neuron's own mass together, and
-    rescaling a ReLU neuron leaves it as it is. A group that nothing reads counts with its incoming weights alone.
+    Their product says how much signal a neuron carries: rescaling a ReLU neuron leaves it as it is, and copies of
+    a neuron that was split carry the neuron's own together. A group that nothing reads has reading norms of 1.
     """
     size = network.graph[group].size
     made, read = torch.zeros(size, dtype=torch.double), torch.zeros(size, dtype=torch.double)
     for name, dim in weight_axes(network.graph, group, readers=True):
         info = network.graph.tensors[name]
         features = unit_features(network.state[name], dim, unit_positions(info.layouts[dim], group))
-        norms = squared_norms(features.float() if features.dtype != torch.double else features).double().cpu()
+        squares = squared_norms(features.to(torch.promote_types(features.dtype, torch.float32))).double().cpu()
         if info.roles[dim][group] == {"in"}:
-            read += norms
+            read += squares
         else:
-            made += norms
-    made, read = made.sqrt(), read.sqrt()
-    return made * read if bool(read.any()) else made
+            made += squares
+    return made.sqrt(), read.sqrt() if bool(read.any()) else torch.ones_like(read)

@@ -14,7 +14,7 @@ from neurograft.planning.costs import (
     Network,
     WeightEvidence,
     aligned,
-    neuron_mass,
+    neuron_norms,
 )
 from neurograft.planning.maps import NeuronMap, Pairs
 from neurograft.planning.members import Members
@@ -41,11 +41,13 @@ class Side:
             return weights
         return ActivationEvidence(self.activations, member.activations, weights)
 
-    def mass(self, group: str) -> Tensor:
-        """The importance of the group's neurons, shape `(units,)`: mean |activation|, else `neuron_mass`."""
-        if self.activations is not None and group in self.activations:
-            return self.activations[group].abs().mean(0)
-        return neuron_mass(self.network, group)
+    def mass(self, group: str, squares: Tensor | None = None) -> Tensor:
+        """How much signal each neuron carries: |features| · |weights that read it|, shape `(units,)`, float64.
+
+        `squares` are the squared norms of the features, default those of the weights that make the neurons.
+        """
+        made, read = neuron_norms(self.network, group)
+        return (made if squares is None else squares.detach().double().cpu().sqrt()) * read
 
     def standardised(self) -> "Side":
         """The same side with activations of mean 0 and variance 1, so that their products are correlations."""

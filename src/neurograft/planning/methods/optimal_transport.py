@@ -58,7 +58,8 @@ def optimal_transport(
         when: activations before ("pre") or after ("post") the nonlinearity.
         samples: activations per neuron that are compared.
         distance: between two neurons' features: "euclidean", "squared" or "cosine".
-        marginals: "uniform", or "importance" (mass |incoming|·|outgoing| weights, or mean |activation|).
+        marginals: "uniform", or "importance": mass |features| · |weights that read the neuron|, which lets a network
+            meet a duplicate of itself with unevenly many copies of a layer's neurons and keep its function.
         solver: "exact" or "sinkhorn".
         reg: entropic regularisation as a share of the mean cost, for "sinkhorn".
         sweeps: how often all groups are matched; from the second time on every producer counts.
@@ -159,7 +160,7 @@ class _Solver:
         if self._one_to_one(name, cost):
             neuron_map = NeuronMap.permutation(assign(cost))
         else:
-            neuron_map = self._soft(name, cost)
+            neuron_map = self._soft(name, cost, products)
         self.costs[name] = _mean_cost(cost, neuron_map)
         return neuron_map
 
@@ -183,11 +184,11 @@ class _Solver:
             )
         return equal and (not soft or bool(ops))
 
-    def _soft(self, name: str, cost: Tensor) -> NeuronMap:
+    def _soft(self, name: str, cost: Tensor, products: Products) -> NeuronMap:
         alpha, beta = (torch.full((n,), 1 / n, dtype=torch.double) for n in cost.shape)
         if self.options.marginals == "importance":
-            alpha, beta = (side.mass(name) for side in (self.member, self.target))
-            alpha, beta = _shares(alpha, name, "member"), _shares(beta, name, "target")
+            alpha = _shares(self.member.mass(name, products.member), name, "member")
+            beta = _shares(self.target.mass(name, products.target), name, "target")
         solved = transport(cost, alpha, beta, self.options.solver, self.options.reg)
         if solved.warning:
             self.warnings[name] = f"group {name}: {solved.warning}"

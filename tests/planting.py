@@ -1,0 +1,46 @@
+"""Networks that compute the same: randomly permuted, or with every hidden neuron split into copies."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+import neurograft as ng
+from tests.networks import MLP
+
+
+def planted(model: nn.Module, graph: ng.NeuronGraph, seed: int) -> nn.Module:
+    """The network with the neurons of every free group in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    return ng.permute(model, graph, {g.name: torch.randperm(g.size, generator=generator) for g in graph.free})
+
+
+def largest_change(one: nn.Module, other: nn.Module) -> float:
+    """The largest difference between two networks' tensors."""
+    left, right = one.state_dict(), other.state_dict()
+    assert list(left) == list(right)
+    return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
+
+
+def split(net: MLP, copies: Sequence[Sequence[int]]) -> MLP:
+    """A wider network of the same function: `copies[l][i]` copies of neuron i of layer l, which share its readers."""
+    sources = [torch.arange(len(c)).repeat_interleave(torch.tensor(c)) for c in copies]
+    layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
+    sizes = [layers[0].in_features, *(len(s) for s in sources), layers[-1].out_features]
+    wide = MLP(*sizes, bias=layers[0].bias is not None).to(layers[0].weight.dtype)
+    with torch.no_grad():
+        for i, (new, old) in enumerate(zip(wide.layers, layers, strict=True)):
+            weight, bias = old.weight, old.bias
+            if i > 0:
+                weight = _shared(weight, sources[i - 1])
+            if i < len(sources):
+                weight = weight[sources[i]]
+                bias = None if bias is None else bias[sources[i]]
+            new.weight.copy_(weight)
+            if bias is not None:
+                new.bias.copy_(bias)
+    return wide
+
+
+def _shared(weight: Tensor, source: Tensor) -> Tensor:
+    return weight[:, source] / torch.bincount(source)[source]
