@@ -40,7 +40,9 @@ def _norm_before_op(labelling: Labelling, op: Op) -> tuple[str, ...]:
         op = makers[id(x)]
         owned = _owned(labelling, op)
         x = _activation(labelling, op)
-        if op.name in _PASSING and not owned:
+        # a scalar factor (T5) changes nothing that matters here
+        scalar = op.name in ("mul", "div") and sum(1 for _ in op_tensors(op)) == 1
+        if (op.name in _PASSING or scalar) and not owned:
             continue
         if op.name in _NORMS and owned:
             kinds = labelling.main.notes.kinds

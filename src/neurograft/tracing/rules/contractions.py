@@ -99,6 +99,25 @@ def linear(labels: Labels, op: Op) -> Result:
     return result if bias is None else with_bias(labels, bias, result)
 
 
+@rule("_grouped_mm", "grouped_mm", "_scaled_grouped_mm")
+def grouped_mm(labels: Labels, op: Op) -> Result:
+    """out[t, k] = sum_j a[t, j] b[e(t), j, k]: rows are dealt to experts by running counts."""
+    first, second = tensor(op, 0), tensor(op, 1)
+    a, b = labels.of(first), labels.of(second)
+    if (len(a), len(b)) != (2, 3):
+        raise ValueError("only a matrix times a stack of matrices is known")
+    labels.fix(a[0], f"dealt to experts by index: {labels.why}")
+    labels.fix(b[0], f"experts are looked up by index: {labels.why}")
+    labels.unify(a[1], b[1])
+    result = (a[0], b[2])
+    if labels.is_weight(second):
+        labels.roles(second, {0: "elementwise", 1: "in", 2: "out"}, "weight")
+        labels.use(second, first, result, {1: 1}, {2: 1})
+    else:
+        labels.bilinear(a[1])
+    return result
+
+
 @rule("_trilinear")
 def trilinear(labels: Labels, op: Op) -> Result:
     """A product of three over expanded dims, summed over some (nn.Bilinear): equal dims meet."""
