@@ -40,8 +40,8 @@ def scorers(kind: str, members: Members, moved: frozenset[str]) -> Callable[[int
       does; cross-entropy on the labels of the calibration batches, mean over batches.
     - `random`: uniform numbers, the control.
 
-    The weights of the first four count only where they are alive. Magnitudes favour the member with larger weights
-    in a layer; `activation`, `variance` and `taylor` stay as they are if a layer is scaled up and its reader down.
+    The weights of the first four count only where they are alive, and compare members by the scale of their
+    layers, unless scores are balanced; `taylor` does not change under rescalings that keep the function.
 
     Raises:
         OptionError: an unknown kind, or one that needs batches when there are none.
