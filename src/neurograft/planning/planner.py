@@ -106,13 +106,17 @@ def plan_states(
     heads: Heads = "average",
     seed: int = 0,
     options: Mapping[str, Any],
+    scan: bool = True,
 ) -> FusionPlan:
-    """Plan from tensors and graphs alone; the half of `plan` that streaming shares."""
+    """Plan from tensors and graphs alone; the half of `plan` that streaming shares.
+
+    Without `scan` the tensors are not searched for NaN and infinity beforehand, which reads everything once.
+    """
     check_choice("heads", heads, ("average", "keep"))
     keep = heads == "keep"
     laid_out = freed_heads(graphs) if keep else tuple(graphs)
     check_shapes(states, laid_out)
-    for m, state in enumerate(states):
+    for m, state in enumerate(states if scan else ()):
         for name, tensor in state.items():
             check_finite(name, tensor, m)
     compared = graphs_for_methods(graphs) if keep else laid_out
