@@ -1,6 +1,6 @@
 """`combine`: one wide network that holds all members side by side and outputs their average."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from neurograft.applying.application import build
-from neurograft.applying.segmented import SegmentedNorm
+from neurograft.applying.formula import axis_pairs
+from neurograft.applying.segmented import SegmentedNorm, norm_axis
 from neurograft.errors import PlanError, ResizeError
 from neurograft.inputs import Inputs, call
 from neurograft.planning.maps import NeuronMap
@@ -16,7 +17,7 @@ from neurograft.planning.members import check_member_weights, check_models, chec
 from neurograft.planning.plan import FusionPlan, made_by
 from neurograft.planning.planner import check_unreached, graphs_of
 from neurograft.tracing.graph import NeuronGraph
-from neurograft.tracing.layout import layout_size, spans
+from neurograft.tracing.layout import Layout
 from neurograft.untouched import untouched
 
 
@@ -68,7 +69,7 @@ def combine(
     plan = combined_plan(graphs, shares)
     check_unreached(graphs[0], plan.maps, fixed)
     wide = build(plan, models)
-    segment_norms(wide, models, plan)
+    segment_norms(wide, models, plan, example_inputs)
     _check_average(wide, models, shares, example_inputs, graphs[0])
     return wide
 
@@ -86,39 +87,60 @@ def combined_plan(graphs: Sequence[NeuronGraph], weights: tuple[float, ...]) -> 
     return FusionPlan("combine", tuple(graphs), maps, weights, owned=True)
 
 
-def segment_norms(wide: nn.Module, models: Sequence[nn.Module], plan: FusionPlan) -> None:
-    """Replace every norm that reduces over a moved group by one that works per member, in place.
-
-    Raises:
-        ResizeError: the group's neurons do not lie one after the other in the norm's parameters.
-    """
-    old, new = plan.graphs[0], plan.graph
-    for path, module in list(wide.named_modules()):
+def segment_norms(wide: nn.Module, models: Sequence[nn.Module], plan: FusionPlan, inputs: Inputs) -> None:
+    """Replace every norm that reduces over a moved group by one that works per member, in place."""
+    found: dict[str, tuple[dict[str, str], dict[str, int]]] = {}
+    for path, module in wide.named_modules():
         own = {name: f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
-        if not _is_joint_norm(module) or any(name not in old.tensors for name in own.values()):
-            continue
-        dims: dict[str, int] = {}
-        segments: tuple[int, ...] = ()
-        axis = 0
-        for name, tensor in own.items():
-            info = new.tensors[tensor]
-            for dim, layout in enumerate(info.layouts):
-                found = [span for span in spans(layout) if span.group in plan.maps]
-                if not found:
-                    continue
-                inner = layout_size(layout) // found[0].size
-                if len(found) > 1 or found[0].stride != inner or dims.get(name, dim) != dim:
-                    raise ResizeError(
-                        f"{tensor}: the neurons of {found[0].group} lie scattered, so members cannot be normed apart"
-                    )
-                dims[name] = dim
-                axis = dim - len(info.shape)
-                segments = tuple(m.member * inner for m in plan.maps[found[0].group])
-        if dims:
-            parameters = dict(module.named_parameters(recurse=False))
-            replaced = SegmentedNorm([m.get_submodule(path) for m in models], parameters, dims, axis, segments)
-            parent, _, leaf = path.rpartition(".")
-            setattr(wide.get_submodule(parent), leaf, replaced.train(module.training))
+        if _is_joint_norm(module) and own and all(tensor in plan.graph.tensors for tensor in own.values()):
+            facing = {name: _moved_dim(plan, tensor) for name, tensor in own.items()}
+            if None not in facing.values():
+                found[path] = own, {name: dim for name, dim in facing.items() if dim is not None}
+    shapes = _input_shapes(models[0], list(found), inputs)
+    for path, (own, dims) in found.items():
+        module = wide.get_submodule(path)
+        name, dim = next(iter(dims.items()))
+        layouts = [graph.tensors[own[name]].layouts[dim] for graph in plan.graphs]
+        fused = plan.graph.tensors[own[name]].layouts[dim]
+        positions = [member_positions(layout, fused, plan, m) for m, layout in enumerate(layouts)]
+        axis = norm_axis(models[0].get_submodule(path), shapes[path], dim, path) if path in shapes else -1
+        norms = [model.get_submodule(path) for model in models]
+        replaced = SegmentedNorm(norms, dict(module.named_parameters(recurse=False)), dims, axis, positions)
+        parent, _, leaf = path.rpartition(".")
+        setattr(wide.get_submodule(parent), leaf, replaced.train(module.training))
+
+
+def member_positions(layout: Layout, fused: Layout, plan: FusionPlan, m: int) -> Tensor:
+    """Where member m's positions of an axis lie in the combined one, int64."""
+    target = axis_pairs(layout, fused, {name: maps[m].merge for name, maps in plan.maps.items()}).target
+    return torch.arange(target.start, target.stop) if isinstance(target, slice) else target
+
+
+def _moved_dim(plan: FusionPlan, tensor: str) -> int | None:
+    """The one dimension of a norm's parameter that holds a moved group."""
+    dims = [d for d, roles in enumerate(plan.graph.tensors[tensor].roles) if any(group in plan.maps for group in roles)]
+    return dims[0] if len(dims) == 1 else None
+
+
+def _input_shapes(model: nn.Module, paths: Sequence[str], inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """The shape of the first input of each named module when the network runs."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def keep(path: str, arguments: tuple[Any, ...]) -> None:
+        if arguments and isinstance(arguments[0], Tensor):
+            shapes[path] = tuple(arguments[0].shape)
+
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(lambda _, arguments, path=path: keep(path, arguments))
+        for path in paths
+    ]
+    try:
+        with untouched(model), torch.no_grad():
+            call(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
 
 
 def joined_norms(model: nn.Module) -> nn.Module:
@@ -180,4 +202,7 @@ def _check_average(
 
 
 def _numbers(outputs: Any) -> list[Tensor]:
+    """The outputs that count: the logits if there are any, as for `trace`, else every tensor of real numbers."""
+    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+        return [outputs["logits"]]
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

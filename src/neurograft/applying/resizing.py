@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from neurograft.applying.declarations import declare_integers
 from neurograft.errors import ResizeError
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.layout import layout_size, part_size
@@ -25,6 +26,7 @@ def declare_sizes(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> None:
     """
     if all(group.size == new[group.name].size for group in old.groups):
         return
+    declare_integers(model, old, new)
     for path, module in model.named_modules():
         for kind, declare in DECLARERS.items():
             if isinstance(module, kind):
