@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neurograft.errors import MembersDiffer, OptionError, Unreached, closest
+from neurograft.errors import MembersDiffer, OptionError, TraceError, Unreached, closest
 from neurograft.inputs import Batches, Inputs, check_batches
 from neurograft.planning.ancestry import aligned_members
 from neurograft.planning.heads import Heads, freed_heads, graphs_for_methods, with_kept_heads
@@ -170,7 +170,7 @@ def graphs_of(
     for m, (model, state) in enumerate(zip(models, states, strict=True)):
         key = _shapes(state)
         if key not in by_shapes:
-            by_shapes[key] = trace(model, example_inputs, fixed=fixed)
+            by_shapes[key] = _traced(model, m, example_inputs, fixed)
         graphs.append(by_shapes[key])
         first, own = graphs[0], graphs[m]
         if [(g.name, g.fixed) for g in first.groups] != [(g.name, g.fixed) for g in own.groups]:
@@ -180,6 +180,15 @@ def graphs_of(
                 "the members' architectures differ in more than widths"
             )
     return graphs
+
+
+def _traced(model: nn.Module, m: int, example_inputs: Inputs, fixed: Sequence[str]) -> NeuronGraph:
+    try:
+        return trace(model, example_inputs, fixed=fixed)
+    except TraceError as error:
+        if m == 0:
+            raise
+        raise MembersDiffer(f"models[{m}] cannot be traced where models[0] can: {error}") from error
 
 
 def _shapes(state: State) -> tuple[Any, ...]:
