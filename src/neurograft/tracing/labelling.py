@@ -63,6 +63,7 @@ class Labelling:
         self.tensors = tensors_of_model(model)
         self.private = Labels()
         self.main = Labels(self.private)
+        self.private.active, self.private.written = self.main.active, self.main.written
         self.unruled: dict[str, list[Axis]] = {}
         self.reached: set[str] = set()
         self.curved: set[str] = set()
@@ -79,14 +80,12 @@ class Labelling:
         """Learn from one tape; `outputs` selects the returned tensors whose positions have a meaning."""
         self._forget_activations()
         self.starts.append(len(self.main.notes.uses))
-        active: set[int] = set()
-        written: set[int] = set()
         for path, x in tensors_of(tape.inputs):
             why = f"the input {path}".strip() if path else "the input"
             self.main.axes[id(x)] = tuple(fixed(n, why) for n in x.shape)
-            active.add(id(x))
+            self.main.active.add(id(x))
         for op in live(tape):
-            self._step(op, active, written)
+            self._step(op)
             self.steps.append(op)
         for path, x in pinned_outputs(tape.outputs, outputs):
             self.pinned.append((tape, path, x))
@@ -94,16 +93,17 @@ class Labelling:
                 fix(axis, f"the output {path}".strip())
 
     def _forget_activations(self) -> None:
+        self.main.active.clear()
+        self.main.written.clear()
         for labels, axes in ((self.main, self.parameter_axes), (self.private, self.private_axes)):
             labels.axes.clear()
             labels.names.clear()
             for name, x in self.tensors.by_name.items():
                 labels.know(x, axes[name], name)
 
-    def _step(self, op: Op, active: set[int], written: set[int]) -> None:
+    def _step(self, op: Op) -> None:
         taken = list(op_tensors(op))
-        is_active = any(id(x) in active for x in taken)
-        is_active = is_active or bool(written and any(storage_of(x) in written for x in taken))
+        is_active = any(self.main.is_active(x) for x in taken)
         derived = [x for x in taken if self.private.known(x)]
         for x in derived:
             self.reached.update(self.private.names[id(x)])
@@ -119,8 +119,8 @@ class Labelling:
         if alone:
             self._derive(op, derived)
         elif is_active or derived:
-            active.update(id(r) for r in op.results if isinstance(r, Tensor))
-            written.update(storage_of(x) for x in op.mutates)
+            self.main.active.update(id(r) for r in op.results if isinstance(r, Tensor))
+            self.main.written.update(storage_of(x) for x in op.mutates)
             if derived:
                 self._mark_rest(derived)
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from neurograft.tracing import algebra
 from neurograft.tracing.algebra import Axis, axis_size, canon, fixed, merge, unify
 from neurograft.tracing.graph import Kind, Role
-from neurograft.tracing.tape import Op
+from neurograft.tracing.tape import Op, storage_of
 
 Axes: TypeAlias = tuple[Axis, ...]
 Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
@@ -68,6 +69,8 @@ class Labels:
         self.op: Op | None = None
         self.mixing = False
         self.marked: set[int] = set()
+        self.active: set[int] = set()
+        self.written: set[int] = set()
 
     @property
     def why(self) -> str:
@@ -100,6 +103,22 @@ class Labels:
             self.axes[id(tensor)] = tuple(fixed(n, why) for n in tensor.shape)
         axes = self.axes[id(tensor)]
         return tuple(canon(axis) for axis in axes)
+
+    def is_active(self, tensor: Tensor) -> bool:
+        """Whether the tensor depends on the inputs, or on parameters that were put to use."""
+        return id(tensor) in self.active or bool(self.written and storage_of(tensor) in self.written)
+
+    def constant(self, tensor: Tensor) -> list[int] | None:
+        """The whole numbers in a short list that depends on nothing; None for any other tensor."""
+        if self.is_active(tensor) or self.known_parameter(tensor) or tensor.device.type == "meta":
+            return None
+        if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() > 4096:
+            return None
+        return [int(i) for i in tensor.tolist()]
+
+    def known_parameter(self, tensor: Tensor) -> bool:
+        """Whether the tensor is computed from parameters alone, in either universe."""
+        return (self.private or self).known(tensor)
 
     def unify(self, a: Axis, b: Axis) -> None:
         """Both axes index the same neurons."""

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from neurograft.tracing.algebra import ONE, Axis, axis_size
+from neurograft.tracing.algebra import ONE, Axis, axis_size, reason
 from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.rules.joining import cut
 from neurograft.tracing.rules.pointwise import broadcast, mark
 from neurograft.tracing.rules.table import Result, arg, dim_of, replaced, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
@@ -76,7 +77,27 @@ def _with_counts(axes: Axes, shape: tuple[int, ...], labels: Labels) -> Axes:
 @rule("index", "_unsafe_index")
 def index(labels: Labels, op: Op) -> Result:
     """Out = x[i, j, ...]: the looked up dims are fixed and give way to those of the indices."""
+    part = _run(labels, op)
+    if part is not None:
+        return part
     return _with_counts(_indexed(labels, labels.of(tensor(op, 0)), arg(op, 1)), result_shape(op), labels)
+
+
+def _run(labels: Labels, op: Op) -> Axes | None:
+    # x[..., [3, 4, 5], ...] with constant neighbours is x[..., 3:6, ...]
+    given = [(d, index) for d, index in enumerate(arg(op, 1)) if index is not None]
+    if len(given) != 1:
+        return None
+    ((dim, index),) = given
+    axes = labels.of(tensor(op, 0))
+    places = labels.constant(index) if reason(axes[dim]) is None else None
+    if not places:
+        return None
+    size = axis_size(axes[dim])
+    first = places[0] % size
+    if [place % size for place in places] != list(range(first, first + len(places))):
+        return None
+    return replaced(axes, dim, cut(labels, axes[dim], (first, len(places), size - first - len(places)))[1])
 
 
 @rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
