@@ -123,6 +123,13 @@ def test_bad_headers_are_refused_by_name(tmp_path, case):
         open_checkpoint(tmp_path / "bad.safetensors")
 
 
+@pytest.mark.parametrize("length", [0x3C, 0x280, 0x4647])
+def test_lengths_that_look_like_other_formats(tmp_path, length):
+    text = json.dumps({"w": entry()}).encode().ljust(length)
+    (tmp_path / "a.safetensors").write_bytes(raw(text, b"\0" * 8))
+    assert open_checkpoint(tmp_path / "a.safetensors").tensors["w"].tolist() == [0, 0]
+
+
 def damaged(stored: bytes, generator: random.Random) -> bytes:
     """One of the ways in which files get damaged."""
     kind, at = generator.randrange(6), generator.randrange(len(stored))

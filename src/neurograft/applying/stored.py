@@ -16,14 +16,14 @@ from neurograft.checkpoints.hashing import Hashing
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.errors import CheckpointError, OptionError, PlanError
 from neurograft.inputs import Inputs, to_device
-from neurograft.planning.members import check_member_weights, check_names, check_shapes
+from neurograft.planning.members import check_finite, check_member_weights, check_names, check_shapes
 from neurograft.planning.plan import FusionPlan
 from neurograft.planning.planner import check_method, graphs_of, plan_states
 from neurograft.planning.saving import SavedPlan
 from neurograft.tracing.graph import NeuronGraph
 
 SEES_BAD_NUMBERS = ("average", "transplant")
-"""Methods that let NaN and infinity through to the result, where streaming finds them without a pass of its own."""
+"""Methods that stop at NaN and infinity, or let them through to where streaming finds them: no pass of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +70,23 @@ class StoredMembers:
             NeurograftError: as `neurograft.plan`.
         """
         check_method(method, options)
-        return plan_states(
-            [member.state for member in self.members],
-            self.graphs(fixed),
-            method,
-            check_member_weights(weights, len(self.members)),
-            fixed=fixed,
-            seed=seed,
-            options=options,
-            scan=method not in SEES_BAD_NUMBERS,
-        )
+        states = [member.state for member in self.members]
+        try:
+            return plan_states(
+                states,
+                self.graphs(fixed),
+                method,
+                check_member_weights(weights, len(states)),
+                fixed=fixed,
+                seed=seed,
+                options=options,
+                scan=method not in SEES_BAD_NUMBERS,
+            )
+        except PlanError:
+            for m, state in enumerate(states):  # bad numbers may be the reason: then say where they are
+                for name, tensor in state.items():
+                    check_finite(name, tensor, m)
+            raise
 
 
 def open_files(paths: Sequence[Path], build: Callable[[], nn.Module], name: str, inputs: Inputs) -> StoredMembers:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from neurograft.applying.formula import FusedRows
 from neurograft.applying.provenance import Provenance
@@ -78,8 +79,13 @@ def stored_member(
     and so are names for which `ignored` is true.
 
     Raises:
-        CheckpointError: tensors that are missing, extra or of another shape.
+        CheckpointError: tensors that are missing, extra or of another shape; a parametrised network.
     """
+    if any(is_parametrized(module) for module in network.modules()):
+        raise CheckpointError(
+            f"{type(network).__name__} has parametrised weights (weight norm, …), which act as wholes and cannot be "
+            "streamed tensor by tensor; fuse it in memory"
+        )
     own = network.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, tensor in own.items():

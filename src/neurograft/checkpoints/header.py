@@ -116,7 +116,7 @@ def header_bytes(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], met
 def _header_text(file: BinaryIO, path: Path, size: int) -> tuple[bytes, int]:
     start = file.read(24)
     for magic, what in MISTAKEN.items():
-        if start.startswith(magic):
+        if start.startswith(magic) and start[8:9] != b"{":  # the length may begin with the same bytes by chance
             raise CheckpointError(f"{path} is no safetensors file but {what}")
     if len(start) < 8:
         raise CheckpointError(f"{path} is no safetensors file or truncated: it has only {size} bytes")
