@@ -8,6 +8,7 @@ from torch import nn
 
 from neurograft.applying.application import build
 from neurograft.applying.combining import joined_norms
+from neurograft.applying.resizing import check_runs
 from neurograft.applying.segmented import SegmentedNorm
 from neurograft.errors import OptionError, PlanError
 from neurograft.inputs import Batches, Inputs
@@ -81,4 +82,6 @@ def prune(
         seed=seed,
         options=options,
     )
-    return build(plan, [model])
+    pruned = build(plan, [model])
+    check_runs(pruned, example_inputs)
+    return pruned

@@ -5,14 +5,17 @@ from functools import partial
 from math import prod
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from neurograft.applying.declarations import declare_integers
 from neurograft.errors import ResizeError
+from neurograft.inputs import Inputs, call, device_of, to_device
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.layout import layout_size, part_size
+from neurograft.untouched import untouched
 
 Leading: TypeAlias = Callable[[int], int]
 """Turns a declared number of groups of the module's weight into the number it has now."""
@@ -32,6 +35,22 @@ def declare_sizes(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> None:
             if isinstance(module, kind):
                 declare(module, partial(_leading, f"{path}.weight".lstrip("."), old, new))
                 break
+
+
+def check_runs(model: nn.Module, example_inputs: Inputs) -> None:
+    """Run a network whose widths were changed once, so that a size nobody could keep true is found here.
+
+    Raises:
+        ResizeError: with what the network said.
+    """
+    try:
+        with untouched(model), torch.no_grad():
+            call(model, to_device(example_inputs, device_of(model)))
+    except Exception as error:
+        raise ResizeError(
+            f"the network does not run at its new widths ({error}); its forward takes sizes from elsewhere than its "
+            "modules and their declared integers; keep the members' width, or name its parameters in fixed=[...]"
+        ) from error
 
 
 def _linear(module: nn.Linear, _leading: Leading) -> None:
