@@ -229,7 +229,9 @@ def deberta_v2() -> Made:
 def gpt2() -> Made:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=WORDS, n_embd=24, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2)
+    config = GPT2Config(
+        vocab_size=WORDS, n_embd=24, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2
+    )
     return GPT2LMHeadModel(config), {"input_ids": ids()}
 
 
