@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neurograft.tracing.tracer import trace as trace
     from neurograft.training.distilling import distill as distill
     from neurograft.training.finetuning import finetune as finetune
+    from neurograft.training.schedules import fuse_by_schedule as fuse_by_schedule
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _PUBLIC = {
     "evaluate": "neurograft.evaluating.evaluation",
     "finetune": "neurograft.training.finetuning",
     "fuse": "neurograft.fusing",
+    "fuse_by_schedule": "neurograft.training.schedules",
     "permute": "neurograft.tracing.permutation",
     "plan": "neurograft.planning.planner",
     "prune": "neurograft.applying.pruning",
