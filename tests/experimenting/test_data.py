@@ -29,10 +29,21 @@ def test_a_split_has_a_name():
 
 def test_shuffled_batches_have_no_single_image_at_the_end():
     train = load_images("digits").train
-    sizes = [len(labels) for _, labels in train.batches(19, shuffle=True)]
-    assert sum(sizes) == 399
-    assert min(sizes) > 1
-    assert sum(len(labels) for _, labels in train.batches(19)) == 400
+    shuffled, ordered = train.batches(19, shuffle=True), train.batches(19)
+    sizes = [len(labels) for _, labels in shuffled]
+    assert (sum(sizes), len(sizes), min(sizes)) == (399, len(shuffled), 19)
+    assert [len(labels) for _, labels in ordered] == [19] * 21 + [1]
+    assert len(ordered) == 22
+
+
+def test_every_pass_has_a_new_order_and_every_image_once():
+    train = load_images("digits").train
+    batches = train.batches(32, shuffle=True)
+    first, second = (torch.cat([images for images, _ in batches]) for _ in range(2))
+    assert not torch.equal(first, second)
+    for images in (first, second):
+        torch.testing.assert_close(images.flatten(1).unique(dim=0), train.images.flatten(1).unique(dim=0))
+    torch.testing.assert_close(torch.cat([images for images, _ in train.batches(32)]), train.images)
 
 
 @pytest.mark.parametrize(("name", "shape", "classes"), [("mnist", (1, 28, 28), 10), ("cifar10", (3, 32, 32), 10)])

@@ -9,6 +9,7 @@ from neurograft import __version__
 from neurograft.command_line.demo import demo
 from neurograft.command_line.evaluate import evaluate
 from neurograft.command_line.fuse import fuse
+from neurograft.command_line.plan import plan
 from neurograft.command_line.trace import trace
 from neurograft.errors import NeurograftError
 
@@ -38,7 +39,7 @@ def _options(
     """Fuse several trained PyTorch networks into one of the same architecture and size."""
 
 
-for command in (demo, trace, fuse, evaluate):
+for command in (demo, trace, plan, fuse, evaluate):
     app.command()(command)
 
 

@@ -33,6 +33,7 @@ def demo(
     Everything is compared on the same budget with the members, their ensemble, plain averaging and "continue the best
     member". It needs no download and takes about a minute.
     """
+    import torch
     from rich.console import Console
 
     from neurograft.errors import OptionError, closest
@@ -49,5 +50,7 @@ def demo(
     for name in methods:
         if name not in METHODS:
             raise OptionError(f"unknown method {name!r}; {closest(name, METHODS)}")
+    if data == "digits":
+        torch.set_num_threads(1)  # for networks this small, several threads wait for each other more than they work
     budget = Budget(members=members, member_epochs=epochs, recovery_epochs=recovery_epochs, seed=seed)
     run_demo(data, output, networks=networks, methods=methods, samples=samples, budget=budget, console=Console())

@@ -1,25 +1,26 @@
 """`neurograft fuse`."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from neurograft.command_line.arguments import Factory, Fixed, InputShapes
+from neurograft.command_line.arguments import Fixed, InputShapes, check_output, parse_options, parse_weights
+from neurograft.command_line.streaming import MaxMemory, Members, Network, names_folder
+from neurograft.errors import OptionError
 
 CALIBRATION = 2000
 """Images that methods look at, a fifth of them apart for validation."""
 
 
 def fuse(
-    factory: Factory,
-    members: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="MEMBERS...", help="The members' checkpoints: .safetensors, or .pt with nothing but tensors."
-        ),
+    factory: Network,
+    members: Members,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The fused checkpoint: a .safetensors file, or a folder.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The fused checkpoint, a .safetensors file.")],
     inputs: InputShapes = [],  # noqa: B006 - typer reads the default, nothing writes to it
     method: Annotated[str, typer.Option(help="How to fuse: average, transplant, …")] = "transplant",
     weights: Annotated[str | None, typer.Option(help="One number per member, such as `0.7,0.3`.")] = None,
@@ -36,21 +37,37 @@ def fuse(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The only source of randomness.")] = 0,
+    saved: Annotated[
+        Path | None,
+        typer.Option("--plan", help="Apply a plan that `neurograft plan --output` saved for these members."),
+    ] = None,
+    max_memory: MaxMemory = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the result: float32, bfloat16, float16 or float64.")] = None,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes per file where a folder is written.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
 ) -> None:
     """Fuse checkpoints of one network into one checkpoint of the same size.
 
-    The file is written completely or not at all; its metadata hold the members' SHA-256 hashes, the method, its
-    options, the seed and the version.
+    The result is written completely or not at all; its metadata hold the members' SHA-256 hashes, the method, its
+    options, the seed and the version. Model folders, and all with --max-memory, --dtype, --plan or a folder as
+    output, are streamed: the network is traced without weights, and no member need fit into memory.
 
     Example: `neurograft fuse package.module:function a.safetensors b.safetensors -i 1x3x32x32 -o fused.safetensors`
+
+    Example: `neurograft fuse llama-a llama-b --method average -o llama-fused`
     """
+    if names_folder(factory) or saved or max_memory or dtype or output.suffix != ".safetensors":
+        if calibration is not None:
+            raise OptionError("methods that look at activations need the members in memory; leave out --calibration")
+        how = _How(method, parse_options(option), parse_weights(weights), tuple(fixed), seed)
+        _stream(factory, members, output, inputs, how, saved, max_memory, dtype, shard_size, force)
+        return
     import torch
 
     from neurograft import __version__
     from neurograft.applying.application import apply
     from neurograft.checkpoints import load_into, sha256, write_checkpoint
-    from neurograft.command_line.arguments import build, check_output, example_inputs, parse_options, parse_weights
+    from neurograft.command_line.arguments import build, example_inputs
     from neurograft.experimenting.data import load_images
     from neurograft.planning.planner import check_method, plan
 
@@ -84,3 +101,51 @@ def fuse(
     write_checkpoint(apply(decided, networks), output, provenance)
     typer.echo(str(decided))
     typer.echo(f"wrote {output}")
+
+
+@dataclass(frozen=True)
+class _How:
+    method: str
+    options: Mapping[str, Any]
+    weights: list[float] | None
+    fixed: tuple[str, ...]
+    seed: int
+
+
+def _stream(
+    factory: str,
+    members: list[Path],
+    output: Path,
+    inputs: list[str],
+    how: _How,
+    saved: Path | None,
+    max_memory: str | None,
+    dtype: str | None,
+    shard_size: str,
+    force: bool,
+) -> None:
+    """Fuse files block by block."""
+    from neurograft.applying.stored import fuse_stored
+    from neurograft.command_line.streaming import open_members, parse_dtype, parse_size, progress_bar
+    from neurograft.planning.planner import check_method
+    from neurograft.planning.saving import SavedPlan, load_plan
+
+    check_method(how.method, how.options)
+    limit, size, wanted = (
+        parse_size(max_memory, "--max-memory"),
+        parse_size(shard_size, "--shard-size"),
+        parse_dtype(dtype),
+    )
+    if output.suffix == ".safetensors":
+        check_output(output, force=force)
+    stored = open_members(factory, members, inputs, how.seed)
+    if saved is not None:
+        decided = load_plan(saved)
+    else:
+        planned = stored.plan(how.method, how.weights, fixed=how.fixed, seed=how.seed, options=how.options)
+        decided = SavedPlan(planned, stored.name, how.fixed)
+    with progress_bar("fusing") as progress:
+        done = fuse_stored(stored, decided, output, dtype=wanted, shard_size=size, max_memory=limit, progress=progress)
+    typer.echo(str(decided.plan))
+    speed = (done.bytes_read + done.bytes_written) / max(done.seconds, 1e-9) / 1e9
+    typer.echo(f"wrote {output}: {done.bytes_written / 1e9:.2f} GB in {done.seconds:.1f} s ({speed:.1f} GB/s)")

@@ -42,7 +42,7 @@ class Budget:
     member_epochs: int = 30
     recovery_epochs: int = 20
     member_lr: float = 0.02
-    recovery_lr: float = 0.01
+    recovery_lr: float = 0.03
     batch: int = 32
     seed: int = 0
 

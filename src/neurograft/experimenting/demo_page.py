@@ -14,7 +14,7 @@ from neurograft.reporting.tables import Table, html_table
 RECOVERIES: tuple[tuple[Recovery, str], ...] = (
     ("none", "at once"),
     ("finetune", "fine-tuned"),
-    ("distill", "distilled from all members"),
+    ("distill", "distilled"),
 )
 
 
@@ -41,7 +41,8 @@ def scores_table(title: str, comparison: Comparison, images: Images) -> Table:
         strong=frozenset(strong),
         rules=frozenset({names.index(BEST) - 1, names.index(ENSEMBLE), names.index(CONTINUE)}),
         note=(
-            "Validation chose the epoch; each network read the test images once. Bold: not distinguishable from the "
+            "Distilled: taught by the members' mean output. Validation chose the epoch; each network read the test "
+            "images once. Bold: not distinguishable from the "
             f"best single network (closer than {100 * limit:.1f} points, two standard errors on {len(images.test)} "
             "images)."
         ),
@@ -67,7 +68,7 @@ def takeaway(comparison: Comparison, images: Images) -> str:
     how = {"none": "without training", "finetune": "fine-tuned", "distill": "distilled"}[chosen.recovery]
     rivals = [("the best member", comparison.find(BEST, "none")), ("the ensemble", comparison.find(ENSEMBLE, "none"))]
     for recovery, label in RECOVERIES[1:]:
-        rivals.append((f"the best member continued ({label.split()[0]})", comparison.find(CONTINUE, recovery)))
+        rivals.append((f"the best member continued ({label})", comparison.find(CONTINUE, recovery)))
     verdicts: dict[str, list[str]] = {}
     for name, rival in rivals:
         if rival is not None:
@@ -107,9 +108,14 @@ _HONESTY = (
     "test images were read once per network, every measurement ran in eval mode. It is one seed: repeat it with --seed "
     "before believing a small difference."
 )
-_STRIPS = (
+_OWNED = (
     "One strip per member: strong cells went into the fused network, faint ones were left out. The strip below is the "
     "fused layer."
+)
+_ALIGNED = (
+    "Every fused neuron is the mean of one neuron (or a mixture) of each member. Columns are the fused neurons; the "
+    "shade says which neuron of the member arrives there, from its first (faint) to its last (strong). A smooth strip "
+    "has kept its order."
 )
 
 
@@ -133,7 +139,7 @@ def _section(name: str, comparison: Comparison, images: Images) -> Section:
         picture = origins_picture(plan)
         if picture:
             parts.append(heading(f"Where each fused neuron came from: {method}"))
-            parts.append(paragraph(_STRIPS, "soft"))
+            parts.append(paragraph(_OWNED if plan.owned else _ALIGNED, "soft"))
             parts.append(picture)
             parts += [paragraph(f"Warning: {text}", "note") for text in plan.warnings]
     parts += [heading(f"The {len(graph)} neuron groups"), html_table(groups_table(graph))]

@@ -16,16 +16,20 @@ FAINT = 0.13
 
 
 def origins_picture(plan: FusionPlan) -> str:
-    """One block per moved group: a strip per member (strong = goes into the fused network, faint = left out) and the
-    fused strip, whose neurons have the colours of the members they are made of.
+    """One block per moved group, in one of two forms.
+
+    If fused neurons have owners (transplant, zip): a strip per member, strong where a neuron goes into the fused
+    network, faint where it is left out, and the fused strip in the colours of the members its neurons are made of.
+    Otherwise (permutation, optimal transport) every member gives to every fused neuron: a strip per member over the
+    fused neurons, whose shade says which of the member's neurons arrives there, from its first (faint) to its last.
 
     Returns:
         An `<svg>` element that takes its colours from the page's palette; empty for a plan that moves nothing.
     """
     blocks, y = [], 0
     for name, maps in plan.maps.items():
-        blocks.append(_block(name, maps, y))
-        y += 20 + (len(maps) + 1) * (ROW + GAP) + 16
+        blocks.append(_owned_block(name, maps, y) if plan.owned else _aligned_block(name, maps, y))
+        y += 20 + (len(maps) + plan.owned) * (ROW + GAP) + 16
     if not blocks:
         return ""
     label = f"where the fused neurons came from, {len(plan.maps)} groups"
@@ -49,7 +53,7 @@ def shares_of(mapping: NeuronMap) -> tuple[Tensor, Tensor]:
     return taken, given
 
 
-def _block(name: str, maps: Sequence[NeuronMap], top: int) -> str:
+def _owned_block(name: str, maps: Sequence[NeuronMap], top: int) -> str:
     shares = [shares_of(m) for m in maps]
     mass = torch.stack([taken for taken, _ in shares])
     parts = [f'<text x="0" y="{top + 13}" class="label strong">{escape(name)}</text>']
@@ -72,6 +76,32 @@ def _block(name: str, maps: Sequence[NeuronMap], top: int) -> str:
         ]
         parts.append(_strip(stack, y, cell))
     return "".join(parts)
+
+
+def _aligned_block(name: str, maps: Sequence[NeuronMap], top: int) -> str:
+    parts = [f'<text x="0" y="{top + 13}" class="label strong">{escape(name)}</text>']
+    cell = (WIDTH - NAMES) / maps[0].fused
+    for index, mapping in enumerate(maps):
+        y = top + 20 + index * (ROW + GAP)
+        parts.append(_name(f"from member {index}", y))
+        last = max(1, mapping.member - 1)
+        shades = [round(FAINT + (1 - FAINT) * source / last, 2) for source in strongest_sources(mapping)]
+        parts.append(_strip([(color(index), 0.0, 1.0, shade) for shade in shades], y, cell))
+    return "".join(parts)
+
+
+def strongest_sources(mapping: NeuronMap) -> list[int]:
+    """For every fused neuron, the member's neuron that gives most to it.
+
+    Example:
+        >>> strongest_sources(NeuronMap.permutation(torch.tensor([2, 0, 1])))
+        [2, 0, 1]
+    """
+    merge = mapping.merge
+    if not isinstance(merge, Pairs):
+        return merge.abs().argmax(1).tolist()
+    found = torch.zeros(merge.fused, dtype=torch.long)
+    return found.index_copy(0, merge.target.cpu(), merge.source.cpu()).tolist()
 
 
 def _name(text: str, y: int) -> str:
