@@ -67,8 +67,8 @@ def test_provenance_is_in_the_file(neurograft, members, tmp_path):
     assert found["seed"] == 7
     assert found["version"] == __version__
     assert found["weights"] == [0.5, 0.5]
-    assert found["factory"] == MLP
-    assert found["members"] == [{"file": path.name, "sha256": sha256(path)} for path in members[:2]]
+    assert found["network"] == MLP
+    assert found["members"] == [{"name": path.name, "sha256": {path.name: sha256(path)}} for path in members[:2]]
 
 
 def test_same_command_same_bytes(neurograft, members, tmp_path):

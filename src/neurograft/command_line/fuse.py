@@ -62,11 +62,9 @@ def fuse(
         how = _How(method, parse_options(option), parse_weights(weights), tuple(fixed), seed)
         _stream(factory, members, output, inputs, how, saved, max_memory, dtype, shard_size, force)
         return
-    import torch
-
-    from neurograft import __version__
     from neurograft.applying.application import apply
-    from neurograft.checkpoints import load_into, sha256, write_checkpoint
+    from neurograft.applying.provenance import Provenance
+    from neurograft.checkpoints import load_into, open_checkpoint, sha256, write_checkpoint
     from neurograft.command_line.arguments import build, example_inputs
     from neurograft.experimenting.data import load_images
     from neurograft.planning.planner import check_method, plan
@@ -86,19 +84,9 @@ def fuse(
         seed=seed,
         **options,
     )
-    provenance = {
-        "version": __version__,
-        "torch": torch.__version__,
-        "factory": factory,
-        "method": method,
-        "options": options,
-        "weights": list(decided.weights),
-        "fixed": list(fixed),
-        "calibration": calibration,
-        "seed": seed,
-        "members": [{"file": path.name, "sha256": sha256(path)} for path in members],
-    }
-    write_checkpoint(apply(decided, networks), output, provenance)
+    files = [open_checkpoint(path) for path in members]
+    record = Provenance.of(decided, files, factory, fixed).record({path: sha256(path) for path in members})
+    write_checkpoint(apply(decided, networks), output, record | {"calibration": calibration})
     typer.echo(str(decided))
     typer.echo(f"wrote {output}")
 
@@ -140,6 +128,8 @@ def _stream(
         check_output(output, force=force)
     stored = open_members(factory, members, inputs, how.seed)
     if saved is not None:
+        if how.options or how.weights:
+            raise OptionError("a saved plan has decided on options and weights; leave out --option and --weights")
         decided = load_plan(saved)
     else:
         planned = stored.plan(how.method, how.weights, fixed=how.fixed, seed=how.seed, options=how.options)

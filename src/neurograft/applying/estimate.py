@@ -1,0 +1,107 @@
+"""What fusing stored members will do and cost, from their headers and a trace alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from neurograft.applying.formula import BLOCK
+from neurograft.applying.stored import StoredMembers
+from neurograft.checkpoints.writing import nbytes
+from neurograft.errors import Unreached
+from neurograft.planning.planner import check_unreached
+from neurograft.tracing.graph import NeuronGraph, TensorInfo
+
+SPEED = 1e9  # bytes read or written per second: a common disk, and what one pass over the numbers takes on two cores
+BASE = 400_000_000  # bytes of a process that has imported torch
+PASSES = {"average": 1, "transplant": 3}  # over the members: scores of makers and readers, then the formula
+ALIGNING_PASSES = 4
+DENSE = ("optimal_transport", "permutation", "zip")  # methods that hold one cost matrix and its solution per group
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What would happen: the graph, what becomes of every tensor, why it would be refused, and the cost."""
+
+    graph: NeuronGraph
+    method: str
+    members: int
+    fates: Mapping[str, str]
+    refused: str | None
+    bytes_read: int
+    bytes_written: int
+    memory: int
+    seconds: float
+
+    def __str__(self) -> str:
+        counts: dict[str, int] = {}
+        for fate in self.fates.values():
+            counts[fate] = counts.get(fate, 0) + 1
+        lines = [str(self.graph), "", f"{self.method} of {self.members} members:"]
+        lines += [f"  {count} tensors {fate}" for fate, count in counts.items()]
+        if self.refused:
+            lines.append(f"  refused: {self.refused}")
+        lines += [
+            f"reads {self.bytes_read / 1e9:.2f} GB, writes {self.bytes_written / 1e9:.2f} GB",
+            f"needs about {self.memory / 1e9:.1f} GB of memory and {_time(self.seconds)} at {SPEED / 1e9:.0f} GB/s",
+        ]
+        return "\n".join(lines)
+
+
+def estimate(stored: StoredMembers, method: str, fixed: Sequence[str] = ()) -> Estimate:
+    """Trace the members' network on the meta device and say what a method would do; no weight is read.
+
+    Raises:
+        NeurograftError: as `StoredMembers.graphs`.
+    """
+    graph = stored.graphs(fixed)[0]
+    moved = () if method == "average" else tuple(group.name for group in graph.outermost)
+    states = stored.members[0].checkpoint.tensors
+    fates = {
+        name: _fate(graph.tensors.get(name), moved, states[held].dtype.is_floating_point)
+        for name, held in stored.members[0].stored.items()
+    }
+    try:
+        check_unreached(graph, moved, fixed)
+        refused = None
+    except Unreached as error:
+        refused = str(error)
+    read = sum(member.checkpoint.nbytes for member in stored.members)
+    written = sum(nbytes((states[held].dtype, tuple(states[held].shape))) for held in stored.members[0].stored.values())
+    cost = read * PASSES.get(method, ALIGNING_PASSES) + written
+    return Estimate(
+        graph=graph,
+        method=method,
+        members=len(stored.members),
+        fates=fates,
+        refused=refused,
+        bytes_read=read,
+        bytes_written=written,
+        memory=BASE + _working(graph, method, moved),
+        seconds=cost / SPEED,
+    )
+
+
+def _fate(info: TensorInfo | None, moved: Sequence[str], floating: bool) -> str:
+    if not floating:
+        return "taken from member 0 (whole numbers)"
+    if info is None:
+        return "averaged (not reached by the example inputs)"
+    roles = {role for dim in info.roles for group, own in dim.items() if group in moved for role in own}
+    if roles & {"out", "elementwise"}:
+        return "made of the members' neurons"
+    if roles:
+        return "read from the fused neurons and weighted (the output is fixed)"
+    return "averaged"
+
+
+def _working(graph: NeuronGraph, method: str, moved: Sequence[str]) -> int:
+    """Blocks of rows in float32; for methods with dense matrices the largest of these and of the tensors they mix."""
+    if method not in DENSE or not moved:
+        return BLOCK * 4 * 8
+    pairs = max(graph[name].size for name in moved) ** 2 * 8
+    tensors = max(prod(info.shape) for info in graph.tensors.values()) * 4
+    return 3 * pairs + 2 * tensors
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

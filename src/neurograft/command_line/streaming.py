@@ -1,0 +1,114 @@
+"""What `plan` and `fuse` share when they work on files too large for memory."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neurograft.errors import InputError, OptionError, closest
+
+if TYPE_CHECKING:
+    import torch
+
+    from neurograft.applying.stored import StoredMembers
+
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="FACTORY",
+        help="How to build the network: `package.module:function`, called without arguments. Leave it out for Hugging "
+        "Face model folders, whose config.json says it.",
+    ),
+]
+Members = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="MEMBERS...",
+        help="The members' checkpoints: .safetensors, an index of shards, .pt with only tensors, or model folders.",
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Stream from the files, in at most so much working memory, such as `4GB`."),
+]
+
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+SIZE = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)$")
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+def parse_size(text: str | None, option: str) -> int | None:
+    """Bytes from `4GB`, `500MB` or `2GiB`.
+
+    Raises:
+        OptionError: if it cannot be read.
+
+    Example:
+        >>> parse_size("1.5GB", "--max-memory")
+        1500000000
+    """
+    if text is None:
+        return None
+    match = SIZE.match(text.strip().lower())
+    if match is None or match["unit"] not in UNITS:
+        raise OptionError(f"{option} {text!r} is no size; write 4GB, 500MB or 2GiB")
+    return int(float(match["number"]) * UNITS[match["unit"]])
+
+
+def parse_dtype(text: str | None) -> "torch.dtype | None":
+    """A floating dtype by its name.
+
+    Raises:
+        OptionError: if there is none of that name.
+    """
+    import torch
+
+    if text is None:
+        return None
+    if text not in FLOATS:
+        raise OptionError(f"--dtype {text!r} is not known; {closest(text, FLOATS)}")
+    dtype: torch.dtype = getattr(torch, text)
+    return dtype
+
+
+def names_folder(network: str) -> bool:
+    """Whether the first argument is a member instead of a factory."""
+    return Path(network).exists()
+
+
+def open_members(network: str, members: Sequence[Path], inputs: Sequence[str], seed: int) -> "StoredMembers":
+    """Open what the command line names, without loading weights.
+
+    Raises:
+        InputError: a checkpoint where a factory must stand.
+        NeurograftError: as `open_files` and `open_folders`.
+    """
+    from neurograft.applying.huggingface import is_model_folder
+    from neurograft.applying.stored import open_files, open_folders
+    from neurograft.command_line.arguments import build, example_inputs
+
+    if not names_folder(network):
+        return open_files(members, lambda: build(network, seed), network, example_inputs(inputs, network, seed))
+    first = Path(network)
+    if not is_model_folder(first):
+        raise InputError(
+            f"{first} is a checkpoint; say first how its network is built (package.module:function), or give model "
+            "folders with a config.json"
+        )
+    return open_folders([first, *members], example_inputs(inputs, network, seed) if inputs else None)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the error stream with bytes and the time left; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
