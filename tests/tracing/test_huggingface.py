@@ -50,7 +50,6 @@ def without(groups: Groups, *names: str) -> Groups:
 
 ALBERT = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 SEGFORMER = "segformer.stages.{}.blocks.0"
-T5_DECODER = "decoder.block.{}.layer.1.EncDecAttention"
 
 # what a person would name, per network: streams, heads, channels inside heads, hidden layers
 EXPECTED: dict[str, Groups] = {
@@ -217,8 +216,7 @@ EXPECTED: dict[str, Groups] = {
         **{f"encoder.block.{i}.layer.1.DenseReluDense.wi.weight:0": 40 for i in (0, 1)},
         **{f"decoder.block.{i}.layer.2.DenseReluDense.wi.weight:0": 40 for i in (0, 1)},
         **{
-            f"decoder.block.{i}.layer.{k}.{name}Attention.{part}": size
-            for k, name in ((0, "Self"), (1, "EncDec"))
+            f"decoder.block.{i}.layer.0.SelfAttention.{part}": size
             for i, part, size in (
                 (0, "q.weight:0", 4),
                 (0, "q.weight:0.1", 6),
@@ -226,6 +224,12 @@ EXPECTED: dict[str, Groups] = {
                 (1, "q.weight:0", 6),
                 (1, "v.weight:0", 6),
             )
+        },
+        # cross-attention has no position bias
+        **{
+            f"decoder.block.{i}.layer.1.EncDecAttention.{part}": size
+            for i in (0, 1)
+            for part, size in (("q.weight:0", 4), ("q.weight:0.1", 6), ("v.weight:0", 6))
         },
     },
     "bart": {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neurograft.tracing.algebra import Axis, axis_size, canon, fix, fixed, free, leaves, unify
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules import RULES, Rule
+from neurograft.tracing.rules.constants import UNIFORM
 from neurograft.tracing.rules.pointwise import mark, pointwise
 from neurograft.tracing.tape import Op, Tape, live, op_tensors, storage_of, tensors_of
 
@@ -49,10 +50,12 @@ def tensors_of_model(model: nn.Module) -> Tensors:
                 continue
             name = f"{prefix}.{key}" if prefix else key
             seen.add(id(buffer))
-            if buffer.is_floating_point() and key not in module._non_persistent_buffers_set:
+            if key in module._non_persistent_buffers_set:
+                others[id(buffer)] = f"the buffer {name}, which is not saved"
+            elif buffer.is_floating_point():
                 by_name[name] = buffer
             else:
-                others[id(buffer)] = name
+                others[id(buffer)] = f"the buffer {name}, which holds whole numbers"
     return Tensors(by_name, parameters, others)
 
 
@@ -63,12 +66,14 @@ class Labelling:
         self.tensors = tensors_of_model(model)
         self.private = Labels()
         self.main = Labels(self.private)
+        self.main.buffers = self.tensors.others
         self.private.active, self.private.written = self.main.active, self.main.written
         self.unruled: dict[str, list[Axis]] = {}
         self.reached: set[str] = set()
         self.curved: set[str] = set()
         self.steps: list[Op] = []
         self.starts: list[int] = []
+        self.rewritten: set[int] = set()
         self.pinned: list[tuple[Tape, str, Tensor]] = []
         self.parameter_axes: dict[str, Axes] = {}
         self.private_axes: dict[str, Axes] = {}
@@ -84,7 +89,9 @@ class Labelling:
             why = f"the input {path}".strip() if path else "the input"
             self.main.axes[id(x)] = tuple(fixed(n, why) for n in x.shape)
             self.main.active.add(id(x))
-        for op in live(tape):
+        kept = live(tape)
+        self.rewritten = {storage_of(x) for op in kept for x in op.mutates}
+        for op in kept:
             self._step(op)
             self.steps.append(op)
         for path, x in pinned_outputs(tape.outputs, outputs):
@@ -95,6 +102,7 @@ class Labelling:
     def _forget_activations(self) -> None:
         self.main.active.clear()
         self.main.written.clear()
+        self.main.uniform.clear()
         for labels, axes in ((self.main, self.parameter_axes), (self.private, self.private_axes)):
             labels.axes.clear()
             labels.names.clear()
@@ -116,6 +124,9 @@ class Labelling:
             for a, b in zip(axes, self.main.of(x), strict=False):
                 if axis_size(a) == axis_size(b):
                     unify(a, b, str(op))
+        if op.name in UNIFORM or (op.name in _LINEAR and taken and all(id(x) in self.main.uniform for x in taken)):
+            fresh = [r for r in op.results if isinstance(r, Tensor) and storage_of(r) not in self.rewritten]
+            self.main.uniform.update(id(r) for r in fresh)
         if alone:
             self._derive(op, derived)
         elif is_active or derived:

@@ -71,6 +71,8 @@ class Labels:
         self.marked: set[int] = set()
         self.active: set[int] = set()
         self.written: set[int] = set()
+        self.uniform: set[int] = set()
+        self.buffers: dict[int, str] = {}
 
     @property
     def why(self) -> str:
@@ -97,9 +99,15 @@ class Labels:
         return True
 
     def of(self, tensor: Tensor) -> Axes:
-        """The axes of a tensor; a tensor nobody computed is a constant, and its positions have a meaning."""
+        """The axes of a tensor; a tensor nobody computed is a constant, and its positions have a meaning.
+
+        A tensor of one value that nobody writes to stays what it is under any permutation: it has new free axes
+        every time it is used, so that a shared state of zeros ties nothing together.
+        """
+        if id(tensor) in self.uniform:
+            return tuple(algebra.free(axis_size(axis)) for axis in self.axes[id(tensor)])
         if not self.known(tensor):
-            why = f"a constant that enters {self.op}"
+            why = self.buffers.get(id(tensor)) or f"a constant that enters {self.op}"
             self.axes[id(tensor)] = tuple(fixed(n, why) for n in tensor.shape)
         axes = self.axes[id(tensor)]
         return tuple(canon(axis) for axis in axes)

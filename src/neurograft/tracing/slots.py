@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, leaves, segment_size
+from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, free, leaves, segment_size, unify
 from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Use, slots_by_group
 from neurograft.tracing.labelling import Labelling, resolved
 from neurograft.tracing.labels import Axes, UseNote
@@ -31,6 +31,7 @@ class Named:
 def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, dict[str, Var]]:
     """The graph as it is known by now, and the variable behind each group."""
     pin_unreached(labelling)
+    pin_unread(labelling)
     named = name_groups(labelling)
     marks = _marks(labelling)
     tensors = {name: _tensor_info(labelling, name, named, marks) for name in labelling.tensors.by_name}
@@ -77,6 +78,21 @@ def pin_unreached(labelling: Labelling) -> None:
     for name in unreached(labelling):
         for axis in labelling.parameter_axes[name]:
             fix(axis, "no example input reached it")
+
+
+def pin_unread(labelling: Labelling) -> None:
+    """Fix the parts of a dim that no run has read (the rest of a positional table): nobody knows what they mean."""
+    marked = {var for axis, _ in labelling.main.notes.roles for var in leaves(axis)}
+    for name, axes in labelling.private_axes.items():
+        for axis, main in zip(resolved(axes), labelling.parameter_axes[name], strict=True):
+            read = [any(var in marked for var in leaves((segment,))) for segment in axis]
+            if len(axis) < 2 or all(read) or not any(read):
+                continue
+            parts = [free(segment_size(segment)) for segment in axis]
+            unify(main, tuple(s for part in parts for s in part), name)
+            for part, seen in zip(parts, read, strict=True):
+                if not seen:
+                    fix(part, "no example input reached it")
 
 
 def name_groups(labelling: Labelling) -> Named:

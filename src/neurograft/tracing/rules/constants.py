@@ -5,8 +5,7 @@ from neurograft.tracing.labels import Labels
 from neurograft.tracing.rules.table import Result, result_shape, rule
 from neurograft.tracing.tape import Op
 
-
-@rule(
+UNIFORM = (
     "zeros",
     "ones",
     "full",
@@ -24,6 +23,9 @@ from neurograft.tracing.tape import Op
     "new_empty_strided",
     "empty_permuted",
 )
+
+
+@rule(*UNIFORM)
 def uniform(_: Labels, op: Op) -> Result:
     """One value everywhere: every dim is free, and what is written into it decides."""
     return tuple(free(n) for n in result_shape(op))
@@ -68,3 +70,6 @@ def scalar(labels: Labels, op: Op) -> Result:
             for axis in labels.of(x):
                 labels.fix(axis)
     return [None for _ in op.results]
+
+
+__all__ = ["UNIFORM"]

@@ -134,9 +134,42 @@ def resampling(labels: Labels, op: Op) -> Result:
     return [(*kept, *last) for _ in op.results]
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "im2col", "col2im")
+@rule("pixel_shuffle")
+def pixel_shuffle(labels: Labels, op: Op) -> Result:
+    """Channels are (channels, neighbours); the neighbours become image positions."""
+    *lead, channels, height, width = labels.of(tensor(op, 0))
+    shape, neighbours = result_shape(op), int(arg(op, 1)) ** 2
+    outer = free(axis_size(channels) // neighbours)
+    labels.unify(channels, merge([outer, labels.fixed(neighbours)]))
+    labels.fix(height)
+    labels.fix(width)
+    return (*lead, outer, labels.fixed(shape[-2]), labels.fixed(shape[-1]))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(labels: Labels, op: Op) -> Result:
+    """Image positions become channels: (channels, neighbours)."""
+    *lead, channels, height, width = labels.of(tensor(op, 0))
+    shape, neighbours = result_shape(op), int(arg(op, 1)) ** 2
+    labels.fix(height)
+    labels.fix(width)
+    made = merge([channels, labels.fixed(neighbours)])
+    return (*lead, made, labels.fixed(shape[-2]), labels.fixed(shape[-1]))
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(labels: Labels, op: Op) -> Result:
+    """(groups, channels) become (channels, groups)."""
+    axes = labels.of(tensor(op, 0))
+    groups = int(arg(op, 1))
+    outer, inner = free(groups), free(axis_size(axes[1]) // groups)
+    labels.unify(axes[1], merge([outer, inner]))
+    return (axes[0], merge([inner, outer]), *axes[2:])
+
+
+@rule("im2col", "col2im")
 def rearranging(labels: Labels, op: Op) -> Result:
-    """Channels and image positions exchange places: decomposed elsewhere, fixed here."""
+    """Windows become channels: everything but the batch is fixed."""
     axes = labels.of(tensor(op, 0))
     for axis in axes[1:]:
         labels.fix(axis)

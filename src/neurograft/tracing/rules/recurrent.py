@@ -26,7 +26,7 @@ def mkldnn_rnn_layer(labels: Labels, op: Op) -> Result:
     mark(labels, b_hidden, "out")
     out = (*axes[:-1], labels.of(w_hidden)[1])
     labels.use(w_in, x, out, {1: len(axes) - 1}, {0: len(out) - 1}, b_in)
-    states = (labels.of(h), labels.of(c))
+    states = [(*labels.of(state)[:-2], axes[-2], labels.of(w_hidden)[1]) for state in (h, c)]
     results: list[Axes | None] = [out, *states]
     for s in op.shapes[3:]:
         # a workspace: opaque bytes, nothing reads it
