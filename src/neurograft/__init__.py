@@ -7,6 +7,10 @@ if TYPE_CHECKING:
     from neurograft.applying.application import apply as apply
     from neurograft.applying.combining import combine as combine
     from neurograft.applying.pruning import prune as prune
+    from neurograft.calibrating.batch_norm import reestimate_batch_norm as reestimate_batch_norm
+    from neurograft.calibrating.refit import refit as refit
+    from neurograft.calibrating.repair import repair as repair
+    from neurograft.calibrating.report import recovery_report as recovery_report
     from neurograft.evaluating.barrier import barrier as barrier
     from neurograft.evaluating.ensemble import Ensemble as Ensemble
     from neurograft.evaluating.evaluation import evaluate as evaluate
@@ -39,6 +43,10 @@ _PUBLIC = {
     "permute": "neurograft.tracing.permutation",
     "plan": "neurograft.planning.planner",
     "prune": "neurograft.applying.pruning",
+    "recovery_report": "neurograft.calibrating.report",
+    "reestimate_batch_norm": "neurograft.calibrating.batch_norm",
+    "refit": "neurograft.calibrating.refit",
+    "repair": "neurograft.calibrating.repair",
     "trace": "neurograft.tracing.tracer",
     "verify": "neurograft.tracing.proof",
 }

@@ -1,0 +1,97 @@
+"""What a recovery did, layer by layer."""
+
+import weakref
+from dataclasses import dataclass
+from io import StringIO
+from math import inf, isnan, nan
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecovery:
+    """One layer.
+
+    Attributes:
+        tensor: the weight's name.
+        target: what it was brought towards: "neurons", "stream", "outputs" or "statistics".
+        before: relative error of its pre-activations against the planned ones, before: |z − t| / |t|.
+        after: the same afterwards, on the same samples.
+        ridge: the λ that was used; infinity where the planned weights were kept, nan where none is needed.
+        norm: the norm of the new weights over that of the planned ones.
+        rows: how many rows (samples x positions) it was solved from.
+        seconds: for its regression alone.
+        note: why it was left out, "" otherwise.
+    """
+
+    tensor: str
+    target: str
+    before: float = nan
+    after: float = nan
+    ridge: float = nan
+    norm: float = nan
+    rows: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What a recovery did to a fused network; prints as a table.
+
+    Attributes:
+        recovery: "refit", "repair", "batch_norm" or "batch_norm without data".
+        layers: in execution order; those left out have a note.
+        samples: calibration samples.
+        passes: how often the samples went through the fused network.
+        seconds: all in all.
+        notes: what a user must know.
+    """
+
+    recovery: str
+    layers: tuple[LayerRecovery, ...]
+    samples: int
+    passes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        out = StringIO()
+        console = Console(file=out, width=120)
+        head = f"{self.recovery}: {self.samples} samples, {self.passes} passes, {self.seconds:.1f} s"
+        console.print(head, highlight=False)
+        table = Table(box=None, pad_edge=False)
+        table.add_column("layer")
+        table.add_column("towards")
+        for name in ("before", "after", "ridge", "norm", "rows", "seconds"):
+            table.add_column(name, justify="right")
+        table.add_column("note")
+        for layer in self.layers:
+            numbers = (layer.before, layer.after, layer.ridge, layer.norm)
+            cells = ["kept" if x == inf else "" if isnan(x) else f"{x:.3g}" for x in numbers]
+            table.add_row(layer.tensor, layer.target, *cells, str(layer.rows), f"{layer.seconds:.2f}", layer.note)
+        console.print(table)
+        for note in self.notes:
+            console.print(f"note: {note}", highlight=False)
+        return out.getvalue().rstrip()
+
+
+_REPORTS: "weakref.WeakKeyDictionary[nn.Module, RecoveryReport]" = weakref.WeakKeyDictionary()
+
+
+def remember(model: nn.Module, report: RecoveryReport) -> nn.Module:
+    """Keep the report beside the model, without an attribute on it."""
+    _REPORTS[model] = report
+    return model
+
+
+def recovery_report(model: nn.Module) -> RecoveryReport | None:
+    """What recovery did to this very network in this process; None for one that was not recovered.
+
+    Example:
+        >>> recovery_report(nn.Linear(2, 2)) is None
+        True
+    """
+    return _REPORTS.get(model)

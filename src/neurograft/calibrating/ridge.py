@@ -1,0 +1,192 @@
+"""Ridge regression towards given weights, from Gram matrices that are summed up batch by batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Allowed: TypeAlias = Callable[[Tensor], bool]
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+FOLDS = 4
+WIDE = 1024
+"""Inputs above which one held-out fold decides, not each in turn."""
+
+
+@dataclass(eq=False)
+class Moments:
+    """Sums over rows of one fold: XᵀX, XᵀR, |R|² and |T|², where X has a last column of ones.
+
+    Shapes: `gram (groups, inputs + 1, inputs + 1)`, `cross (groups, inputs + 1, outputs)`; float64.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    residual: Tensor
+    target: Tensor
+    rows: int = 0
+
+    @classmethod
+    def zeros(cls, groups: int, inputs: int, outputs: int, device: torch.device) -> "Moments":
+        """Nothing summed up yet."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
+
+        return cls(zeros(inputs + 1, inputs + 1), zeros(inputs + 1, outputs), zeros(outputs), zeros(outputs))
+
+    def add(self, x: Tensor, residual: Tensor, target: Tensor) -> None:
+        """Add rows: x `(groups, rows, inputs + 1)`, residual and target `(groups, rows, outputs)`."""
+        xt = x.transpose(1, 2)
+        self.gram += xt @ x
+        self.cross += xt @ residual
+        self.residual += residual.double().square().sum(1)
+        self.target += target.double().square().sum(1)
+        self.rows += x.shape[1]
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.residual + other.residual,
+            self.target + other.target,
+            self.rows + other.rows,
+        )
+
+    def error(self, delta: Tensor) -> float:
+        """|R − X Δ|² for a change Δ of shape `(groups, inputs + 1, outputs)`."""
+        fitted = (delta * (self.gram @ delta - 2 * self.cross)).sum()
+        return max(float(self.residual.sum() + fitted), 0.0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Solution:
+    """The change of the weights that `solve` found.
+
+    Attributes:
+        delta: shape `(groups, inputs + 1, outputs)`; the last input is the bias, zero where there is none.
+        ridge: the λ that was used; infinity where keeping the weights was best.
+        before: relative error √(|R|²/|T|²) of the weights as they were.
+        after: the same with the change.
+        rows: how many rows it was found from.
+    """
+
+    delta: Tensor
+    ridge: float
+    before: float
+    after: float
+    rows: int
+
+
+@dataclass(eq=False)
+class Regression:
+    """One layer's regression: rows go in, the ridge solution comes out.
+
+    A relative error of at most `rounding` is none, and the weights are kept.
+
+    min over Δ of |R − X Δ|² + λ·mean(diag XᵀX)·|Δ|², R = T − X W₀; the solution is W₀ + Δ.
+    """
+
+    groups: int
+    inputs: int
+    outputs: int
+    bias: bool
+    device: torch.device
+    rounding: float = 0.0
+    folds: list[Moments] = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = FOLDS if self.inputs <= WIDE else 2
+        self.folds = [Moments.zeros(self.groups, self.inputs, self.outputs, self.device) for _ in range(count)]
+
+    def add(self, x: Tensor, weights: Tensor, bias: Tensor | None, target: Tensor, samples: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            x: inputs, shape `(groups, rows, inputs)`.
+            weights: the planned matrix W₀, shape `(groups, inputs, outputs)`.
+            bias: the planned bias, shape `(groups, outputs)`, or None.
+            target: what the layer should give, shape `(groups, rows, outputs)`.
+            samples: the calibration sample each row is of, shape `(rows,)`; a sample's rows share a fold.
+        """
+        now = x @ weights
+        if bias is not None:
+            now = now + bias[:, None]
+        residual = target - now
+        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
+        last = len(self.folds) - 1
+        # two folds: a quarter is held out; more: every sample is held out once
+        fold = samples % FOLDS if last > 1 else (samples % FOLDS).clamp(max=1)
+        for number, moments in enumerate(self.folds):
+            chosen = fold == number
+            if bool(chosen.all()):
+                moments.add(x, residual, target)
+            elif bool(chosen.any()):
+                moments.add(x[:, chosen], residual[:, chosen], target[:, chosen])
+
+    @property
+    def total(self) -> Moments:
+        """All folds together."""
+        total = self.folds[0]
+        for moments in self.folds[1:]:
+            total = total + moments
+        return total
+
+    def solve(self, ridge: float | None = None, allowed: Allowed | None = None) -> Solution:
+        """The change of the weights, with the given λ or the largest that is as good as the best on held-out samples.
+
+        Args:
+            ridge: λ, None to choose it.
+            allowed: which changes may be made, beside being good.
+        """
+        total = self.total
+        before = _relative(float(total.residual.sum()), float(total.target.sum()))
+        if before <= self.rounding:
+            return Solution(torch.zeros_like(total.cross), inf, before, before, total.rows)
+        for candidate in [ridge] if ridge is not None else self._ranked():
+            delta = self._change(total, candidate)
+            if delta is None or (allowed is not None and ridge is None and not allowed(delta)):
+                continue
+            after = _relative(total.error(delta), float(total.target.sum()))
+            if after <= before:
+                return Solution(delta, candidate, before, after, total.rows)
+        return Solution(torch.zeros_like(total.cross), inf, before, before, total.rows)
+
+    def _ranked(self) -> list[float]:
+        """The λ to try, best first: the largest within one per cent of the least held-out error, then larger ones."""
+        total = self.total
+        held = {inf: 0.0, **dict.fromkeys(RIDGES, 0.0)}
+        for fold in self.folds if len(self.folds) > 2 else self.folds[:1]:
+            if not fold.rows or fold.rows == total.rows:
+                continue
+            rest = Moments(total.gram - fold.gram, total.cross - fold.cross, fold.residual, fold.target)
+            for candidate in held:
+                delta = None if held[candidate] == inf else self._change(rest, candidate)
+                held[candidate] = inf if delta is None else held[candidate] + fold.error(delta)
+        least = min(held.values())
+        best = max(candidate for candidate, error in held.items() if error <= 1.01 * least)
+        return [candidate for candidate in RIDGES if candidate >= best]
+
+    def _change(self, moments: Moments, ridge: float) -> Tensor | None:
+        """Δ = (XᵀX + λ·mean(diag XᵀX)·I)⁻¹ XᵀR, None where that is not positive definite."""
+        if ridge == inf:
+            return torch.zeros_like(moments.cross)
+        size = self.inputs + 1 if self.bias else self.inputs
+        gram, cross = moments.gram[:, :size, :size], moments.cross[:, :size]
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        penalty = torch.eye(size, dtype=gram.dtype, device=gram.device) * (ridge * scale)[:, None, None]
+        factor, info = torch.linalg.cholesky_ex(gram + penalty)
+        if bool((info > 0).any()):
+            return None
+        delta = torch.zeros_like(moments.cross)
+        delta[:, :size] = torch.cholesky_solve(cross, factor)
+        return delta
+
+
+def _relative(error: float, size: float) -> float:
+    if size == 0:
+        return 0.0 if error == 0 else inf
+    return float((error / size) ** 0.5)

@@ -1,0 +1,106 @@
+"""What the members say every layer should give, at the sampled positions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.calibrating.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
+from neurograft.calibrating.survey import Place, contractions_of
+from neurograft.calibrating.trails import Addition, TrailWatcher
+from neurograft.calibrating.watching import Contraction, Key, Stop, run
+from neurograft.inputs import device_of, to_device
+from neurograft.planning.mixing import mix_along
+from neurograft.planning.plan import FusionPlan
+from neurograft.tracing.layout import Layout, layout_size, spans
+from neurograft.untouched import untouched
+
+Targets = dict[Key, list[Tensor]]
+"""A layer's key -> per batch the planned rows, shape `(samples · positions, outputs)`."""
+
+
+def collect_targets(
+    places: Sequence[Place], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples, sampler: Sampler
+) -> Targets:
+    """Run every member once and mix what its layers give as the plan says: T = Σ_m c_m A_m z_m.
+
+    For a layer that writes into a residual stream, z is the stream right after the addition.
+
+    Raises:
+        InputError: a member cannot take the samples, or gives NaN.
+    """
+    targets: Targets = {place.key: [] for place in places}
+    for m, model in enumerate(models):
+        device = device_of(model)
+        with untouched(model):
+            for number, batch in enumerate(samples.batches):
+                watcher = _Listener(model, m, places, plan, targets, sampler, number, samples.counts[number])
+                run(model, to_device(batch, device), watcher, what=f"batches[{number}], member {m}")
+    return targets
+
+
+def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int, *, weigh: bool = True) -> Tensor:
+    """One member's part of the planned rows, c_m A_m z_m; `(rows, member's outputs)` becomes `(rows, outputs)`."""
+    assert place.use is not None
+    name, nth = place.key
+    own: Layout = contractions_of(plan.graphs[member], name)[nth].output[1]
+    fused: Layout = place.use.output[1]
+    mixings = {s.group: plan.maps[s.group][member].merge for s in spans(own) if s.group in plan.maps}
+    if mixings and layout_size(own) == rows.shape[1]:
+        rows = mix_along(rows, 1, own, fused, mixings)
+    c = part_of(place, plan, member)
+    return rows * c if weigh and c != 1 else rows
+
+
+def part_of(place: Place, plan: FusionPlan, member: int) -> float:
+    """c_m: 1 where neurons have one owner and are moved, else the member's weight."""
+    assert place.use is not None
+    if plan.owned and any(span.group in plan.maps for span in spans(place.use.output[1])):
+        return 1.0
+    return plan.tensor_weights.get(place.key[0], plan.weights)[member]
+
+
+class _Listener(TrailWatcher):  # type: ignore[no-untyped-call]
+    """Takes the rows of every wanted layer of one member in one batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        member: int,
+        places: Sequence[Place],
+        plan: FusionPlan,
+        targets: Targets,
+        sampler: Sampler,
+        batch: int,
+        samples: int,
+    ) -> None:
+        super().__init__(model, {place.key for place in places if place.stream})
+        self.member, self.plan, self.targets, self.sampler = member, plan, targets, sampler
+        self.batch, self.samples = batch, samples
+        self.wanted = {place.key: place for place in places}
+
+    def ended(self, contraction: Contraction, output: Tensor) -> None:
+        place = self.wanted.get(contraction.key)
+        if place is not None and not place.stream:
+            self.take(place, output)
+
+    def adding(self, addition: Addition) -> None:
+        place = self.wanted.get(addition.key)
+        if place is not None and place.stream:
+            self.take(place, addition.trail.back(addition.branch + addition.other))
+            self.drop(place.key)
+
+    def take(self, place: Place, output: Tensor) -> None:
+        check_finite_output(output, place.key[0], f"member {self.member}, batches[{self.batch}]")
+        n, available = rows_shape(output, self.samples)
+        chosen = self.sampler.choose(place.number, self.batch, n, available, place.inputs)
+        rows = planned_rows(output_rows(output, chosen, self.samples), place, self.plan, self.member)
+        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+        kept = self.targets[place.key]
+        if len(kept) == self.batch:
+            kept.append(rows)
+        else:
+            kept[self.batch] = kept[self.batch] + rows.to(kept[self.batch].device)
+        del self.wanted[place.key]
+        if not self.wanted:
+            raise Stop
