@@ -137,17 +137,22 @@ class WeightEvidence:
     def _usable(self, info: TensorInfo, dim: int, group: str, known: Container[str]) -> bool:
         for d, roles in enumerate(info.roles):
             for other in roles:
-                if (
-                    other in self.free
-                    and other not in known
-                    and not (d == dim and (other == group or self._within(other, group)))
-                ):
+                if other not in self.free or other in known:
+                    continue
+                # beside the group along its own axis, another group's positions are not looked at
+                beside = d == dim and not _share_segment(info.layouts[d], group, other)
+                if not beside and not (d == dim and (other == group or self._within(other, group))):
                     return False
         return True
 
     def _within(self, inner: str, outer: str) -> bool:
         parent = self.inside.get(inner)
         return parent is not None and (parent == outer or self._within(parent, outer))
+
+
+def _share_segment(layout: Layout, group: str, other: str) -> bool:
+    """Whether two groups are factors of one product somewhere along a dimension, not only summands."""
+    return any({group, other} <= {span.group for span in spans((segment,))} for segment in layout)
 
 
 class ActivationEvidence:
