@@ -11,11 +11,18 @@ DEV_READY := .venv/.ready-dev
 help:           ## show this list
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
 
+# expanded only when something must be installed: stops with one line if this Python cannot do it
+check_python = $(if $(unable),$(error $(unable)))
+unable = $(shell if command -v $(PYTHON) >/dev/null; then $(PYTHON) tools/install.py check 2>&1; \
+	else echo "$(PYTHON) not found: install Python 3.11 or newer, with venv and pip"; fi)
+
 $(DEV_READY): pyproject.toml constraints.txt tools/install.py
+	$(check_python)
 	@$(PYTHON) tools/install.py dev
 	@touch $(DEMO_READY) $@
 
 $(DEMO_READY): pyproject.toml constraints.txt tools/install.py
+	$(check_python)
 	@$(PYTHON) tools/install.py demo
 	@touch $@
 

@@ -1,6 +1,6 @@
 """Create .venv and install neurograft with the named extra, every version pinned; runs on a bare Python.
 
-Usage: python3 tools/install.py demo|dev
+Usage: python3 tools/install.py demo|dev, or check to say only what is missing.
 """
 
 import importlib.util
@@ -47,10 +47,8 @@ def run_pip(arguments: list[str]) -> None:
     """Run pip with its full output in a log file and its progress in one line."""
     command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     started, shown, live = time.monotonic(), 0, sys.stdout.isatty()
-    with (
-        LOG.open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip,
-    ):
+    pip = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with LOG.open("w", encoding="utf-8") as log:
         for line in pip.stdout or ():
             log.write(line)
             step = line.strip()
@@ -61,6 +59,7 @@ def run_pip(arguments: list[str]) -> None:
                     print(f"\r\033[K{text}", end="", flush=True)
                 elif shown % 10 == 1 or step.startswith("Installing"):
                     print(text, flush=True)
+    pip.wait()
     if live:
         print("\r\033[K", end="")
     if pip.returncode != 0:
@@ -70,10 +69,12 @@ def run_pip(arguments: list[str]) -> None:
 
 def main() -> None:
     """Install the extra named on the command line."""
-    if len(sys.argv) != 2 or sys.argv[1] not in ("demo", "dev"):
+    if len(sys.argv) != 2 or sys.argv[1] not in ("demo", "dev", "check"):
         sys.exit(__doc__)
     extra = sys.argv[1]
     check_python()
+    if extra == "check":
+        return
     started = time.monotonic()
     if not PYTHON.exists():
         print("creating .venv", flush=True)
