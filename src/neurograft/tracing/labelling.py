@@ -89,6 +89,7 @@ class Labelling:
             why = f"the input {path}".strip() if path else "the input"
             self.main.axes[id(x)] = tuple(fixed(n, why) for n in x.shape)
             self.main.active.add(id(x))
+        self.main.values = self.private.values = tape.values
         kept = live(tape)
         self.rewritten = {storage_of(x) for op in kept for x in op.mutates}
         for op in kept:

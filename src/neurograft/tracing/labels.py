@@ -73,6 +73,7 @@ class Labels:
         self.written: set[int] = set()
         self.uniform: set[int] = set()
         self.buffers: dict[int, str] = {}
+        self.values: dict[int, Tensor] = {}
 
     @property
     def why(self) -> str:
@@ -108,7 +109,10 @@ class Labels:
             return tuple(algebra.free(axis_size(axis)) for axis in self.axes[id(tensor)])
         if not self.known(tensor):
             why = self.buffers.get(id(tensor)) or f"a constant that enters {self.op}"
-            self.axes[id(tensor)] = tuple(fixed(n, why) for n in tensor.shape)
+            constant = tuple(fixed(n, why) for n in tensor.shape)
+            if self.private is None:  # remembered here, it would pass for something made from parameters
+                return constant
+            self.axes[id(tensor)] = constant
         axes = self.axes[id(tensor)]
         return tuple(canon(axis) for axis in axes)
 
@@ -118,7 +122,10 @@ class Labels:
 
     def constant(self, tensor: Tensor) -> list[int] | None:
         """The whole numbers in a short list that depends on nothing; None for any other tensor."""
-        if self.is_active(tensor) or self.known_parameter(tensor) or tensor.device.type == "meta":
+        if self.is_active(tensor) or self.known_parameter(tensor):
+            return None
+        tensor = self.values.get(id(tensor), tensor)
+        if tensor.device.type == "meta":
             return None
         if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() > 4096:
             return None

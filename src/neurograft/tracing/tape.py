@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from neurograft.errors import NeurograftError, TraceError
-from neurograft.inputs import Inputs, call, device_of, to_device
+from neurograft.inputs import Inputs, call
 
 
 @dataclass(slots=True, eq=False)
@@ -33,12 +34,15 @@ class Op:
 
 @dataclass(slots=True)
 class Tape:
-    """The ops of one forward pass, the tensors that went in and everything that came out."""
+    """The ops of one forward pass, the tensors that went in and everything that came out.
+
+    On the meta device `values` holds the values of tensors that depend on no weight, by the tensors' identity.
+    """
 
     ops: list[Op]
     inputs: Any
     outputs: Any
-    names: dict[int, str] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
@@ -95,6 +99,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
         self.path = path
 
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Run the op; what is recorded are the arguments and the result that come back."""
+        return args, kwargs, func(*args, **kwargs)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":
@@ -105,7 +113,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        result = func(*args, **kwargs)
+        args, kwargs, result = self.execute(func, args, kwargs)
         results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         shapes = tuple(tuple(r.shape) if isinstance(r, Tensor) else None for r in results)
         mutates = tuple(
@@ -163,16 +171,24 @@ def module_paths(model: nn.Module) -> Iterator[Callable[[], str]]:
         after.remove()
 
 
+def on_meta(model: nn.Module) -> bool:
+    """Whether any of the network's parameters has no values."""
+    return any(x.device.type == "meta" for x in model.parameters())
+
+
 def record(model: nn.Module, inputs: Inputs) -> Tape:
     """Run the network once on `inputs` and keep every op it dispatched.
 
     Raises:
         TraceError: if the network cannot run on `inputs`.
     """
-    if device_of(model).type == "meta":
-        inputs = to_device(inputs, "meta")
+    from neurograft.tracing.shadows import MetaRecorder
+
     with as_found(model), module_paths(model) as path:
         recorder = Recorder(path)
+        if on_meta(model):
+            recorder = shadowing = MetaRecorder(path)
+            inputs = tree_map_only(Tensor, shadowing.enter, inputs)
         try:
             with recorder:
                 outputs = call(model, inputs)
@@ -182,7 +198,7 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
             raise TraceError(
                 f"{type(model).__name__} does not run on the example inputs: {type(error).__name__}: {error}"
             ) from error
-    return Tape(recorder.ops, inputs, outputs)
+    return Tape(recorder.ops, inputs, outputs, getattr(recorder, "shadows", {}))
 
 
 def tensors_of(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
@@ -247,6 +263,7 @@ __all__ = [
     "facts_of",
     "live",
     "module_paths",
+    "on_meta",
     "op_tensors",
     "record",
     "storage_of",

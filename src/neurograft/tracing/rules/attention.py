@@ -4,6 +4,7 @@ from torch import Tensor
 
 from neurograft.tracing.algebra import Axis, axis_size, canon, free, merge
 from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.rules.pointwise import mark
 from neurograft.tracing.rules.table import Result, arg, rule, tensor
 from neurograft.tracing.tape import Op
 
@@ -64,6 +65,8 @@ def scaled_dot_product(labels: Labels, op: Op) -> Result:
     """Heads and batch run along, q and k meet in width, k and v in length."""
     q, k, v = (labels.of(tensor(op, i)) for i in range(3))
     mask = _mask(op)
+    if mask is not None:
+        mark(labels, mask, "out")
     if len(q) != 4:
         lead = len(q) - 3
         out, lse = _plain(labels, q, k, v, lead)

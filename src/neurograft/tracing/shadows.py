@@ -1,0 +1,104 @@
+"""Record a network on the meta device, where tensors have no values, although its code asks for some.
+
+Masks and positions depend on no weight, so their values can be known: such tensors have a shadow on the CPU that every
+op is run on too, and a question for a value (`bool(mask.all())`) is answered from the shadow.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from neurograft.tracing.tape import Recorder, storage_of, tensors_in
+
+_META = torch.device("meta")
+# a shadow that would be large is dropped: nobody asks a question about it
+_LARGEST = 1 << 24
+
+
+class MetaRecorder(Recorder):  # type: ignore[no-untyped-call]
+    """A recorder whose tensors are on the meta device, with CPU shadows of those that depend on no weight."""
+
+    def __init__(self, path: Callable[[], str]):
+        super().__init__(path)
+        self.shadows: dict[int, Tensor] = {}
+        self.kept: list[Tensor] = []
+
+    def enter(self, x: Tensor) -> Tensor:
+        """A real tensor as one on the meta device with a shadow."""
+        if x.device.type == "meta":
+            return x
+        meta = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
+        return self._shadowed(meta, x)
+
+    def _shadowed(self, meta: Tensor, value: Tensor) -> Tensor:
+        if value.numel() <= _LARGEST and value.device.type == "cpu":
+            self.shadows[id(meta)] = value
+            self.kept.append(meta)
+        return meta
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Run the op on the meta device, and on the shadows if all its tensors have one."""
+        args, kwargs = pytree.tree_map_only(Tensor, self.enter, (args, kwargs))
+        taken = [*tensors_in(args), *tensors_in(kwargs.values())]
+        known = all(id(x) in self.shadows for x in taken)
+        value = self._value(func, args, kwargs) if known else None
+        try:
+            result = _run(func, args, _on_meta(func, taken, kwargs))
+        except (RuntimeError, NotImplementedError):
+            if value is None:
+                raise
+            # a question for a value, or a result whose shape depends on one
+            return args, kwargs, pytree.tree_map_only(Tensor, self.enter, value)
+        if value is not None:
+            self._follow(result, value)
+        else:
+            self._forget(func, args)
+        return args, kwargs, result
+
+    def _value(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        real_args, real_kwargs = pytree.tree_map_only(Tensor, lambda x: self.shadows[id(x)], (args, dict(kwargs)))
+        if "device" in real_kwargs:
+            real_kwargs["device"] = torch.device("cpu")
+        return func(*real_args, **real_kwargs)
+
+    def _follow(self, result: Any, value: Any) -> None:
+        pairs = zip(pytree.tree_leaves(result), pytree.tree_leaves(value), strict=True)
+        for meta, real in pairs:
+            if isinstance(meta, Tensor) and isinstance(real, Tensor):
+                self._shadowed(meta, real)
+
+    def _forget(self, func: Any, args: tuple[Any, ...]) -> None:
+        # what has been written to with an unknown value is unknown, and so is all that shares its memory
+        if not func._schema.is_mutable:
+            return
+        for argument, x in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for target in tensors_in((x,)):
+                    storage = storage_of(target)
+                    for meta in self.kept:
+                        if id(meta) in self.shadows and storage_of(meta) == storage:
+                            del self.shadows[id(meta)]
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError as error:
+        # some kernels are described on the meta device for one dtype only; the shape is the same for all
+        if "BF16" not in str(error):
+            raise
+        narrow = pytree.tree_map_only(Tensor, lambda x: x.bfloat16() if x.is_floating_point() else x, args)
+        return pytree.tree_map_only(Tensor, lambda x: x.to(args[0].dtype), func(*narrow, **kwargs))
+
+
+def _on_meta(func: Any, taken: list[Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:
+    asks = any(argument.name == "device" for argument in func._schema.arguments)
+    if asks and (not taken or kwargs.get("device") is not None):
+        return {**kwargs, "device": _META}
+    return kwargs
+
+
+__all__ = ["MetaRecorder"]
