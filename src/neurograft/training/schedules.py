@@ -34,8 +34,8 @@ def fuse_by_schedule(
 
     "merge" puts all members side by side (`combine`); "prune" before it leaves each member its share of the fused
     widths, after it the fused widths out of all neurons; "tune" trains what there is at that point: every member, or
-    the one network. Without tuning, ("merge", "prune") is `fuse(models, x)` and ("prune", "merge") is
-    `fuse(models, x, schedule="prune-merge")`.
+    the one network. Without tuning, ("merge", "prune") gives what `apply(plan(models, x), models)` gives, and ("prune",
+    "merge") the same with `schedule="prune-merge"`.
 
     Args:
         models: at least two networks of one class; they are only read.
