@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.fusion import planned
 from tests.networks import MLP, NETWORKS, build, example
 from tests.planting import largest_change, planted, split
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def difference(one: Tensor, other: Tensor) -> float:
 def test_a_planted_permutation_is_undone(name: str) -> None:
     model, inputs = build(name), example(name)
     graph = ng.trace(model, inputs, verify=False)
-    fused = ng.fuse([model, planted(model, graph, 1)], inputs, method="optimal_transport", graph=graph)
+    fused = planned([model, planted(model, graph, 1)], inputs, method="optimal_transport", graph=graph)
     assert largest_change(fused, model) < 1e-6
 
 
@@ -72,7 +73,7 @@ def test_importance_marginals_are_exact_for_uneven_duplicates_too() -> None:
     net = mlp(12, 8, 6, 4)
     wide = split(net, [[1, 2, 3, 1, 1, 1, 4, 1], [2] * 6])
     for members in ([net, wide], [wide, net]):
-        fused = ng.fuse(members, X, method="optimal_transport", marginals="importance")
+        fused = planned(members, X, method="optimal_transport", marginals="importance")
         assert difference(fused(X), net(X)) < 1e-6
 
 
@@ -91,7 +92,7 @@ def test_the_published_scaling_changes_the_signal_between_widths(wide_first: boo
 def test_published_and_ours_are_one_for_equal_widths() -> None:
     members = [mlp(12, 8, 6, 4, seed=s) for s in range(2)]
     for options in ({}, {"solver": "sinkhorn"}):
-        ours, theirs = (ng.fuse(members, X, method="optimal_transport", published=p, **options) for p in (False, True))
+        ours, theirs = (planned(members, X, method="optimal_transport", published=p, **options) for p in (False, True))
         assert largest_change(ours, theirs) < 1e-12
 
 
@@ -125,7 +126,7 @@ def test_a_network_keeps_its_function_at_multiples_of_its_width(width: int) -> N
     net = mlp(12, 4, 4, 4)
     graph = ng.trace(net, X)
     members = [net, planted(net, graph, 1), planted(net, graph, 2)]
-    fused = ng.fuse(members, X, method="optimal_transport", width=width)
+    fused = planned(members, X, method="optimal_transport", width=width)
     assert [layer.out_features for layer in fused.layers] == [width, width, 4]
     if width % 4 == 0:
         assert difference(fused(X), net(X)) < 1e-6
@@ -155,7 +156,7 @@ def test_a_pruned_network_is_fused_with_its_dense_original() -> None:
             new.weight.copy_(old.weight[rows][:, columns])
             new.bias.copy_(old.bias[rows])
     assert graph["layers.0.weight:0"].size == 40
-    fused = ng.fuse([pruned, dense_net], X, method="optimal_transport")
+    fused = planned([pruned, dense_net], X, method="optimal_transport")
     assert fused.layers[0].out_features == 20
     assert (fused(x) - dense_net(x)).square().mean() < (pruned(x) - dense_net(x)).square().mean()
 
@@ -164,9 +165,9 @@ def test_the_order_of_the_members_does_not_matter() -> None:
     members = [mlp(12, 8, 6, 4, seed=s) for s in range(4)]
     weights = [1, 2, 3, 4]
     for options in ({}, {"barycenter": True}):
-        one = ng.fuse(members, X, method="optimal_transport", weights=weights, **options)
+        one = planned(members, X, method="optimal_transport", weights=weights, **options)
         order = [2, 0, 3, 1]
-        other = ng.fuse(
+        other = planned(
             [members[i] for i in order], X, method="optimal_transport", weights=[weights[i] for i in order], **options
         )
         torch.testing.assert_close(one(X), other(X))
@@ -174,7 +175,7 @@ def test_the_order_of_the_members_does_not_matter() -> None:
 
 def test_two_members_in_either_order_give_one_function() -> None:
     members = [mlp(12, 8, 6, 4, seed=s) for s in range(2)]
-    one, other = (ng.fuse(m, X, method="optimal_transport") for m in (members, members[::-1]))
+    one, other = (planned(m, X, method="optimal_transport") for m in (members, members[::-1]))
     torch.testing.assert_close(one(X), other(X))
 
 
@@ -182,9 +183,9 @@ def test_a_permuted_member_changes_nothing() -> None:
     members = [build("resnet", s).double() for s in range(3)]
     x = example("resnet").double()
     graph = ng.trace(members[0], x)
-    one = ng.fuse(members, x, method="optimal_transport", graph=graph)
+    one = planned(members, x, method="optimal_transport", graph=graph)
     moved = [members[0], planted(members[1], graph, 5), members[2]]
-    other = ng.fuse(moved, x, method="optimal_transport", graph=graph)
+    other = planned(moved, x, method="optimal_transport", graph=graph)
     torch.testing.assert_close(one(x), other(x))
 
 
@@ -224,7 +225,7 @@ def test_activations_find_a_planted_permutation(when: str, distance: str) -> Non
     model = build("vgg_batch_norm")
     batches = [torch.randn(8, 3, 8, 8) for _ in range(3)]
     graph = ng.trace(model, batches[0], verify=False)
-    fused = ng.fuse(
+    fused = planned(
         [model, planted(model, graph, 1)],
         batches[0],
         method="optimal_transport",
@@ -241,7 +242,7 @@ def test_activations_of_members_of_different_widths() -> None:
     net = mlp(12, 8, 6, 4)
     wide = split(net, [[2] * 8, [2] * 6])
     for members in ([net, wide], [wide, net]):
-        fused = ng.fuse(
+        fused = planned(
             members, X, method="optimal_transport", metric="activations", calibration=[torch.randn(64, 12).double()]
         )
         assert difference(fused(X), net(X)) < 1e-6
@@ -340,7 +341,7 @@ def test_importances_that_are_all_equal_are_uniform() -> None:
         for net in nets:
             net.layers[0].weight.copy_(nn.functional.normalize(net.layers[0].weight, dim=1))
             net.layers[1].weight.copy_(nn.functional.normalize(net.layers[1].weight, dim=0))
-    one, other = (ng.fuse(nets, X, method="optimal_transport", marginals=m) for m in ("uniform", "importance"))
+    one, other = (planned(nets, X, method="optimal_transport", marginals=m) for m in ("uniform", "importance"))
     assert largest_change(one, other) < 1e-6
 
 
@@ -355,7 +356,7 @@ def test_nothing_of_the_callers_changes_and_a_seed_gives_the_same_plan() -> None
     x = example("resnet")
     state = torch.get_rng_state()
     options = {"metric": "activations", "calibration": [x], "restarts": 2, "sweeps": 2}
-    one, other = (ng.fuse(members, x, method="optimal_transport", seed=3, **options) for _ in range(2))
+    one, other = (planned(members, x, method="optimal_transport", seed=3, **options) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     for member, kept in zip(members, before, strict=True):
         assert all(torch.equal(v, kept[k]) for k, v in member.state_dict().items())

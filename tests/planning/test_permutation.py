@@ -2,6 +2,7 @@ from itertools import pairwise, permutations, product
 
 import pytest
 import torch
+from tests.fusion import planned
 from tests.networks import MLP, NETWORKS, build, example
 from tests.planting import largest_change, planted
 from torch import nn
@@ -31,7 +32,7 @@ def agreement(one: nn.Module, other: nn.Module) -> float:
 def test_a_planted_permutation_is_undone(name: str) -> None:
     model, inputs = build(name), example(name)
     graph = ng.trace(model, inputs, verify=False)
-    fused = ng.fuse([model, planted(model, graph, 1)], inputs, method="permutation", graph=graph, restarts=1)
+    fused = planned([model, planted(model, graph, 1)], inputs, method="permutation", graph=graph, restarts=1)
     assert largest_change(fused, model) < 1e-6
 
 
@@ -69,7 +70,7 @@ def test_a_tiny_gpt2_is_aligned_back() -> None:
     assert sizes == [4, 4, 24, 96, 96]  # heads, stream, hidden
     for method in ("permutation", "optimal_transport"):
         for seed in range(3):
-            fused = ng.fuse([model, planted(model, graph, seed)], inputs, method=method, graph=graph)
+            fused = planned([model, planted(model, graph, seed)], inputs, method=method, graph=graph)
             assert largest_change(fused, model) < 1e-5
             assert fused.lm_head.weight is fused.transformer.wte.weight
 
@@ -78,7 +79,7 @@ def test_many_planted_members_meet_in_the_references_basis() -> None:
     model, x = build("resnet"), example("resnet")
     graph = ng.trace(model, x, verify=False)
     members = [planted(model, graph, seed) for seed in range(5)]
-    fused = ng.fuse(members, x, method="permutation", graph=graph, reference=2, restarts=1)
+    fused = planned(members, x, method="permutation", graph=graph, reference=2, restarts=1)
     assert largest_change(fused, members[2]) < 1e-6
 
 
@@ -146,7 +147,7 @@ def test_members_of_one_permutation_class_and_strangers_do_not_depend_on_order()
                 parameter.add_(0.02 * torch.randn_like(parameter))
         members.append(near)
     outputs = [
-        ng.fuse([members[i] for i in order], x, method="permutation", graph=graph)(x)
+        planned([members[i] for i in order], x, method="permutation", graph=graph)(x)
         for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0])
     ]
     for other in outputs[1:]:
@@ -206,8 +207,8 @@ def test_a_permuted_member_changes_nothing() -> None:
     members = [build("resnet", s).double() for s in range(2)]
     x = example("resnet").double()
     graph = ng.trace(members[0], x)
-    one = ng.fuse(members, x, method="permutation", graph=graph, restarts=1)
-    other = ng.fuse([members[0], planted(members[1], graph, 5)], x, method="permutation", graph=graph, restarts=1)
+    one = planned(members, x, method="permutation", graph=graph, restarts=1)
+    other = planned([members[0], planted(members[1], graph, 5)], x, method="permutation", graph=graph, restarts=1)
     torch.testing.assert_close(one(x), other(x))
 
 
@@ -215,7 +216,7 @@ def test_the_plan_is_exact_bytes_for_a_seed_and_touches_nothing() -> None:
     members = [build("resnet", s) for s in range(3)]
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in members]
     x, state = example("resnet"), torch.get_rng_state()
-    one, other = (ng.fuse(members, x, method="permutation", seed=3) for _ in range(2))
+    one, other = (planned(members, x, method="permutation", seed=3) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     for member, kept in zip(members, before, strict=True):
         assert all(torch.equal(v, kept[k]) for k, v in member.state_dict().items())
