@@ -119,7 +119,7 @@ def test_a_group_that_is_made_and_read_but_fixed_is_named() -> None:
 
 def test_an_output_behind_a_nonlinearity_is_refused() -> None:
     models = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Softmax(-1)) for _ in "ab"]
-    with pytest.raises(PlanError, match="not reached through linear ops alone"):
+    with pytest.raises(PlanError, match="its output is not reached through linear ops alone"):
         ng.combine(models, torch.randn(5, 4))
 
 

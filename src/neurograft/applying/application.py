@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from neurograft.applying.declarations import Declaration
 from neurograft.applying.formula import fuse_tensor
 from neurograft.applying.resizing import declare_sizes
 from neurograft.errors import MembersDiffer, PlanError
@@ -52,12 +53,17 @@ def apply(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
 
 def build(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
     """The network of a plan whose members were checked before."""
+    return assemble(plan, models)[0]
+
+
+def assemble(plan: FusionPlan, models: Sequence[nn.Module]) -> tuple[nn.Module, list[Declaration]]:
+    """The network of a plan, and the declared sizes that had to change with its widths."""
     states = [state_of(model) for model in models]
     fused = {name: fuse_named(name, [state[name] for state in states], plan) for name in states[0]}
     model = rebuild(models[0], fused)
-    declare_sizes(model, plan.graphs[0], plan.graph)
+    changed = declare_sizes(model, plan.graphs[0], plan.graph)
     write_back(model)
-    return model
+    return model, changed
 
 
 def fuse_named(name: str, tensors: Sequence[Tensor], plan: FusionPlan) -> Tensor:

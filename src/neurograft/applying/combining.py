@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from neurograft.applying.application import build
+from neurograft.applying.application import assemble
+from neurograft.applying.declarations import Declaration
 from neurograft.applying.formula import axis_pairs
 from neurograft.applying.segmented import SegmentedNorm, norm_axis
 from neurograft.errors import PlanError, ResizeError
@@ -68,9 +69,10 @@ def combine(
     shares = check_member_weights(weights, len(models)) or (1 / len(models),) * len(models)
     plan = combined_plan(graphs, shares)
     check_unreached(graphs[0], plan.maps, fixed)
-    wide = build(plan, models)
+    _check_kept_apart(graphs[0])
+    wide, declared = assemble(plan, models)
     segment_norms(wide, models, plan, example_inputs)
-    _check_average(wide, models, shares, example_inputs, graphs[0])
+    _check_average(wide, models, shares, example_inputs, declared, graphs[0])
     return wide
 
 
@@ -157,48 +159,93 @@ def _is_joint_norm(module: nn.Module) -> bool:
     return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
 
 
-def _obstacles(graph: NeuronGraph) -> str:
-    """What keeps the members from running side by side: weights that mix them inside the network, joint reductions."""
+def _check_kept_apart(graph: NeuronGraph) -> None:
+    """Refuse networks whose members would meet inside: only inputs and linear outputs may be shared.
+
+    Raises:
+        PlanError: with the first groups in the way.
+    """
     moved = {group.name for group in graph.outermost}
     found = []
     for info in graph.tensors.values():
-        made = [g for dim in info.roles for g, roles in dim.items() if "out" in roles]
-        inside = [g for g in made if graph[g].fixed and not str(graph[g].why).startswith("the output")]
+        made = [g for dim in info.roles for g, roles in dim.items() if "out" in roles and g not in moved]
+        inside = [graph[g] for g in made if not str(graph[g].why).startswith("the output")]
         if info.kind == "weight" and inside and not made_by(info, moved):
-            found.append(
-                f"group {inside[0]} is fixed ({graph[inside[0]].why}) but made by {info.name} inside the network"
-            )
-    found += [f"{g.name} is reduced over by {', '.join(g.reduced_by)}" for g in graph.outermost if g.reduced_by]
-    return "; ".join(found[:4])
+            why = inside[0].why if inside[0].fixed else f"inside {inside[0].inside}, which {info.name} does not have"
+            state = "fixed" if inside[0].fixed else "shared"
+            found.append(f"group {inside[0].name} is {state} ({why}) but made by {info.name} inside the network")
+    if found:
+        raise PlanError(
+            f"the members cannot run side by side, they would meet inside: {'; '.join(found[:3])}"
+            f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}; only inputs and linear outputs may be shared"
+        )
 
 
 def _check_average(
-    wide: nn.Module, models: Sequence[nn.Module], weights: Sequence[float], inputs: Any, graph: NeuronGraph
+    wide: nn.Module,
+    models: Sequence[nn.Module],
+    weights: Sequence[float],
+    inputs: Any,
+    declared: Sequence[Declaration],
+    graph: NeuronGraph,
 ) -> None:
-    """Run the wide network once: it must give the members' average on the example inputs."""
+    """Run the wide network once: it must give the members' average on the example inputs.
+
+    Some networks multiply by a power of a width they declare (T5's head by d_model^-1/2); if the average is missed,
+    each declared name is tried at its old value, which is then the one that keeps the function.
+    """
+    expected: list[Tensor] = []
     with untouched(wide, *models), torch.no_grad():
-        try:
-            found = _numbers(call(wide, inputs))
-        except Exception as error:
-            raise ResizeError(
-                f"the combined network does not run ({error}); its forward takes sizes from elsewhere than its modules"
-            ) from error
-        expected: list[Tensor] = []
         for model, weight in zip(models, weights, strict=True):
             outputs = _numbers(call(model, inputs))
             sums = expected or [torch.zeros_like(y) for y in outputs]
             expected = [total + weight * y for total, y in zip(sums, outputs, strict=True)]
+        try:
+            far = _distance(_numbers(call(wide, inputs)), expected)
+        except Exception as error:
+            raise ResizeError(
+                f"the combined network does not run ({error}); its forward takes sizes from elsewhere than its modules"
+            ) from error
+        if far is None or any(_exact_with_old(name, declared, wide, inputs, expected) for name in _names(declared)):
+            return
+    joint = [f"{g.name} ({', '.join(g.bilinear)})" for g in graph.outermost if g.bilinear]
+    raise PlanError(
+        f"the combined network {far} from the members' average: its output is not reached through linear ops alone, or "
+        "an op works on all members' neurons at once" + (f"; contracted over: {'; '.join(joint[:3])}" if joint else "")
+    )
+
+
+def _names(declared: Sequence[Declaration]) -> list[str]:
+    return list(dict.fromkeys(d.name for d in declared))
+
+
+def _exact_with_old(
+    name: str, declared: Sequence[Declaration], wide: nn.Module, inputs: Any, expected: Sequence[Tensor]
+) -> bool:
+    """Whether the old value of one declared name makes the average exact; if so it stays."""
+    holders = [d for d in declared if d.name == name]
+    for d in holders:
+        setattr(d.holder, name, d.old)
+    try:
+        if _distance(_numbers(call(wide, inputs)), expected) is None:
+            return True
+    except Exception:  # the old value does not even run: it is needed at its new one
+        pass
+    for d in holders:
+        setattr(d.holder, name, d.new)
+    return False
+
+
+def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+    """How far outputs are from what they should be, in words; None within rounding."""
     for i, (mine, theirs) in enumerate(zip(found, expected, strict=False)):
+        if mine.shape != theirs.shape:
+            return f"gives output {i} the shape {tuple(mine.shape)}, far"
         scale = theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny)
-        tolerance = min(1e4 * torch.finfo(theirs.dtype).eps, 0.05)
-        same = mine.shape == theirs.shape
-        away = float((mine - theirs).abs().max() / scale) if same else float("nan")
-        if not away <= tolerance:
-            far = f"is {away:.1e} away" if same else f"has shape {tuple(mine.shape)}, far"
-            raise PlanError(
-                f"output {i} of the combined network {far} from the members' average, because it is not reached "
-                f"through linear ops alone or an op works on all members' neurons at once. {_obstacles(graph)}".rstrip()
-            )
+        away = float((mine - theirs).abs().max() / scale)
+        if not away <= min(1e4 * torch.finfo(theirs.dtype).eps, 0.05):
+            return f"gives output {i} {away:.1e} away"
+    return None
 
 
 def _numbers(outputs: Any) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -18,47 +20,75 @@ OTHER = re.compile(
 COUNT = re.compile(r"^n_|num_|heads?$|groups?$|rank|state")
 
 
-def declare_integers(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> None:
+@dataclass(frozen=True, eq=False, slots=True)
+class Declaration:
+    """One declared width that was changed: attribute `name` of a module or configuration."""
+
+    holder: object
+    name: str
+    old: Any
+    new: Any
+
+
+def declare_integers(
+    model: nn.Module, old: NeuronGraph, new: NeuronGraph, handled: tuple[type, ...]
+) -> list[Declaration]:
     """Give every declared integer the new width of whatever had its old one, in place.
 
     An attribute whose name speaks of a width is compared with the dimensions, segments and factors of the tensors
     below its module. Where the same old width became several new ones, counts (`num_heads`) go by factors and sizes
     (`hidden_size`) by whole dimensions; what stays ambiguous is left alone, and a run of the network will tell.
+
+    Args:
+        model: the network, whose tensors have the shapes of `new` already.
+        old: the graph before.
+        new: the graph after.
+        handled: kinds of modules whose sizes somebody else declares.
+
+    Returns:
+        What was changed.
     """
+    changed = []
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(
-            module, (nn.MultiheadAttention, nn.RNNBase)
-        ):
-            continue
-        _declare(module, path, old, new)
+        foreign = not type(module).__module__.startswith("torch.")
+        if (foreign and not isinstance(module, handled)) or isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+            changed += _declare(module, path, old, new)
         # a configuration is shared by all modules of a model: it speaks of the whole
         config = module.__dict__.get("config")
         if not path and config is not None and hasattr(config, "__dict__"):
-            _declare(config, "", old, new)
+            changed += _declare(config, "", old, new)
+    return changed
 
 
-def _declare(holder: object, path: str, old: NeuronGraph, new: NeuronGraph) -> None:
-    names = [
-        name
-        for name, value in vars(holder).items()
-        if isinstance(value, int)
-        and not isinstance(value, bool)
-        and value > 1
-        and WIDTH.search(name)
-        and not OTHER.search(name)
-    ]
-    if not names:
-        return
+def _declare(holder: object, path: str, old: NeuronGraph, new: NeuronGraph) -> list[Declaration]:
+    named = {n: v for n, v in vars(holder).items() if WIDTH.search(n) and not OTHER.search(n) and _is_widths(v)}
+    if not named:
+        return []
     wholes, factors = _widths(path, old, new)
-    for name in names:
-        value = getattr(holder, name)
-        first, second = (factors, wholes) if COUNT.search(name) else (wholes, factors)
-        for widths in (first, second):
-            if len(became := widths.get(value, set())) == 1:
-                setattr(holder, name, next(iter(became)))
-                break
-            if became:
-                break
+    changed = []
+    for name, value in named.items():
+        tables = (factors, wholes) if COUNT.search(name) else (wholes, factors)
+        fresh: Any = (
+            _became(value, tables) if isinstance(value, int) else type(value)(_became(n, tables) for n in value)
+        )
+        if fresh != value:
+            setattr(holder, name, fresh)
+            changed.append(Declaration(holder, name, value, fresh))
+    return changed
+
+
+def _is_widths(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and type(value) in (list, tuple) and all(_is_widths(v) for v in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value > 1
+
+
+def _became(value: int, tables: tuple[dict[int, set[int]], ...]) -> int:
+    """The one new width of an old one: the first table that knows it decides; unchanged if it is ambiguous."""
+    for widths in tables:
+        if became := widths.get(value):
+            return next(iter(became)) if len(became) == 1 else value
+    return value
 
 
 def _widths(path: str, old: NeuronGraph, new: NeuronGraph) -> tuple[dict[int, set[int]], dict[int, set[int]]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from neurograft.applying.declarations import declare_integers
+from neurograft.applying.declarations import Declaration, declare_integers
 from neurograft.errors import ResizeError
 from neurograft.inputs import Inputs, call, device_of, to_device
 from neurograft.tracing.graph import NeuronGraph
@@ -21,20 +21,26 @@ Leading: TypeAlias = Callable[[int], int]
 """Turns a declared number of groups of the module's weight into the number it has now."""
 
 
-def declare_sizes(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> None:
-    """Set the declared sizes of every module of `model`, whose tensors already have the shapes of `new`.
+ORIGINALS = ("original1", "original")  # weight norm's direction, and the one original of other parametrisations
+
+
+def declare_sizes(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> list[Declaration]:
+    """Set the declared sizes of every module of `model`, whose tensors already have the shapes of `new`, in place.
+
+    Returns:
+        The integers that modules and configurations outside torch declared, and what became of them.
 
     Raises:
         ResizeError: a size that cannot be kept true, by module path.
     """
     if all(group.size == new[group.name].size for group in old.groups):
-        return
-    declare_integers(model, old, new)
+        return []
     for path, module in model.named_modules():
         for kind, declare in DECLARERS.items():
             if isinstance(module, kind):
-                declare(module, partial(_leading, f"{path}.weight".lstrip("."), old, new))
+                declare(module, partial(_leading, _weight_name(path, old), old, new))
                 break
+    return declare_integers(model, old, new, tuple(DECLARERS))
 
 
 def check_runs(model: nn.Module, example_inputs: Inputs) -> None:
@@ -90,6 +96,13 @@ def _embedding(module: nn.Embedding, _leading: Leading) -> None:
 
 def _prelu(module: nn.PReLU, _leading: Leading) -> None:
     module.num_parameters = module.weight.numel()
+
+
+def _weight_name(path: str, graph: NeuronGraph) -> str:
+    """The name of a module's weight; of a parametrised one, of the original that has its shape."""
+    prefix = f"{path}." if path else ""
+    names = [f"{prefix}{suffix}" for suffix in ("weight", *(f"parametrizations.weight.{o}" for o in ORIGINALS))]
+    return next((name for name in names if name in graph.tensors), names[0])
 
 
 def _leading(tensor: str, old: NeuronGraph, new: NeuronGraph, count: int) -> int:

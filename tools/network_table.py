@@ -1,0 +1,131 @@
+"""Write docs/networks.md: what tracing finds in every network of the tests, and which methods work on it.
+
+Usage: python tools/network_table.py [NAME …]   (with names: print their rows only)
+"""
+
+import copy
+import os
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from torch import nn
+
+import neurograft as ng
+from neurograft.errors import NeurograftError
+from neurograft.inputs import call
+from neurograft.tracing.tape import record
+from tests.networks import NETWORKS, build
+from tests.tracing.huggingface import HUGGINGFACE, made
+
+METHODS = ("average", "transplant", "permutation", "optimal_transport", "combine")
+RUNS = 5
+
+
+def other_member(model: nn.Module) -> nn.Module:
+    """The same network with much noise on every parameter."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator) * parameter.abs().mean())
+    return other
+
+
+def free_share(model: nn.Module, graph: ng.NeuronGraph) -> float:
+    """The share of the entries of all weights of two or more dimensions that lie on an axis of a free group."""
+    weights = {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1}
+    free = {g.name for g in graph.free}
+    lying = [
+        n for name, n in weights.items() if name in graph.tensors and free & set().union(*graph.tensors[name].roles)
+    ]
+    return sum(lying) / max(1, sum(weights.values()))
+
+
+def works(method: str, models: list[nn.Module], inputs: Any, graph: ng.NeuronGraph) -> str:
+    """ "yes", or why not."""
+    fixed = graph.unreached
+    try:
+        if method == "combine":
+            ng.combine(models, inputs, graph=graph, fixed=fixed)
+        else:
+            call(ng.fuse(models, inputs, method=method, graph=graph, fixed=fixed), inputs)
+    except NeurograftError as error:
+        return str(error)
+    return "yes"
+
+
+def row(name: str, model: nn.Module, inputs: Any) -> tuple[str, list[str]]:
+    """One row of the table, and the notes below it."""
+    graph = ng.trace(model, inputs)
+    times = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        ng.trace(model, inputs, verify=False)
+        times.append(1e3 * (time.perf_counter() - started))
+    models = [model, other_member(model)]
+    verdicts = {method: works(method, models, inputs, graph) for method in METHODS}
+    cells = [
+        name,
+        f"{len(graph.free)} / {len(graph.groups) - len(graph.free)}",
+        f"{free_share(model, graph):.1%}",
+        str(len(record(model, inputs).ops)),
+        f"{statistics.median(times):.0f}",
+        "yes" if ng.verify(model, graph, inputs, deep=True).passed else "no",
+        *("yes" if verdict == "yes" else "no" for verdict in verdicts.values()),
+    ]
+    notes = [f"- {name}, {method}: {verdict}" for method, verdict in verdicts.items() if verdict != "yes"]
+    if graph.unreached:
+        notes.append(f"- {name}: not reached by the example inputs, named in `fixed`: {', '.join(graph.unreached)}")
+    if free_share(model, graph) < 0.95:
+        reasons = sorted({f"{g.name} ({g.why})" for g in graph.groups if g.fixed})
+        notes.append(f"- {name}, fixed axes: {'; '.join(reasons)}")
+    return f"| {' | '.join(cells)} |", notes
+
+
+def main() -> None:
+    """Make every row, then write the page."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    asked = sys.argv[1:]
+    heads = ["network", "groups free / fixed", "free share", "ops", "trace (ms)", "proof", *METHODS]
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    notes: list[str] = []
+    for family, names in (("tests/tracing/huggingface.py", HUGGINGFACE), ("tests/networks.py", NETWORKS)):
+        for name in names:
+            if asked and name not in asked:
+                continue
+            model, inputs = made(name) if family.endswith("huggingface.py") else (build(name), NETWORKS[name].inputs())
+            line, below = row(name, model, inputs)
+            print("\n".join([line, *below]), flush=True)
+            lines.append(line)
+            notes += below
+    if not asked:
+        page = [
+            "# Networks",
+            "",
+            "Made by `python tools/network_table.py`; tiny networks with random weights, CPU, one thread. *free share*: entries of",
+            "weights with two or more dimensions that lie on an axis of a free group. *ops*: ATen ops of one forward pass.",
+            "*trace*: median milliseconds without the proof. *proof*: permutations, roles and every intermediate tensor.",
+            "A method counts as working if it plans, applies and runs on two members; `combine` if it is exact.",
+            "",
+            *lines,
+            "",
+            "## Where something does not work, and why",
+            "",
+            *notes,
+            "",
+        ]
+        (ROOT / "docs" / "networks.md").write_text("\n".join(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
