@@ -34,8 +34,9 @@ def project(tmp_path):
 
 def make(project, python, *targets):
     program = project / "python"
-    program.write_text(python)
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    if python is not None:
+        program.write_text(python)
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", f"PYTHON={program}", *targets],
@@ -52,7 +53,7 @@ def make(project, python, *targets):
     [
         (WITHOUT_VENV, "has no venv module: install it first, on Debian and Ubuntu: sudo apt install python3"),
         (OLD, "neurograft needs Python 3.11 or newer"),
-        ("#!/nowhere/python\n", "python"),
+        (None, "python not found: install Python 3.11 or newer, with venv and pip"),
     ],
     ids=["no venv", "too old", "no python"],
 )
