@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.fusion import planned
 from tests.networks import NETWORKS, build, example
 from torch import nn
 
@@ -29,7 +30,7 @@ def related(net: nn.Module, share: float, seed: int = 5) -> nn.Module:
 @pytest.mark.parametrize("network", ["mlp_bias", "vgg_batch_norm", "resnet", "tied", "attention", "bare"])
 def test_every_tensor_is_the_weighted_mean(network: str) -> None:
     members = [build(network, seed) for seed in range(3)]
-    fused = ng.fuse(members, example(network), "average", weights=[1, 2, 5])
+    fused = planned(members, example(network), "average", weights=[1, 2, 5])
     for name, tensor in fused.state_dict().items():
         if tensor.is_floating_point():
             expected = sum(w * net.state_dict()[name] for w, net in zip((0.125, 0.25, 0.625), members, strict=True))
@@ -39,7 +40,7 @@ def test_every_tensor_is_the_weighted_mean(network: str) -> None:
 def test_patterns_give_tensors_weights_of_their_own() -> None:
     members = [build("mlp_bias", seed) for seed in range(2)]
     own = {"layers.*.bias": [1, 3], "layers.0.*": [1, 0]}
-    fused = ng.fuse(members, X, "average", tensor_weights=own).state_dict()
+    fused = planned(members, X, "average", tensor_weights=own).state_dict()
     first, second = (net.state_dict() for net in members)
     torch.testing.assert_close(fused["layers.0.bias"], first["layers.0.bias"])
     torch.testing.assert_close(fused["layers.0.weight"], first["layers.0.weight"])
@@ -61,7 +62,7 @@ def test_excluded_tensors_are_member_0s_and_the_plan_says_so() -> None:
 
 def test_tensors_that_no_run_reached_obey_patterns_too() -> None:
     members = [build("unused", seed) for seed in range(2)]
-    fused = ng.fuse(members, example("unused"), "average", exclude=["spare"]).state_dict()
+    fused = planned(members, example("unused"), "average", exclude=["spare"]).state_dict()
     assert torch.equal(fused["spare"], members[0].state_dict()["spare"])
     torch.testing.assert_close(fused["idle.weight"], sum(net.state_dict()["idle.weight"] for net in members) / 2)
 

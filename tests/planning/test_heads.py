@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.fusion import planned
 from tests.networks import MLP, VGG, build, example
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ def test_every_head_reads_what_is_left_of_its_own_member() -> None:
 
 def test_the_whole_combined_network_says_what_every_member_says() -> None:
     members = members_with_labels(4, 7)
-    fused = ng.fuse(members, X, ratio=0, heads="keep")
+    fused = planned(members, X, ratio=0, heads="keep")
     torch.testing.assert_close(fused(X), torch.cat([net(X) for net in members], 1))
 
 
@@ -61,14 +62,14 @@ def test_a_copy_with_another_head_shares_the_trunk_exactly(method: str) -> None:
     other = copy.deepcopy(second)
     other.layers[0], other.layers[1] = copy.deepcopy(first.layers[0]), copy.deepcopy(first.layers[1])
     options = {"diversity": True} if method == "transplant" else {}
-    fused = ng.fuse([first, other], X, method, heads="keep", **options)
+    fused = planned([first, other], X, method, heads="keep", **options)
     torch.testing.assert_close(fused(X), torch.cat([first(X), other(X)], 1))
 
 
 def test_heads_of_convolutional_networks_are_kept() -> None:
     members = [build("vgg", seed) for seed in range(2)]
     x = example("vgg")
-    fused = ng.fuse(members, x, heads="keep", ratio=0)
+    fused = planned(members, x, heads="keep", ratio=0)
     assert isinstance(fused, VGG)
     torch.testing.assert_close(fused(x), torch.cat([net(x) for net in members], 1))
 
@@ -76,7 +77,7 @@ def test_heads_of_convolutional_networks_are_kept() -> None:
 def test_several_heads_are_all_kept() -> None:
     members = [build("two_inputs", seed) for seed in range(2)]
     x = example("two_inputs")
-    fused = ng.fuse(members, x, heads="keep", ratio=0)
+    fused = planned(members, x, heads="keep", ratio=0)
     for i in range(2):
         torch.testing.assert_close(fused(**x)[i], torch.cat([net(**x)[i] for net in members], 1))
 
@@ -105,5 +106,5 @@ def test_an_unknown_choice_is_refused() -> None:
 
 def test_averaging_heads_is_the_default() -> None:
     members = members_with_labels(4, 4)
-    left: Tensor = ng.fuse(members, X)(X)
-    assert torch.equal(left, ng.fuse(members, X, heads="average")(X))
+    left: Tensor = planned(members, X)(X)
+    assert torch.equal(left, planned(members, X, heads="average")(X))

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from tests.fusion import planned
 from tests.networks import MLP, build, example
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ def test_outputs_are_those_of_the_published_code(shared: Path, case: str, order:
     network, count, what = case.split("/")
     members = [nets.build(network, 100 + i) for i in range(int(count))]
     strategy = "flat" if what == "transplant" else what
-    fused = ng.fuse(members, nets.example(), order=order, strategy=strategy)
+    fused = planned(members, nets.example(), order=order, strategy=strategy)
     found = fused(nets.example())
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
@@ -57,7 +58,7 @@ def test_outputs_are_those_of_the_published_code(shared: Path, case: str, order:
 def test_the_plain_average_is_that_of_the_published_code(shared: Path, network: str) -> None:
     nets = parity_networks(shared)
     expected = torch.load(shared / "parity" / "published_backward.pt", weights_only=True)[f"{network}/2/average"]
-    fused = ng.fuse([nets.build(network, 100), nets.build(network, 101)], nets.example(), "average")
+    fused = planned([nets.build(network, 100), nets.build(network, 101)], nets.example(), "average")
     torch.testing.assert_close(fused(nets.example()), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -122,7 +123,7 @@ def test_backward_scores_look_only_at_what_is_left() -> None:
 @pytest.mark.parametrize("k", [2, 3, 5, 6, 7, 16])
 def test_the_size_is_exact_for_every_number_of_members(k: int, strategy: str) -> None:
     members = mlps(k, 12, 16, 14, 10, bias=True)
-    fused = ng.fuse(members, X, strategy=strategy)
+    fused = planned(members, X, strategy=strategy)
     fused.load_state_dict(members[0].state_dict())
     torch.testing.assert_close(fused(X), members[0](X))
 
@@ -161,7 +162,7 @@ def test_given_weights_are_carried_as_running_sums() -> None:
 @pytest.mark.parametrize(("fraction", "member"), [(0, 0), (1, 1)])
 def test_a_fraction_of_all_or_nothing_gives_the_member_back(network: str, fraction: float, member: int) -> None:
     members = [build(network, 0), build(network, 1)]
-    fused = ng.fuse(members, example(network), fraction=fraction)
+    fused = planned(members, example(network), fraction=fraction)
     for name, tensor in members[member].state_dict().items():
         assert torch.equal(fused.state_dict()[name], tensor), name
 
@@ -207,14 +208,14 @@ def test_any_share_of_the_combined_network_can_be_removed(network: str, ratio: f
 
 def test_removing_nothing_keeps_the_average_of_the_members() -> None:
     members = [m.double() for m in mlps(3, 12, 16, 14, 10, bias=True)]
-    fused = ng.fuse(members, X.double(), ratio=0)
+    fused = planned(members, X.double(), ratio=0)
     torch.testing.assert_close(fused(X.double()), torch.stack([m(X.double()) for m in members]).mean(0))
 
 
 @pytest.mark.parametrize("width", [1, 5, 16, 24, 40])
 def test_members_of_different_widths_fuse_into_any_width(width: int) -> None:
     members = [*mlps(1, 12, 16, 14, 10), *mlps(1, 12, 24, 20, 10), *mlps(1, 12, 8, 6, 10)]
-    fused = ng.fuse(members, X, width={"layers.0*": width})
+    fused = planned(members, X, width={"layers.0*": width})
     assert fused.layers[0].weight.shape == (width, 12)
     assert fused.layers[1].weight.shape == (14, width)
     assert fused(X).shape == (3, 10)
@@ -237,8 +238,8 @@ def test_units_dropped_on_a_lower_level_count_nothing_on_a_higher_one() -> None:
     members = [build("twice", s) for s in range(3)]
     x = example("twice")
     plan = ng.plan(members, x, strategy="iterative")
-    pair = ng.fuse(members[:2], x)
-    stepwise = ng.fuse([pair, members[2]], x)
+    pair = planned(members[:2], x)
+    stepwise = planned([pair, members[2]], x)
     for name, tensor in ng.apply(plan, members).state_dict().items():
         torch.testing.assert_close(tensor, stepwise.state_dict()[name])
 
@@ -252,9 +253,9 @@ def test_a_network_fused_with_its_own_copy_keeps_its_function(network: str, orde
     net = build(network).double()
     x = example(network).double()
     other = scrambled(net, x) if permuted else copy.deepcopy(net)
-    fused = ng.fuse([net, other], x, order=order, diversity=True)
+    fused = planned([net, other], x, order=order, diversity=True)
     torch.testing.assert_close(fused(x), net(x), rtol=1e-10, atol=1e-10)
-    plain = ng.fuse([net, other], x, order=order)
+    plain = planned([net, other], x, order=order)
     assert (plain(x) - net(x)).abs().max() > 1e-3, "without diversity the function is lost, so the test shows something"
 
 
@@ -282,8 +283,8 @@ def test_similar_members_need_a_tolerance() -> None:
     for parameter in near.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data += 0.01 * parameter.std() * noise
-    found = ng.fuse([net, near], x, diversity=True, tolerance=0.1)
-    lost = ng.fuse([net, near], x, diversity=True)
+    found = planned([net, near], x, diversity=True, tolerance=0.1)
+    lost = planned([net, near], x, diversity=True)
     scale = net(x).abs().max()
     assert (found(x) - net(x)).abs().max() < 0.03 * scale
     assert (lost(x) - net(x)).abs().max() > 0.1 * scale
@@ -291,14 +292,14 @@ def test_similar_members_need_a_tolerance() -> None:
 
 def test_diversity_changes_nothing_for_members_without_duplicates() -> None:
     members = mlps(3, 12, 16, 14, 10, bias=True)
-    plain, diverse = (ng.fuse(members, X, diversity=flag) for flag in (False, True))
+    plain, diverse = (planned(members, X, diversity=flag) for flag in (False, True))
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, diverse.state_dict()[name])
 
 
 def test_diversity_fills_up_with_duplicates_where_nothing_else_is_left() -> None:
     net = mlps(1, 12, 16, 10)[0].double()
-    fused = ng.fuse([net, copy.deepcopy(net)], X.double(), width=20, diversity=True)
+    fused = planned([net, copy.deepcopy(net)], X.double(), width=20, diversity=True)
     assert fused.layers[0].out_features == 20
     torch.testing.assert_close(fused(X.double()), net(X.double()), rtol=1e-12, atol=1e-12)
 

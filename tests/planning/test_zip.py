@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.fusion import planned
 from tests.networks import MLP, build, example
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ def test_zipping_a_network_with_its_permuted_copy_keeps_its_function(network: st
     net = build(network).double()
     x = example(network).double()
     noise = torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    fused = ng.fuse([net, permuted(net, x)], x, "zip", calibration=[noise], when=when)
+    fused = planned([net, permuted(net, x)], x, "zip", calibration=[noise], when=when)
     torch.testing.assert_close(fused(x), net(x), rtol=1e-9, atol=1e-9)
 
 
@@ -98,7 +99,7 @@ def test_the_weights_are_the_means_of_the_clusters() -> None:
 
 def test_members_of_different_widths_zip_into_any_width() -> None:
     members = mlps(16, 24, 8)
-    fused = ng.fuse(members, X, "zip", calibration=[X], width={"layers.0*": 20})
+    fused = planned(members, X, "zip", calibration=[X], width={"layers.0*": 20})
     assert fused.layers[0].out_features == 20
     assert fused(X).shape == (64, 10)
 
@@ -110,7 +111,7 @@ def test_redundant_neurons_of_one_member_merge_within_it() -> None:
     plan = ng.plan([first, second], X, "zip", calibration=[X], width={"layers.0*": 24})
     own = plan.maps["layers.0.weight:0"][0].unmerge
     assert own.target[:8].tolist() == own.target[8:].tolist()
-    fused = ng.fuse([first, second], X, "zip", calibration=[X], width={"layers.0*": 24, "layers.1*": 28})
+    fused = planned([first, second], X, "zip", calibration=[X], width={"layers.0*": 24, "layers.1*": 28})
     torch.testing.assert_close(fused(X), (first(X) + second(X)) / 2)
 
 
@@ -129,13 +130,13 @@ def test_behind_the_stop_members_stay_side_by_side() -> None:
 
 def test_stopping_at_the_first_layer_gives_the_ensemble() -> None:
     members = mlps(16, 16, 16)
-    fused = ng.fuse(members, X, "zip", calibration=[X], stop="layers.0*")
+    fused = planned(members, X, "zip", calibration=[X], stop="layers.0*")
     torch.testing.assert_close(fused(X), sum(net(X) for net in members) / 3)
 
 
 def test_partial_zipping_can_keep_every_members_head() -> None:
     members = mlps(16, 16)
-    fused = ng.fuse(members, X, "zip", calibration=[X], stop="layers.0*", heads="keep")
+    fused = planned(members, X, "zip", calibration=[X], stop="layers.0*", heads="keep")
     torch.testing.assert_close(fused(X), torch.cat([net(X) for net in members], 1))
 
 

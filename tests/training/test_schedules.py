@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from tests.fusion import planned
 from tests.networks import build, example
 from torch import nn
 
-import neurograft as ng
 from neurograft.errors import OptionError
 from neurograft.training.schedules import fuse_by_schedule
 
@@ -27,7 +27,7 @@ def test_without_tuning_a_schedule_is_an_option_of_transplant(
     members = [build(network, seed).double() for seed in range(3)]
     x = example(network).double()
     found = fuse_by_schedule(members, x, schedule, order=order)
-    expected = ng.fuse(members, x, schedule=named, order=order)
+    expected = planned(members, x, schedule=named, order=order)
     assert [n for n, _ in found.named_parameters()] == [n for n, _ in expected.named_parameters()]
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], tensor)
