@@ -56,8 +56,10 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> nn.Module:
         for norm, statistics in found.items():
             check_statistics(statistics, names[norm])
             assert norm.running_mean is not None
+            assert statistics.mean is not None
             assert norm.running_var is not None
-            statistics.write(norm.running_mean, norm.running_var)
+            norm.running_mean.copy_(statistics.mean)
+            norm.running_var.copy_(statistics.variance())
             layers.append(LayerRecovery(names[norm], "statistics", rows=statistics.count))
     unused = [name for module, name in names.items() if _tracks(module) and module not in found]
     notes = tuple(f"{name} was not reached by the samples and stays as it was" for name in unused)

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 
 import torch
 from torch import Tensor
@@ -97,6 +97,11 @@ class Fit:
             self.grown = 1.0
         self.seconds += time.perf_counter() - started
         return changed
+
+    @property
+    def changed(self) -> bool:
+        """Whether the weights were changed."""
+        return self.solution is not None and self.solution.ridge != inf
 
     def report(self) -> LayerRecovery:
         """What became of it."""

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -11,9 +11,9 @@ from neurograft.calibrating.fitting import Fit
 from neurograft.calibrating.report import LayerRecovery, RecoveryReport, remember
 from neurograft.calibrating.samples import Sampler, Samples, read_samples
 from neurograft.calibrating.settling import Item, Work, eval_mode, settle
-from neurograft.calibrating.statistics import NormFit, settle_statistics
+from neurograft.calibrating.statistics import NormFit, PlannedNorm, settle_statistics
 from neurograft.calibrating.survey import Place, Survey, survey
-from neurograft.calibrating.targets import collect_targets
+from neurograft.calibrating.targets import collect_norms, collect_targets
 from neurograft.calibrating.watching import Key
 from neurograft.errors import OptionError
 from neurograft.inputs import Batches, device_of
@@ -88,14 +88,17 @@ def refit(
     sampler = Sampler(samples.total, positions, seed)
     reports = {place.key: left_out(place) for place in found.places if place.skipped}
     passes = 0
+    corrected: set[str] = set()
     with eval_mode(result):
         for names in _chunks(found, sampler, memory):
             places = [place for place in found.places if place.key in names and not place.skipped]
             targets = collect_targets(places, plan, models, samples, sampler)
             fits = [Fit(place, targets.pop(place.key), ridge, _largest_norm(models, place)) for place in places]
-            passes += settle(Work(result, samples, sampler, _in_order(found, fits, names)))
+            norms = collect_norms([name for name in names if isinstance(name, str)], plan, models, samples)
+            passes += settle(Work(result, samples, sampler, _in_order(found, fits, names, norms)))
             reports |= {fit.place.key: fit.report() for fit in fits}
-        passes += settle_statistics(result, samples)
+            corrected |= {name for fit in fits if fit.place.stream and fit.changed for name in fit.place.norms}
+        passes += settle_statistics(result, samples, corrected)
     unseen = [LayerRecovery(name, "left out", note="its op reads another tensor than it") for name in found.unseen]
     lines = tuple(reports[place.key] for place in found.places) + tuple(unseen)
     return remember(result, RecoveryReport("refit", lines, samples.total, passes, time.perf_counter() - started))
@@ -136,11 +139,13 @@ def _chunks(found: Survey, sampler: Sampler, memory: int) -> Iterator[tuple[Key 
     yield tuple(chunk)
 
 
-def _in_order(found: Survey, fits: Sequence[Fit], names: Sequence[Key | str]) -> list[Item]:
+def _in_order(
+    found: Survey, fits: Sequence[Fit], names: Sequence[Key | str], norms: Mapping[str, PlannedNorm]
+) -> list[Item]:
     """Fits and norms as the run can settle them; a norm inside a corrected branch keeps the scale it is solved for."""
     inside = {name for place in found.places if place.stream for name in place.norms}
     by_name: dict[Key | str, Item] = {fit.name: fit for fit in fits}
-    by_name |= {name: NormFit(name) for name in names if isinstance(name, str) and name not in inside}
+    by_name |= {name: NormFit(name, norms.get(name)) for name in names if isinstance(name, str) and name not in inside}
     return [by_name[name] for name in found.order if name in by_name]
 
 

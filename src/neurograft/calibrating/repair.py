@@ -16,7 +16,7 @@ from neurograft.calibrating.samples import Sampler, Samples, check_finite_output
 from neurograft.calibrating.settling import Item, Work, eval_mode, settle
 from neurograft.calibrating.statistics import NormFit, Statistics
 from neurograft.calibrating.survey import Place, Survey, survey
-from neurograft.calibrating.targets import planned_rows
+from neurograft.calibrating.targets import collect_norms, planned_rows
 from neurograft.calibrating.watching import Contraction, Key, Watcher, run
 from neurograft.inputs import Batches, device_of, to_device
 from neurograft.planning.plan import FusionPlan
@@ -74,7 +74,9 @@ def repair(
     places = [place for place in found.places if _repairable(place, plan)]
     planned = _planned(places, plan, models, samples)
     by_name: dict[Key | str, Rescale | NormFit] = {p.key: Rescale(p, *planned[p.key]) for p in places}
-    by_name |= {name: NormFit(name) for name in found.run if isinstance(name, str)}
+    names = [name for name in found.run if isinstance(name, str)]
+    norms = collect_norms(names, plan, models, samples)
+    by_name |= {name: NormFit(name, norms.get(name)) for name in names}
     items: list[Item] = [by_name[name] for name in found.run if name in by_name]
     with eval_mode(result):
         passes = settle(Work(result, samples, Sampler(samples.total, None, 0), list(items)))

@@ -8,13 +8,11 @@ from torch import Tensor
 
 from neurograft.calibrating.patches import matrix_of, weight_of
 from neurograft.calibrating.report import LayerRecovery
-from neurograft.calibrating.statistics import Statistics
+from neurograft.calibrating.statistics import SILENT, Statistics
 from neurograft.calibrating.survey import Place
 from neurograft.calibrating.watching import Contraction, Key
 
 NO_BIAS = "no bias: scale only"
-SILENT = 1e-6
-"""A neuron whose standard deviation is below this share of the layer's largest has no scale to repair."""
 
 
 @dataclass(eq=False)

@@ -94,8 +94,7 @@ def _settle_gathered(item: Item, last: dict[Key, Contraction], norms: dict[str, 
         elif isinstance(item, Rescale) and item.statistics.mean is not None:
             item.apply(last[item.name])
         elif isinstance(item, NormFit) and item.statistics.mean is not None:
-            norm = norms[item.name]
-            item.statistics.write(norm.mean, norm.variance)
+            item.write(norms[item.name])
 
 
 class _Fitter(TrailWatcher):  # type: ignore[no-untyped-call]
@@ -183,7 +182,7 @@ class _Fitter(TrailWatcher):  # type: ignore[no-untyped-call]
         item.statistics.add(norm.input)
         self.norms_met[norm.name] = norm
         if self.work.at_once:
-            item.statistics.write(norm.mean, norm.variance)
+            item.write(norm)
         self.finished(item)
 
     def chosen(self, item: Fit, contraction: Contraction) -> Tensor:

@@ -1,5 +1,6 @@
 """Exact means and variances of what BatchNorms read, and putting them in place."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from neurograft.calibrating.samples import Samples
 from neurograft.calibrating.watching import Norm, Watcher, run
 from neurograft.errors import InputError
+
+SILENT = 1e-6
+"""A neuron whose standard deviation is below this share of the layer's largest has no scale to repair."""
 
 
 @dataclass(eq=False)
@@ -38,55 +42,100 @@ class Statistics:
         assert self.squares is not None
         return self.squares / max(1, self.count - 1 if unbiased else self.count)
 
-    def write(self, mean: Tensor, variance: Tensor) -> None:
-        """Put both in place; BatchNorm keeps the unbiased variance."""
-        assert self.mean is not None
-        mean.copy_(self.mean)
-        variance.copy_(self.variance())
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PlannedNorm:
+    """What the members planned for a BatchNorm, shape `(channels,)` each, float64.
+
+    `mean` and `deviation` are the mixed ones of what the members' BatchNorms read on the calibration samples,
+    `running_mean` and `running_deviation` those their running statistics hold.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    running_mean: Tensor
+    running_deviation: Tensor
+
+    def __add__(self, other: "PlannedNorm") -> "PlannedNorm":
+        return PlannedNorm(
+            self.mean + other.mean.to(self.mean),
+            self.deviation + other.deviation.to(self.mean),
+            self.running_mean + other.running_mean.to(self.mean),
+            self.running_deviation + other.running_deviation.to(self.mean),
+        )
 
 
 @dataclass(eq=False)
 class NormFit:
-    """A BatchNorm that waits for the statistics of what it reads."""
+    """A BatchNorm that waits for the statistics of what it reads.
+
+    With `planned` it is set so that what it gives has the mean and deviation that the members' BatchNorms give on the
+    same samples (so few samples do little harm, and a copy of a member stays that member); without, exactly to them.
+    """
 
     name: str
+    planned: PlannedNorm | None = None
     statistics: Statistics = field(default_factory=Statistics)
+
+    def write(self, norm: Norm) -> None:
+        """Put the running statistics in place."""
+        check_statistics(self.statistics, self.name)
+        assert self.statistics.mean is not None
+        mean, variance = self.statistics.mean, self.statistics.variance(unbiased=False)
+        if self.planned is None:
+            norm.mean.copy_(mean)
+            norm.variance.copy_(self.statistics.variance())
+            return
+        plan = self.planned
+        silent = plan.deviation <= SILENT * plan.deviation.max()
+        growth = torch.where(silent, 1.0, variance.sqrt() / torch.where(silent, 1.0, plan.deviation))
+        deviation = growth * plan.running_deviation
+        norm.mean.copy_(mean - growth * (plan.mean - plan.running_mean))
+        norm.variance.copy_((deviation.square() - norm.eps).clamp_min(0))
+
+
+def running_statistics(norm: Norm) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that a BatchNorm normalises by, float64."""
+    return norm.mean.double(), (norm.variance.double() + norm.eps).sqrt()
 
 
 class _Reader(Watcher):  # type: ignore[no-untyped-call]
-    """Pools the statistics of every BatchNorm's input."""
+    """Pools the statistics of what chosen BatchNorms read."""
 
-    def __init__(self, model: nn.Module, found: dict[str, tuple[Norm, Statistics]]) -> None:
+    def __init__(self, model: nn.Module, found: dict[str, Statistics], norms: dict[str, Norm]) -> None:
         super().__init__(model)
-        self.found = found
+        self.found, self.norms = found, norms
 
     def normalising(self, norm: Norm) -> None:
-        _, statistics = self.found.setdefault(norm.name, (norm, Statistics()))
-        statistics.add(norm.input)
-        self.found[norm.name] = norm, statistics
+        if norm.name in self.found:
+            self.found[norm.name].add(norm.input)
+            self.norms[norm.name] = norm
 
 
-def settle_statistics(model: nn.Module, samples: Samples) -> int:
-    """Make every BatchNorm's statistics those of what it reads, in place, without changing what the network computes.
+def settle_statistics(model: nn.Module, samples: Samples, names: Collection[str]) -> int:
+    """Make the named BatchNorms' statistics those of what they read, in place, without changing what they compute.
 
     Scale and shift take up the change, γ' = γ σ'/σ and β' = β + γ (μ' − μ)/σ; a BatchNorm without them stays as it is.
 
     Returns:
         How many passes over the samples it took.
     """
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if not names:
         return 0
-    found: dict[str, tuple[Norm, Statistics]] = {}
+    found = {name: Statistics() for name in names}
+    norms: dict[str, Norm] = {}
     for number, batch in enumerate(samples.batches):
-        run(model, batch, _Reader(model, found), what=f"batches[{number}]")
+        run(model, batch, _Reader(model, found, norms), what=f"batches[{number}]")
     with torch.no_grad():
-        for norm, statistics in found.values():
+        for name, norm in norms.items():
             if norm.scale is None or norm.shift is None:
                 continue
-            before, centre = (norm.variance + norm.eps).sqrt(), norm.mean.clone()
-            statistics.write(norm.mean, norm.variance)
-            norm.shift += norm.scale * (norm.mean - centre) / before
-            norm.scale *= (norm.variance + norm.eps).sqrt() / before
+            centre, before = running_statistics(norm)
+            NormFit(name, None, found[name]).write(norm)
+            mean, after = running_statistics(norm)
+            scale = norm.scale.double()
+            norm.shift.copy_(norm.shift + scale * (mean - centre) / before)
+            norm.scale.copy_(scale * after / before)
     return 1
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.calibrating.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
+from neurograft.calibrating.statistics import PlannedNorm, Statistics, running_statistics
 from neurograft.calibrating.survey import Place, contractions_of
 from neurograft.calibrating.trails import Addition, TrailWatcher
-from neurograft.calibrating.watching import Contraction, Key, Stop, run
+from neurograft.calibrating.watching import Contraction, Key, Norm, Stop, Watcher, run
 from neurograft.inputs import device_of, to_device
 from neurograft.planning.mixing import mix_along
 from neurograft.planning.plan import FusionPlan
@@ -39,7 +40,51 @@ def collect_targets(
     return targets
 
 
-def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int, *, weigh: bool = True) -> Tensor:
+def collect_norms(
+    names: Sequence[str], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples
+) -> dict[str, PlannedNorm]:
+    """What the members' BatchNorms read and hold, mixed as the plan says; those the plan does not know are left out."""
+    planned: dict[str, PlannedNorm] = {}
+    names = [name for name in names if f"{name}.running_mean" in plan.graph.tensors]
+    for m, model in enumerate(models) if names else ():
+        device = device_of(model)
+        with untouched(model):
+            listener = _NormListener(model, names)
+            for number, batch in enumerate(samples.batches):
+                run(model, to_device(batch, device), listener, what=f"batches[{number}], member {m}")
+            for name, (norm, statistics) in listener.found.items():
+                assert statistics.mean is not None
+                read = statistics.mean, statistics.variance(unbiased=False).sqrt()
+                rows = planned_buffer(torch.stack([*read, *running_statistics(norm)]), f"{name}.running_mean", plan, m)
+                part = PlannedNorm(*rows)
+                planned[name] = planned[name] + part if name in planned else part
+    return planned
+
+
+def planned_buffer(rows: Tensor, tensor: str, plan: FusionPlan, member: int) -> Tensor:
+    """One member's part of statistics that lie like the buffer, shape `(statistics, channels)`."""
+    own, fused = plan.graphs[member].tensors[tensor].layouts[0], plan.graph.tensors[tensor].layouts[0]
+    mixings = {s.group: plan.maps[s.group][member].merge for s in spans(own) if s.group in plan.maps}
+    mixed = mix_along(rows, 1, own, fused, mixings) if mixings else rows
+    return mixed * plan.coefficients(tensor)[member]
+
+
+class _NormListener(Watcher):  # type: ignore[no-untyped-call]
+    """Pools what chosen BatchNorms of a member read."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__(model)
+        self.names = names
+        self.found: dict[str, tuple[Norm, Statistics]] = {}
+
+    def normalising(self, norm: Norm) -> None:
+        if norm.name in self.names:
+            statistics = self.found[norm.name][1] if norm.name in self.found else Statistics()
+            statistics.add(norm.input)
+            self.found[norm.name] = norm, statistics
+
+
+def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int) -> Tensor:
     """One member's part of the planned rows, c_m A_m z_m; `(rows, member's outputs)` becomes `(rows, outputs)`."""
     assert place.use is not None
     name, nth = place.key
@@ -49,7 +94,7 @@ def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int, *, w
     if mixings and layout_size(own) == rows.shape[1]:
         rows = mix_along(rows, 1, own, fused, mixings)
     c = part_of(place, plan, member)
-    return rows * c if weigh and c != 1 else rows
+    return rows * c if c != 1 else rows
 
 
 def part_of(place: Place, plan: FusionPlan, member: int) -> float:
