@@ -42,7 +42,7 @@ def test_terminal_says_what_was_found_and_where_it_is(demonstration):
 
 def test_every_result_row_can_be_traced_back(demonstration):
     rows = [json.loads(line) for line in demonstration[0].results.read_text().splitlines()]
-    assert len(rows) == 2 * (2 + 1 + 1 + 2 + 3 * len(METHODS))
+    assert len(rows) == 2 * (2 + 1 + 1 + 2 + 4 * len(METHODS))
     for row in rows:
         assert row["split"] in ("validation", "test")
         assert 0 <= row["accuracy"] <= 1

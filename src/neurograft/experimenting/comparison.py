@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from neurograft.applying.application import apply
+from neurograft.calibrating.refit import refit
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import Scores, evaluate
 from neurograft.experimenting.data import Images
@@ -19,7 +20,7 @@ from neurograft.training.distilling import distill
 from neurograft.training.finetuning import finetune
 from neurograft.training.loop import Epoch
 
-Recovery: TypeAlias = Literal["none", "finetune", "distill"]
+Recovery: TypeAlias = Literal["none", "refit", "finetune", "distill"]
 Tick: TypeAlias = Callable[[str], None]
 BEST, ENSEMBLE, CONTINUE = "best member", "ensemble", "continue the best member"
 
@@ -112,8 +113,12 @@ def compare(
         plans[method] = plan(members, images.train.images[:2], method, calibration=calibration, seed=budget.seed)
         starts[method] = apply(plans[method], members), time.perf_counter() - started
     for row, (network, seconds) in starts.items():
-        if row != CONTINUE:
+        if row in plans:
             outcomes.append(lab.measure(row, network, seconds=seconds))
+            refitted = time.perf_counter()
+            better = refit(network, plans[row], members, calibration, seed=budget.seed)
+            seconds_refit = seconds + time.perf_counter() - refitted
+            outcomes.append(lab.measure(row, better, recovery="refit", seconds=seconds_refit))
         outcomes.append(lab.recover(row, network, "finetune", members, seconds))
         outcomes.append(lab.recover(row, network, "distill", members, seconds))
     fused = {method: starts[method][0] for method in plans}
@@ -150,10 +155,10 @@ class _Lab:
         )
         return trained.eval(), time.perf_counter() - started
 
-    def measure(self, row: str, network: nn.Module, *, seconds: float) -> Outcome:
+    def measure(self, row: str, network: nn.Module, *, seconds: float, recovery: Recovery = "none") -> Outcome:
         validation = evaluate(network, self.images.validation.batches())
         test = evaluate(network, self.images.test.batches())
-        return Outcome(row, "none", (validation.accuracy,), 0, validation, test, seconds)
+        return Outcome(row, recovery, (validation.accuracy,), 0, validation, test, seconds)
 
     def recover(
         self, row: str, network: nn.Module, recovery: Recovery, members: Sequence[nn.Module], seconds: float

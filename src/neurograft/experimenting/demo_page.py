@@ -13,9 +13,11 @@ from neurograft.reporting.tables import Table, html_table
 
 RECOVERIES: tuple[tuple[Recovery, str], ...] = (
     ("none", "at once"),
+    ("refit", "refitted"),
     ("finetune", "fine-tuned"),
     ("distill", "distilled"),
 )
+TRAINED = RECOVERIES[2:]
 
 
 def scores_table(title: str, comparison: Comparison, images: Images) -> Table:
@@ -41,10 +43,10 @@ def scores_table(title: str, comparison: Comparison, images: Images) -> Table:
         strong=frozenset(strong),
         rules=frozenset({names.index(BEST) - 1, names.index(ENSEMBLE), names.index(CONTINUE)}),
         note=(
-            "Distilled: taught by the members' mean output. Validation chose the epoch; each network read the test "
-            "images once. Bold: not distinguishable from the "
-            f"best single network (closer than {100 * limit:.1f} points, two standard errors on {len(images.test)} "
-            "images)."
+            "Refitted: layers solved in closed form on unlabelled training images. Distilled: taught by the members' "
+            "mean output. Validation chose the epoch; each network read the test images once. Bold: not "
+            f"distinguishable from the best single network (closer than {100 * limit:.1f} points, two standard errors "
+            f"on {len(images.test)} images)."
         ),
     )
 
@@ -65,9 +67,11 @@ def takeaway(comparison: Comparison, images: Images) -> str:
     """One sentence: what validation would choose, beside what it must be compared with."""
     chosen = chosen_fusion(comparison)
     limit = noise(chosen.test.accuracy, len(images.test))
-    how = {"none": "without training", "finetune": "fine-tuned", "distill": "distilled"}[chosen.recovery]
+    how = {"none": "as it is", "refit": "refitted without training", "finetune": "fine-tuned", "distill": "distilled"}[
+        chosen.recovery
+    ]
     rivals = [("the best member", comparison.find(BEST, "none")), ("the ensemble", comparison.find(ENSEMBLE, "none"))]
-    for recovery, label in RECOVERIES[1:]:
+    for recovery, label in TRAINED:
         rivals.append((f"the best member continued ({label})", comparison.find(CONTINUE, recovery)))
     verdicts: dict[str, list[str]] = {}
     for name, rival in rivals:
@@ -132,7 +136,7 @@ def _section(name: str, comparison: Comparison, images: Images) -> Section:
             "soft",
         ),
     ]
-    for recovery, label in RECOVERIES[1:]:
+    for recovery, label in TRAINED:
         parts.append(paragraph(f"{label.capitalize()}:", "soft"))
         parts.append(accuracy_chart(_curves(comparison, recovery), title=f"{title}, {label}", x_label="epoch"))
     for method, plan in comparison.plans.items():
