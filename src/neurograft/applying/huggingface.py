@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,10 @@ def open_folder(folder: Path) -> ModelFolder:
     network.tie_weights()
     patterns = [re.compile(pattern) for pattern in getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()]
     member = stored_member(
-        open_checkpoint(folder), network, ignored=lambda name: any(pattern.search(name) for pattern in patterns)
+        open_checkpoint(folder),
+        network,
+        ignored=lambda name: any(pattern.search(name) for pattern in patterns),
+        renamed=_renaming(network),
     )
     return ModelFolder(folder, network, member)
 
@@ -175,6 +178,29 @@ def check_folders(members: Sequence[ModelFolder]) -> None:
                 f"members[{m}] ({member.path}) is a {type(member.network).__name__} but members[0] a "
                 f"{type(members[0].network).__name__}; members must be of one class"
             )
+
+
+def _renaming(network: Any) -> Callable[[str], str]:
+    """What transformers does to the names in a file before it looks for them in the network.
+
+    Newer versions call layers by other names than the files on the hub; files whose tensors are also cut or joined
+    when they are loaded (experts of a mixture) keep their names here, and so are refused by name.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    except ImportError:  # versions before 5.0 rename nothing
+        return lambda name: name
+    transforms = get_model_conversion_mapping(network)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    state, prefix = network.state_dict(), getattr(network, "base_model_prefix", None)
+
+    def renamed(name: str) -> str:
+        new, converter = rename_source_key(name, renamings, converters, prefix, state)
+        return str(new) if converter is None else name
+
+    return renamed
 
 
 def _picture(config: Any) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,10 @@ class StoredMember:
         """The tensors under the network's names, mapped from their files."""
         return Renamed(self.checkpoint.tensors, self.stored)
 
-    def in_reading_order(self) -> list[str]:
-        """The network's names in the order of the files' bytes, so that the disk is read from front to back."""
+    def in_reading_order(self) -> dict[str, str]:
+        """Stored names -> the network's, in the order of the files' bytes, so that the disk is read front to back."""
         names = {stored: name for name, stored in self.stored.items()}
-        return [names[stored] for stored in self.checkpoint.tensors if stored in names]
+        return {stored: names[stored] for stored in self.checkpoint.tensors if stored in names}
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,15 @@ class Streamed:
 
 
 def stored_member(
-    checkpoint: Checkpoint, network: nn.Module, ignored: Callable[[str], bool] | None = None
+    checkpoint: Checkpoint,
+    network: nn.Module,
+    ignored: Callable[[str], bool] | None = None,
+    renamed: Callable[[str], str] | None = None,
 ) -> StoredMember:
     """Match a checkpoint with the network it belongs to, which may be on the meta device.
 
     A tied tensor may be stored under any of its names. Buffers that the network does not save are passed over,
-    and so are names for which `ignored` is true.
+    and so are names for which `ignored` is true; `renamed` turns a name in the files into the network's.
 
     Raises:
         CheckpointError: tensors that are missing, extra or of another shape; a parametrised network.
@@ -96,11 +99,12 @@ def stored_member(
     stored: dict[str, str] = {}
     extra = []
     for name in checkpoint.tensors:
-        if name in own:
-            canonical = first[id(own[name])]
-            if name == canonical or canonical not in stored:
+        known = name if name in own or renamed is None else renamed(name)
+        if known in own:
+            canonical = first[id(own[known])]
+            if known == canonical or canonical not in stored:
                 stored[canonical] = name
-        elif name not in unsaved and not (ignored is not None and ignored(name)):
+        elif known not in unsaved and not (ignored is not None and (ignored(name) or ignored(known))):
             extra.append(name)
     missing = [name for name in first.values() if name not in stored]
     check_stored_names(checkpoint.path, type(network).__name__, missing, extra)
@@ -128,8 +132,9 @@ def stream(
 ) -> Streamed:
     """Fuse checkpoints into one checkpoint without holding more than a few blocks of it in memory.
 
-    The result is bit for bit what `apply` gives. It appears whole or not at all, and not if a member changes while
-    it is read. The members' SHA-256 hashes are computed on the way and recorded.
+    The result is bit for bit what `apply` gives, under the names of the first member's files. It appears whole or
+    not at all, and not if a member changes while it is read. The members' SHA-256 hashes are computed on the way and
+    recorded.
 
     Args:
         plan: the fusion plan.
@@ -154,23 +159,24 @@ def stream(
     states = [member.state for member in members]
     _check_members(plan, states)
     checkpoints = [member.checkpoint for member in members]
-    specs = {name: _spec(name, states, plan, dtype) for name in members[0].in_reading_order()}
+    names = members[0].in_reading_order()
+    specs = {stored: _spec(name, states, plan, dtype) for stored, name in names.items()}
     folder = output.suffix != ".safetensors"
     _check_output(output, folder, sum(map(nbytes, specs.values())))
     if max_memory is not None:
-        _check_memory(plan, states, specs, max_memory)
+        _check_memory(plan, states, names.values(), max_memory)
     parts = shards(specs, shard_size) if folder and shard_size else shards(specs, sum(map(nbytes, specs.values())) + 1)
     metadata = {PROVENANCE: json.dumps(provenance.record({}), sort_keys=True)}
-    total = sum(states[0][name].nbytes * len(states) for name in specs)
+    total = sum(state[name].nbytes for state in states for name in names.values())
     with ExitStack() as stack:
         part = stack.enter_context(whole(output, folder=folder))
         hashing = stack.enter_context(Hashing([checkpoint.files for checkpoint in checkpoints]))
         done = 0
         for shard in parts:
             with TensorWriter(_place(part, shard, folder), shard.tensors, metadata) as writer:
-                for name, (wanted, _) in shard.tensors.items():
-                    for block, share in fused_blocks(name, states, plan):
-                        writer.write(name, _converted(block, wanted, name))
+                for stored, (wanted, _) in shard.tensors.items():
+                    for block, share in fused_blocks(names[stored], states, plan):
+                        writer.write(stored, _converted(block, wanted, stored))
                         done += share
                         if progress is not None:
                             progress(done, total)
@@ -276,7 +282,7 @@ def _check_output(output: Path, folder: bool, size: int) -> None:
 
 
 def _check_memory(
-    plan: FusionPlan, states: Sequence[Mapping[str, Tensor]], names: Mapping[str, Spec], max_memory: int
+    plan: FusionPlan, states: Sequence[Mapping[str, Tensor]], names: Iterable[str], max_memory: int
 ) -> None:
     for name in names:
         if states[0][name].dtype.is_floating_point:
