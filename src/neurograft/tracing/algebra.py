@@ -50,6 +50,8 @@ def segment_size(segment: Segment) -> int:
 
 def axis_size(axis: Axis) -> int:
     """Positions of the axis."""
+    if len(axis) == 1 and len(axis[0]) == 1:
+        return axis[0][0].size
     return sum(prod(var.size for var in segment) for segment in axis)
 
 
@@ -106,6 +108,8 @@ def leaves(axis: Axis) -> Iterator[Var]:
 
 def reason(axis: Axis) -> str | None:
     """Why the axis is wholly fixed; None if a part of it is free. Size 0 and 1 count as fixed."""
+    if len(axis) == 1 and len(axis[0]) == 1 and axis[0][0].parent is None and axis[0][0].expr is None:
+        return axis[0][0].why if axis[0][0].fixed else None
     why = "a single position"
     for var in leaves(axis):
         if not var.fixed:

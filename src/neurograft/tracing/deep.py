@@ -26,7 +26,8 @@ def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> t
         tapes.append(tape)
         labels.append(dict(labelling.main.axes))
     graph, variables = build_graph(labelling, bench.model)
-    chosen = {name: index for name, index in moved.items() if name in variables and not variables[name].fixed}
+    known = {name: var for name, var in variables.items() if not var.fixed}
+    chosen = {name: index for name, index in moved.items() if name in known and known[name].size == len(index)}
     changed = {name: permuted_tensor(x, graph.tensors[name], chosen) for name, x in bench.original.items()}
     by_variable = {variables[name]: index.numpy() for name, index in chosen.items()}
     for example, tape, axes in zip(bench.examples, tapes, labels, strict=True):

@@ -59,6 +59,15 @@ def tensors_of_model(model: nn.Module) -> Tensors:
     return Tensors(by_name, parameters, others)
 
 
+def consumes(name: str, module: str, parameters: int) -> bool:
+    """Whether an op that sees parameters alone puts them to use, rather than making a weight of them.
+
+    Learned queries enter layers as activations do; a parametrisation, or a norm that has no scale of its own and
+    standardises a weight, makes a weight.
+    """
+    return name in CONSUMING and "parametrizations" not in module and not ("norm" in name and parameters < 2)
+
+
 class Labelling:
     """The axes of one network, learnt from any number of tapes."""
 
@@ -107,6 +116,7 @@ class Labelling:
         for labels, axes in ((self.main, self.parameter_axes), (self.private, self.private_axes)):
             labels.axes.clear()
             labels.names.clear()
+            labels.strangers.clear()
             for name, x in self.tensors.by_name.items():
                 labels.know(x, axes[name], name)
 
@@ -116,8 +126,7 @@ class Labelling:
         derived = [x for x in taken if self.private.known(x)]
         for x in derived:
             self.reached.update(self.private.names[id(x)])
-        own = op.name not in CONSUMING or "parametrizations" in op.module
-        alone = bool(derived) and not is_active and own
+        alone = bool(derived) and not is_active and not consumes(op.name, op.module, len(derived))
         old = [(x, self.main.of(x)) for x in op.mutates] if op.name not in _RESHAPING else []
         result = self._apply(self.main, op, mixing=bool(derived) and not alone)
         self._assign(self.main, op, result)
@@ -237,4 +246,4 @@ def resolved(axes: Axes) -> Axes:
     return tuple(canon(axis) for axis in axes)
 
 
-__all__ = ["CONSUMING", "Labelling", "Tensors", "is_cache", "pinned_outputs", "resolved", "rule_of", "tensors_of_model"]
+__all__ = ["Labelling", "Tensors", "consumes", "is_cache", "pinned_outputs", "resolved", "rule_of", "tensors_of_model"]

@@ -65,6 +65,7 @@ class Labels:
         self.by_storage: dict[Key, Axes] = {}
         self.names: dict[int, tuple[str, ...]] = {}
         self.names_by_storage: dict[Key, tuple[str, ...]] = {}
+        self.strangers: set[int] = set()
         self.notes = Notes()
         self.op: Op | None = None
         self.mixing = False
@@ -92,8 +93,11 @@ class Labels:
         """Whether the tensor has axes, or shares its memory with a parameter that has."""
         if id(tensor) in self.axes:
             return True
-        key = storage_key(tensor) if self.by_storage else None
+        if id(tensor) in self.strangers:
+            return False
+        key = storage_key(tensor) if tensor.layout == torch.strided else None
         if key is None or key not in self.by_storage:
+            self.strangers.add(id(tensor))
             return False
         self.axes[id(tensor)] = self.by_storage[key]
         self.names[id(tensor)] = self.names_by_storage[key]

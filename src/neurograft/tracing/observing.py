@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from neurograft.tracing.graph import NeuronGraph, Use
-from neurograft.tracing.labelling import CONSUMING, tensors_of_model
+from neurograft.tracing.labelling import consumes, tensors_of_model
 from neurograft.tracing.labels import storage_key
 from neurograft.tracing.tape import facts_of, module_paths, tensors_in
 
@@ -109,9 +109,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if result is not NotImplemented:
                 return result
         taken = [*tensors_in(args), *tensors_in(kwargs.values())]
+        own = sum(1 for x in taken if self.names(x))
         names = [n for x in taken for n in self.names(x)]
         active = any(x in self.active for x in taken)
-        alone = bool(names) and not active and (facts.name not in CONSUMING or "parametrizations" in self.path())
+        alone = bool(names) and not active and not consumes(facts.name, self.path(), own)
         use, given = (None, None) if alone or not names else self._use(facts.name, args)
         if use is not None:
             self.observer.before(use, given)

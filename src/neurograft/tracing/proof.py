@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograft.errors import InputError
+from neurograft.errors import InputError, TraceError
 from neurograft.inputs import Inputs, call
 from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
@@ -61,7 +61,7 @@ class Bench:
     """A copy of the network whose tensors can be replaced and that can be run again and again."""
 
     def __init__(self, model: nn.Module, examples: Sequence[Inputs], outputs: tuple[str, ...], seed: int):
-        self.model = copy.deepcopy(model)
+        self.model = copied(model)
         self.examples = examples
         self.outputs = outputs
         self.seed = seed
@@ -96,6 +96,18 @@ class Bench:
                 found += [x.detach().clone() for _, x in pinned_outputs(outputs, self.outputs or None)]
         self.put({})
         return found
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, or an error that says what to do."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied, so its graph cannot be proven "
+            f"({type(error).__name__}: {error}); "
+            "make it copyable (copy.deepcopy), or trace with verify=False"
+        ) from error
 
 
 def change(before: Tensor, after: Tensor) -> float:

@@ -1,7 +1,9 @@
 """Trace a network: record what it runs, learn which axes share neurons, prove it."""
 
+import gc
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from neurograft.errors import OptionError, ProofFailed, UnruledOp, closest
+from neurograft.inputs import Inputs
 from neurograft.tracing.algebra import Var, fix, leaves
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.labelling import Labelling, pinned_outputs
@@ -49,7 +52,28 @@ def trace(
         UnruledOp: with `strict`, if an op has no rule.
         ProofFailed: with `strict`, if moving neurons moves the outputs.
     """
-    examples = examples_of(example_inputs)
+    with without_garbage_collection():
+        labelling, chosen = learnt(model, examples_of(example_inputs), outputs)
+        fix_asked(labelling, (fixed,) if isinstance(fixed, str) else tuple(fixed))
+        report_unruled(labelling, strict)
+        graph, variables = _built(labelling, model, tuple(chosen))
+    return _proven(model, graph, variables, labelling, example_inputs, strict) if verify else graph
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """A tape is many small objects that all stay: looking for garbage among them again and again finds none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def learnt(model: nn.Module, examples: Sequence[Inputs], outputs: Any) -> tuple[Labelling, list[str]]:
+    """What all examples say about the network's axes, and the paths of the outputs that fix them."""
     labelling = Labelling(model)
     chosen: list[str] = []
     for example in examples:
@@ -62,10 +86,7 @@ def trace(
                 f"outputs={outputs!r} matches nothing the network returns; {closest(str(outputs), known)}"
             )
         chosen += [path for path in found if path not in chosen]
-    fix_asked(labelling, (fixed,) if isinstance(fixed, str) else tuple(fixed))
-    report_unruled(labelling, strict)
-    graph, variables = _built(labelling, model, tuple(chosen))
-    return _proven(model, graph, variables, labelling, example_inputs, strict) if verify else graph
+    return labelling, chosen
 
 
 def _built(labelling: Labelling, model: nn.Module, outputs: tuple[str, ...]) -> tuple[NeuronGraph, dict[str, Var]]:
