@@ -7,7 +7,8 @@ from torch import nn
 
 import neurograft as ng
 from neurograft import __version__
-from neurograft.checkpoints import load_into, sha256, write_checkpoint
+from neurograft.checkpoints import load_into, provenance_of, sha256, write_checkpoint
+from neurograft.experimenting.data import load_images
 from neurograft.experimenting.networks import digits_mlp
 
 MLP = "neurograft.experimenting.networks:digits_mlp"
@@ -55,6 +56,22 @@ def test_fuse_writes_what_the_library_computes(neurograft, members, tmp_path):
     expected = ng.fuse(networks, torch.randn(1, 1, 8, 8), "transplant", [0.5, 0.3, 0.2], order="joint", seed=3)
     torch.testing.assert_close(load_into(digits_mlp(), output).state_dict(), expected.state_dict(), rtol=0, atol=0)
     assert left_behind(tmp_path) == ["fused.safetensors"]
+
+
+def test_calibration_images_refit_the_fused_network(neurograft, members, tmp_path):
+    refitted, bare = tmp_path / "refitted.safetensors", tmp_path / "bare.safetensors"
+    code, out, err = neurograft("fuse", MLP, *members, *SHAPE, "-o", refitted, "--calibration", "digits")
+    assert (code, err) == (0, "")
+    assert "refit" in out
+    assert provenance_of(refitted)["recovery"] == "refit"
+    neurograft("fuse", MLP, *members, *SHAPE, "-o", bare, "--calibration", "digits", "--recover", "none")
+    assert provenance_of(bare)["recovery"] is None
+    networks = [load_into(digits_mlp().eval(), path) for path in members]
+    images = load_images("digits").validation.images
+    with torch.no_grad():
+        wanted = ng.Ensemble(networks)(images)
+        far, near = (float((load_into(digits_mlp().eval(), path)(images) - wanted).norm()) for path in (bare, refitted))
+    assert near < far
 
 
 def test_provenance_is_in_the_file(neurograft, members, tmp_path):
@@ -105,11 +122,13 @@ def test_evaluate_measures_checkpoints_and_their_ensemble(neurograft, members):
         (["--method", "transplnt"], "unknown method 'transplnt'; did you mean 'transplant'"),
         (["--option", "ordr=joint"], "method 'transplant' has no option 'ordr'; did you mean 'order'"),
         (["--option", "order=jiont"], "order='jiont'.*joint"),
+        (["--recover", "refti"], "unknown recover='refti'; did you mean 'refit'"),
+        (["--recover", "refit"], "recover='refit' looks at activations"),
         (["--weights", "1,2"], "weights"),
         (["--weights", "a"], "--weights 'a' must be numbers"),
         (["--input", "8x8"], "."),
     ],
-    ids=["method", "option", "value", "number of weights", "weights", "example inputs"],
+    ids=["method", "option", "value", "recovery", "no data for it", "number of weights", "weights", "example inputs"],
 )
 def test_wrong_requests_end_with_one_message(neurograft, members, tmp_path, arguments, message):
     import re

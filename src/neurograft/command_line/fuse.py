@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -33,9 +33,12 @@ def fuse(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images for methods that look at activations: `digits`, or a folder of parquet files as for `demo`.",
+            help="Images for recovery and for methods that look at activations: `digits`, or a folder as for `demo`.",
         ),
     ] = None,
+    recover: Annotated[
+        str, typer.Option(help="Repair without training: refit, repair, batch_norm, none, or what suits.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="The only source of randomness.")] = 0,
     saved: Annotated[
         Path | None,
@@ -59,18 +62,24 @@ def fuse(
     if names_folder(factory) or saved or max_memory or dtype or output.suffix != ".safetensors":
         if calibration is not None:
             raise OptionError("methods that look at activations need the members in memory; leave out --calibration")
+        if recover not in ("auto", "none"):
+            raise OptionError("recovery needs the members in memory; leave out --recover, or fuse without streaming")
         how = _How(method, parse_options(option), parse_weights(weights), tuple(fixed), seed)
         _stream(factory, members, output, inputs, how, saved, max_memory, dtype, shard_size, force)
         return
     from neurograft.applying.application import apply
     from neurograft.applying.provenance import Provenance
+    from neurograft.calibrating.report import recovery_report
     from neurograft.checkpoints import load_into, open_checkpoint, sha256, write_checkpoint
     from neurograft.command_line.arguments import build, example_inputs
     from neurograft.experimenting.data import load_images
+    from neurograft.fusing import Recovery, check_recovery, recovered
     from neurograft.planning.planner import check_method, plan
 
     options, shares = parse_options(option), parse_weights(weights)
     check_method(method, options)
+    recovery = None if recover == "none" else cast(Recovery, recover)
+    check_recovery(recovery, calibration)
     check_output(output, force=force)
     networks = [load_into(build(factory, seed), path) for path in members]
     images = None if calibration is None else load_images(calibration, samples=CALIBRATION).train.batches()
@@ -86,8 +95,13 @@ def fuse(
     )
     files = [open_checkpoint(path) for path in members]
     record = Provenance.of(decided, files, factory, fixed).record({path: sha256(path) for path in members})
-    write_checkpoint(apply(decided, networks), output, record | {"calibration": calibration})
+    fused = recovered(apply(decided, networks), decided, networks, images, recovery)
+    report = recovery_report(fused)
+    found = {"calibration": calibration, "recovery": None if report is None else report.recovery}
+    write_checkpoint(fused, output, record | found)
     typer.echo(str(decided))
+    if report is not None:
+        typer.echo(str(report))
     typer.echo(f"wrote {output}")
 
 
