@@ -1,8 +1,8 @@
 """What neurons do on calibration batches: one column of activations per unit of every group."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError, OptionError
 from neurograft.inputs import Batches, call, device_of, split_labels, to_device
-from neurograft.planning.costs import unit_positions
+from neurograft.planning.costs import unit_cells
 from neurograft.planning.members import Members
 from neurograft.tracing.graph import NeuronGraph, Use
 from neurograft.tracing.layout import Layout, layout_size, spans
@@ -19,6 +19,7 @@ from neurograft.untouched import untouched
 
 When = Literal["pre", "post"]
 Side = Literal["input", "output"]
+Cells: TypeAlias = dict[tuple[str, str | None], Tensor]
 
 
 def member_activations(members: Members, *, when: When = "pre", samples: int = 1024) -> list[dict[str, Tensor]]:
@@ -30,12 +31,17 @@ def member_activations(members: Members, *, when: When = "pre", samples: int = 1
         OptionError: there are no networks to run, or no calibration batches.
         InputError: the batches are empty.
     """
+    calibration, models = _calibration(members)
+    return [
+        group_activations(model, graph, calibration, when=when, samples=samples)
+        for model, graph in zip(models, members.graphs, strict=True)
+    ]
+
+
+def _calibration(members: Members) -> tuple[Batches, tuple[nn.Module, ...]]:
     if members.calibration is None or members.models is None:
         raise OptionError("looking at activations needs calibration batches: pass calibration=, labels are ignored")
-    return [
-        group_activations(model, graph, members.calibration, when=when, samples=samples)
-        for model, graph in zip(members.models, members.graphs, strict=True)
-    ]
+    return members.calibration, members.models
 
 
 def group_activations(
@@ -76,21 +82,46 @@ def group_activations(
         (torch.Size([16, 8]), True)
     """
     names = [group.name for group in graph.outermost] if groups is None else list(groups)
-    collector = _Collector(places(graph, names, when), samples)
+    found: dict[str, list[Tensor]] = {}
+    for (group, _), rows in watch(model, graph, batches, _Collector(places(graph, names, when), samples)).items():
+        found.setdefault(group, []).append(rows)
+    return {group: torch.cat(rows) if len(rows) > 1 else rows[0] for group, rows in found.items()}
+
+
+def member_cells(members: Members, *, when: When = "pre", samples: int = 1024) -> list[Cells]:
+    """As `member_activations`, but the neurons inside a unit (the channels of a head) are told apart.
+
+    Returns:
+        For every member and `(group, None)` what no inner group divides, shape `(rows, units)`; for `(group, inner)`
+        the rest, shape `(rows, units, inner neurons)`. Activations with another free group along another dimension
+        are left out: their rows lie in another order in every member.
+    """
+    calibration, models = _calibration(members)
+    cells: list[Cells] = []
+    for model, graph in zip(models, members.graphs, strict=True):
+        free = {group.name for group in graph.free}
+        wanted = {
+            use: [place for place in found if not place.beside & free]
+            for use, found in places(graph, [group.name for group in graph.outermost], when).items()
+        }
+        inside = {g.name: [i.name for i in graph.free if i.inside == g.name] for g in graph.outermost}
+        cells.append(watch(model, graph, calibration, _Collector(wanted, samples, inside)))
+    return cells
+
+
+def watch(model: nn.Module, graph: NeuronGraph, batches: Batches, collector: "_Collector") -> Cells:
+    """Run the network, untouched, until the collector has seen as many inputs as it wants."""
     device = device_of(model)
     seen = 0
     with untouched(model), torch.no_grad(), observe(model, graph, collector):
-        for batch in batches:
+        for number, batch in enumerate(batches):
             inputs = to_device(split_labels(batch)[0], device)
             try:
                 call(model, inputs)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                raise InputError(
-                    f"{type(model).__name__} cannot take calibration batch {collector.batches}: {error}"
-                ) from error
-            collector.batches += 1
+                raise InputError(f"{type(model).__name__} cannot take calibration batch {number}: {error}") from error
             seen += _count(inputs)
-            if seen >= samples:
+            if seen >= collector.samples:
                 break
     if not seen:
         raise InputError("the calibration batches hold no inputs")
@@ -106,6 +137,7 @@ class Place:
     dim: int
     layout: Layout
     rows: float  # share of the group's rows that are taken here
+    beside: frozenset[str]  # groups along other dimensions: what they hold is rows here
 
 
 def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[str, int], list[Place]]:
@@ -116,7 +148,9 @@ def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[
         read = list(_read(graph, group))
         chosen = (made or read) if when == "pre" else (read or made)
         for use, side, dim, layout in chosen:
-            place = Place(group, side, dim, layout, 1 / len(chosen))
+            activation = (use.input or ()) if side == "input" else use.output
+            beside = {span.group for d, other in enumerate(activation) if d != dim for span in spans(other)}
+            place = Place(group, side, dim, layout, 1 / len(chosen), frozenset(beside))
             found.setdefault((use.tensor, use.nth), []).append(place)
     return found
 
@@ -155,59 +189,70 @@ def _count(inputs: object) -> int:
 
 @dataclass(eq=False)
 class _Rows:
-    """A uniform sample, without repetition, of all rows seen so far: those with the smallest random keys."""
+    """Uniform samples, without repetition, of all rows seen so far: those with the smallest random keys."""
 
     most: int
     generator: torch.Generator
-    keys: Tensor = field(default_factory=lambda: torch.empty(0))
-    rows: Tensor | None = None
+    keys: dict[str | None, Tensor] = field(default_factory=dict)
+    rows: dict[str | None, Tensor] = field(default_factory=dict)
 
-    def add(self, rows: Tensor) -> None:
-        """Offer the rows of one batch, shape `(rows, units)`."""
-        keys = torch.rand(len(rows), generator=self.generator)
-        if len(rows) > self.most:
-            chosen = keys.argsort()[: self.most].sort().values
-            rows, keys = rows[chosen.to(rows.device)], keys[chosen]
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
-        self.rows = rows if self.rows is None else torch.cat([self.rows, rows])
-        self.keys = torch.cat([self.keys, keys])
-        if len(self.keys) > self.most:
-            chosen = self.keys.argsort()[: self.most].sort().values
-            self.rows, self.keys = self.rows[chosen.to(rows.device)], self.keys[chosen]
+    def add(self, offered: Mapping[str | None, Tensor]) -> None:
+        """Offer the rows of one batch, each of shape `(rows, columns)`."""
+        for kind, rows in offered.items():
+            keys = torch.rand(len(rows), generator=self.generator)
+            rows, keys = self._least(rows, keys)
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+            if kind in self.rows:
+                rows, keys = self._least(torch.cat([self.rows[kind], rows]), torch.cat([self.keys[kind], keys]))
+            self.rows[kind], self.keys[kind] = rows, keys
+
+    def _least(self, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        if len(keys) <= self.most:
+            return rows, keys
+        chosen = keys.argsort()[: self.most].sort().values
+        return rows[chosen.to(rows.device)], keys[chosen]
 
 
 class _Collector:
-    """Keeps rows of activations as the network runs."""
+    """Keeps rows of activations as the network runs; `inside` names the groups to tell apart within each group."""
 
-    def __init__(self, wanted: dict[tuple[str, int], list[Place]], samples: int):
-        self.wanted = wanted
-        self.batches = 0
-        everything = [place for found in wanted.values() for place in found]
-        self.kept = {
-            id(place): _Rows(max(1, round(place.rows * samples)), torch.Generator().manual_seed(i))
-            for i, place in enumerate(everything)
-        }
-        self.positions = {id(place): unit_positions(place.layout, place.group) for place in everything}
+    def __init__(
+        self,
+        wanted: Mapping[tuple[str, int], Sequence[Place]],
+        samples: int,
+        inside: Mapping[str, Sequence[str]] | None = None,
+    ):
+        self.samples = samples
+        self.wanted: dict[tuple[str, int], list[tuple[Place, _Rows, dict[str | None, Tensor]]]] = {}
+        number = 0
+        for use, found in wanted.items():
+            for place in found:
+                there = {span.group for span in spans(place.layout)}
+                hidden = [name for name in (inside or {}).get(place.group, ()) if name in there]
+                rows = _Rows(max(1, round(place.rows * samples)), torch.Generator().manual_seed(number))
+                cells = unit_cells(place.layout, place.group, hidden)
+                self.wanted.setdefault(use, []).append((place, rows, cells))
+                number += 1
 
     def before(self, use: Use, input: Tensor | None) -> None:
         """Nothing is taken before an op has run."""
 
     def after(self, use: Use, input: Tensor | None, output: Tensor) -> None:
         """Take what is wanted of this use."""
-        for place in self.wanted.get((use.tensor, use.nth), ()):
+        for place, rows, cells in self.wanted.get((use.tensor, use.nth), ()):
             tensor = input if place.side == "input" else output
             if tensor is not None and tensor.dim() > place.dim and tensor.shape[place.dim] == layout_size(place.layout):
-                self.kept[id(place)].add(_rows_of(tensor, place.dim, self.positions[id(place)]))
+                rows.add({inner: _rows_of(tensor, place.dim, positions) for inner, positions in cells.items()})
 
-    def found(self) -> dict[str, Tensor]:
-        """All rows of every group."""
-        parts: dict[str, list[Tensor]] = {}
-        for taken in self.wanted.values():
-            for place in taken:
-                rows = self.kept[id(place)].rows
-                if rows is not None:
-                    parts.setdefault(place.group, []).append(rows)
-        return {group: torch.cat(rows) if len(rows) > 1 else rows[0] for group, rows in parts.items()}
+    def found(self) -> Cells:
+        """All rows of every group, by the group inside that is told apart."""
+        parts: dict[tuple[str, str | None], list[Tensor]] = {}
+        for place, rows, _ in (item for found in self.wanted.values() for item in found):
+            units = next(span.size for span in spans(place.layout) if span.group == place.group)
+            for inner, kept in rows.rows.items():
+                shaped = kept if inner is None else kept.reshape(len(kept), units, -1)
+                parts.setdefault((place.group, inner), []).append(shaped)
+        return {key: torch.cat(rows) if len(rows) > 1 else rows[0] for key, rows in parts.items()}
 
 
 def _rows_of(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neurograft.planning.maps import NeuronMap
 from neurograft.planning.members import State
-from neurograft.planning.mixing import mix_along, mix_axis, roles_mixing
+from neurograft.planning.mixing import mix_along, roles_mixing
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 from neurograft.tracing.layout import Layout, resize_layout, spans
 
@@ -100,7 +100,7 @@ class WeightEvidence:
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
         """As `Evidence.products` says."""
         sizes = self.member.graph[group].size, self.target.graph[group].size
-        total = _Sum(*sizes)
+        total = ProductSum(*sizes)
         for name, dim in weight_axes(self.target.graph, group, readers):
             info = self.target.graph.tensors[name]
             if not self._usable(info, dim, group, known):
@@ -155,46 +155,7 @@ def _share_segment(layout: Layout, group: str, other: str) -> bool:
     return any({group, other} <= {span.group for span in spans((segment,))} for segment in layout)
 
 
-class ActivationEvidence:
-    """Neurons are alike if they are active together; what has no activations falls back to the weights.
-
-    `target` and `member` hold one activation per sample and unit, shape `(samples, units)`, for each group.
-    """
-
-    def __init__(self, target: Mapping[str, Tensor], member: Mapping[str, Tensor], otherwise: Evidence):
-        self.target = target
-        self.member = member
-        self.otherwise = otherwise
-
-    def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
-        """As `Evidence.products` says; divided by the number of samples."""
-        if group not in self.target:
-            return self.otherwise.products(group, maps, known, readers)
-        own, other = self.member[group], self.target[group]
-        n = max(1, len(own))
-        return Products(own.T @ other / n, own.square().sum(0) / n, other.square().sum(0) / n)
-
-    def nothing(self, group: str) -> Products:
-        """As `Evidence.nothing` says."""
-        return self.otherwise.nothing(group)
-
-    def twice(self, group: str) -> bool:
-        """As `Evidence.twice` says: never for activations."""
-        return group not in self.target and self.otherwise.twice(group)
-
-    def objective(self, maps: Maps, group: str | None = None) -> float:
-        """Σ over groups of the products of matched neurons' activations."""
-        total = 0.0
-        for name in self.target if group is None else [group]:
-            found = self.products(name, maps, (), readers=True)
-            if found is not None and name in self.target:
-                matrix = maps[name].merge if name in maps else None
-                matched = mix_axis(found.cross, 0, matrix) if matrix is not None else found.cross
-                total += float(matched.diagonal().sum(dtype=torch.double))
-        return total
-
-
-class _Sum:
+class ProductSum:
     """Adds up products over tensors; units whose insides are not matched yet count with their best inner matching."""
 
     def __init__(self, member: int, target: int):
@@ -203,7 +164,7 @@ class _Sum:
         self.cells: dict[str, Tensor] = {}
 
     def add(self, inner: str | None, own: Tensor, other: Tensor) -> None:
-        """Add one tensor's features, one row per unit, or per unit and inner neuron."""
+        """Add features of both sides, one row per unit, or per unit and neuron of the group `inner`."""
         if self.plain is None:
             self.plain = Products(own.new_zeros(self.sizes), own.new_zeros(self.sizes[0]), own.new_zeros(self.sizes[1]))
         dtype = torch.promote_types(own.dtype, self.plain.cross.dtype)
@@ -218,6 +179,7 @@ class _Sum:
             self.cells[inner] = own @ other.T + self.cells.get(inner, 0)
 
     def products(self) -> Products | None:
+        """All that was added; None if nothing was."""
         if self.plain is not None:
             for cells in self.cells.values():
                 self.plain.cross.add_(best_inner_products(cells, *self.sizes).to(self.plain.cross))

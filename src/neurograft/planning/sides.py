@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from neurograft.planning.activations import When, member_activations
+from neurograft.planning.activations import Cells, When, member_cells
+from neurograft.planning.answers import ActivationEvidence, moved_cells
 from neurograft.planning.costs import (
-    ActivationEvidence,
     Evidence,
     Maps,
     Network,
@@ -18,16 +19,17 @@ from neurograft.planning.costs import (
 )
 from neurograft.planning.maps import NeuronMap, Pairs
 from neurograft.planning.members import Members
-from neurograft.planning.mixing import mix_axis
 from neurograft.tracing.graph import NeuronGraph
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """A network and, where they count, its activations per group, shape `(samples, units)`."""
+    """A network and, where they count, the activations of its neurons."""
 
     network: Network
-    activations: Mapping[str, Tensor] | None = None
+    activations: Cells | None = None
 
     @property
     def graph(self) -> NeuronGraph:
@@ -62,10 +64,7 @@ class Side:
     def moved(self, maps: Maps, graph: NeuronGraph) -> "Side":
         """This side in the basis that `maps` lead to."""
         state = {name: aligned(self.network, name, maps)[0] for name in graph.tensors}
-        activations = self.activations and {
-            name: mix_axis(values, 1, maps[name].merge) if name in maps else values
-            for name, values in self.activations.items()
-        }
+        activations = None if self.activations is None else moved_cells(self.activations, maps)
         return Side(Network(state, graph), activations)
 
 
@@ -74,7 +73,7 @@ def sides_of(members: Members, metric: str, when: When, samples: int) -> list[Si
     networks = [Network(state, graph) for state, graph in zip(members.states, members.graphs, strict=True)]
     if metric == "weights":
         return [Side(network) for network in networks]
-    found = member_activations(members, when=when, samples=samples)
+    found = member_cells(members, when=when, samples=samples)
     return [Side(network, activations) for network, activations in zip(networks, found, strict=True)]
 
 
@@ -83,7 +82,7 @@ def mean_side(sides: Sequence[Side], weights: Sequence[float]) -> Side:
     total = sum(weights)
     shares = [w / total for w in weights]
 
-    def mean(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def mean(values: Sequence[Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
         first = {name: value * shares[0] for name, value in values[0].items()}
         for value, share in zip(values[1:], shares[1:], strict=True):
             for name in first:
