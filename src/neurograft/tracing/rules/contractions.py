@@ -118,6 +118,16 @@ def grouped_mm(labels: Labels, op: Op) -> Result:
     return result
 
 
+@rule("_cdist_forward", "cdist")
+def distances(labels: Labels, op: Op) -> Result:
+    """out[..., i, k] = |a[..., i] - b[..., k]|."""
+    a, b = labels.of(tensor(op, 0)), labels.of(tensor(op, 1))
+    labels.unify(a[-1], b[-1])
+    labels.bilinear(a[-1])
+    labels.reduced(a[-1])
+    return (*broadcast(labels, [a[:-2], b[:-2]]), a[-2], b[-2])
+
+
 @rule("_trilinear")
 def trilinear(labels: Labels, op: Op) -> Result:
     """A product of three over expanded dims, summed over some (nn.Bilinear): equal dims meet."""

@@ -1,0 +1,103 @@
+"""On the meta device the graph is the same, no value of a weight is needed, and no answer is made up."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import neurograft as ng
+from neurograft.errors import TraceError
+from neurograft.tracing.tape import record
+from tests.networks import NETWORKS, build, example
+from tests.tracing.huggingface import HUGGINGFACE, made
+
+
+def described(graph: ng.tracing.graph.NeuronGraph) -> list[tuple[object, ...]]:
+    """All that must agree."""
+    return [(group.name, group.fixed, group.slots, group.inside) for group in graph]
+
+
+# spectral norm runs its power iteration when it is made, which needs values
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "weight_norm"])
+def test_small_networks_give_the_same_graph(name: str) -> None:
+    with torch.device("meta"):
+        model = NETWORKS[name].make()
+    graph = ng.trace(model, example(name))
+    assert graph.proven == "unproven (meta device)"
+    assert described(graph) == described(ng.trace(build(name), example(name), verify=False))
+
+
+SLOW = {"clip", "deberta_v2", "t5", "whisper", "bart", "mamba", "opt", "phi", "electra", "roberta", "deit", "qwen2"}
+
+
+# Python lists used as an index become tensors on the meta device before anything can see their values
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in HUGGINGFACE if n != "falcon"],
+)
+def test_huggingface_networks_give_the_same_graph(name: str) -> None:
+    pytest.importorskip("transformers")
+    real, inputs = made(name)
+    with torch.device("meta"):
+        model, _ = HUGGINGFACE[name]()
+    graph = ng.trace(model.eval(), inputs)
+    assert described(graph) == described(ng.trace(real, inputs, verify=False))
+
+
+class Asks(nn.Module):
+    """Asks for a value: of its mask, or of an activation."""
+
+    def __init__(self, of_mask: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.of_mask = nn.Linear(3, 5, device="meta"), nn.Linear(5, 2, device="meta"), of_mask
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.a(x)
+        asked = mask.any() if self.of_mask else (h > 0).any()
+        return self.b(h.relu() if asked else h)
+
+
+def test_a_question_that_no_weight_decides_is_answered() -> None:
+    mask = torch.tensor([True, False])
+    names = [op.name for op in record(Asks(of_mask=True), (torch.randn(2, 3), mask)).ops]
+    assert "relu" in names
+    names = [op.name for op in record(Asks(of_mask=True), (torch.randn(2, 3), mask & False)).ops]
+    assert "relu" not in names
+
+
+def test_a_question_that_weights_decide_is_an_error() -> None:
+    with pytest.raises(TraceError, match="does not run on the example inputs"):
+        ng.trace(Asks(of_mask=False), (torch.randn(2, 3), torch.ones(2, dtype=torch.bool)))
+
+
+def test_what_an_unknown_value_was_written_to_is_unknown() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 1, device="meta")
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(2, 1)
+            state[:] = self.a(x)
+            return x if state.any() else -x
+
+    with pytest.raises(TraceError, match="does not run on the example inputs"):
+        ng.trace(Writes(), torch.randn(2, 3))
+
+
+@pytest.mark.slow
+def test_a_large_network_is_traced_without_its_weights() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=14_336,
+    )
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config).eval()
+    graph = ng.trace(model, {"input_ids": torch.randint(1000, (1, 8))})
+    assert graph["model.embed_tokens.weight:1"].size == 4096
+    assert len(graph.outermost) == 1 + 32 * 2
+    assert graph.unruled == ()
