@@ -170,7 +170,7 @@ class Regression:
         return [candidate for candidate in RIDGES if candidate >= best]
 
     def _change(self, moments: Moments, ridge: float) -> Tensor | None:
-        """Δ = (XᵀX + λ·mean(diag XᵀX)·I)⁻¹ XᵀR, None where that is not positive definite."""
+        """Δ = (XᵀX + λ·mean(diag XᵀX)·I)⁻¹ XᵀR, the smallest one where that has no inverse (λ = 0), None if it fails."""
         if ridge == inf:
             return torch.zeros_like(moments.cross)
         size = self.inputs + 1 if self.bias else self.inputs
@@ -179,10 +179,13 @@ class Regression:
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         penalty = torch.eye(size, dtype=gram.dtype, device=gram.device) * (ridge * scale)[:, None, None]
         factor, info = torch.linalg.cholesky_ex(gram + penalty)
-        if bool((info > 0).any()):
-            return None
         delta = torch.zeros_like(moments.cross)
-        delta[:, :size] = torch.cholesky_solve(cross, factor)
+        if not bool((info > 0).any()):
+            delta[:, :size] = torch.cholesky_solve(cross, factor)
+        elif ridge == 0:
+            delta[:, :size] = torch.linalg.pinv(gram, hermitian=True, rtol=1e-12) @ cross
+        else:
+            return None
         return delta
 
 

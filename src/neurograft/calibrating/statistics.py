@@ -95,8 +95,8 @@ class NormFit:
 
 
 def running_statistics(norm: Norm) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation that a BatchNorm normalises by, float64."""
-    return norm.mean.double(), (norm.variance.double() + norm.eps).sqrt()
+    """Mean and standard deviation that a BatchNorm normalises by, float64, as copies."""
+    return norm.mean.to(torch.float64, copy=True), (norm.variance.double() + norm.eps).sqrt()
 
 
 class _Reader(Watcher):  # type: ignore[no-untyped-call]
