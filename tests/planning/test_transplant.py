@@ -259,6 +259,17 @@ def test_a_network_fused_with_its_own_copy_keeps_its_function(network: str, orde
     assert (plain(x) - net(x)).abs().max() > 1e-3, "without diversity the function is lost, so the test shows something"
 
 
+@pytest.mark.parametrize("network", ["tied", "tied_without_norm", "attention", "mixer", "depthwise", "unet"])
+@pytest.mark.parametrize("method", ["transplant", "zip"])
+def test_so_does_any_other_architecture(network: str, method: str) -> None:
+    net = build(network).double()
+    x = example(network) if "tied" in network else example(network).double()
+    batch = x if "tied" in network else torch.randn(64, *x.shape[1:], dtype=torch.float64)
+    options = {"diversity": True} if method == "transplant" else {"calibration": [batch]}
+    fused = planned([net, copy.deepcopy(net)], x, method, **options)
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-10, atol=1e-10)
+
+
 def scrambled(net: nn.Module, x: Tensor, seed: int = 3) -> nn.Module:
     graph = ng.trace(net, x)
     generator = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neurograft.planning.maps import Mixing, Pairs
 from neurograft.planning.mixing import mix_along, roles_mixing
-from neurograft.planning.plan import FusionPlan
+from neurograft.planning.plan import FusionPlan, carries_weights
 from neurograft.tracing.graph import TensorInfo
 from neurograft.tracing.layout import Factor, Layout, Part, Segment, layout_size, part_size, segment_size
 
@@ -217,7 +217,10 @@ def _counts(target: Tensor | slice, size: int) -> Tensor:
 
 def axis_mixings(info: TensorInfo, dim: int, plan: FusionPlan, m: int) -> dict[str, Mixing]:
     """The matrices that act on one axis: A where the group is made or elementwise, Bᵀ where it is only read."""
-    return {g: roles_mixing(plan.maps[g][m], roles) for g, roles in info.roles[dim].items() if g in plan.maps}
+    moved = {g: roles for g, roles in info.roles[dim].items() if g in plan.maps}
+    if plan.owned and carries_weights(info, plan.graphs[0], plan.maps):
+        return {g: plan.maps[g][m].unmerge for g in moved}
+    return {g: roles_mixing(plan.maps[g][m], roles) for g, roles in moved.items()}
 
 
 def axis_pairs(layout: Layout, fused: Layout, mixings: Mapping[str, Mixing]) -> AxisPairs:

@@ -7,7 +7,7 @@ from torch import Tensor
 from neurograft.planning.members import Members, State
 from neurograft.tracing.graph import NeuronGraph, Slot
 
-SAMPLED = 64  # neurons compared per tensor: enough to tell, and cheap beside any fusion
+SAMPLED = 32  # neurons compared per tensor: enough to tell, and cheap beside any fusion
 ALIGNED_BELOW = 0.5
 
 

@@ -93,13 +93,17 @@ def made_by(info: TensorInfo, moved: Container[str]) -> bool:
 
 
 def enters_whole(info: TensorInfo, graph: NeuronGraph, moved: Container[str]) -> bool:
-    """Whether c = 1 for a tensor of owned neurons: it is made along a moved axis, and is not the norm of a tied head.
+    """Whether c = 1 for a tensor of owned neurons: made along a moved axis, and not the norm of a tied head."""
+    return made_by(info, moved) and not carries_weights(info, graph, moved)
 
-    A head that is tied to its embedding cannot be scaled; the affine norm in front of it carries the weight.
+
+def carries_weights(info: TensorInfo, graph: NeuronGraph, moved: Container[str]) -> bool:
+    """Whether a tensor belongs to the affine norm in front of a head that is tied to its embedding.
+
+    The head cannot be scaled by the members' weights, so the norm is, and it is mapped as the head would read it:
+    where a fused neuron stands for several, their scales add up.
     """
-    if any(info.name in tied.norm for tied in graph.tied if tied.group in moved):
-        return False
-    return made_by(info, moved)
+    return any(info.name in tied.norm for tied in graph.tied if tied.group in moved)
 
 
 def read_shares(maps: PlanMaps) -> dict[str, tuple[float, ...]]:

@@ -1,12 +1,13 @@
 """The kinds of importance: from the weights, from what neurons answer, from the loss, or by chance."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError, OptionError, closest
 from neurograft.inputs import Batches, Inputs, device_of, first_tensor, split_labels, to_device
@@ -17,6 +18,7 @@ from neurograft.tracing.graph import NeuronGraph
 from neurograft.untouched import untouched
 
 Kind: TypeAlias = Literal["magnitude", "l1", "activation", "variance", "taylor", "random"]
+PIECE = 32  # samples whose slopes are averaged before their size is taken
 SAMPLES = 2048  # activations per neuron that importances are measured on
 
 
@@ -37,7 +39,8 @@ def scorers(kind: str, members: Members, moved: frozenset[str]) -> Callable[[int
     - `variance`: variance of the activation times the squared norm of the weights that read it; a neuron that
       always answers the same counts nothing, however large its answer.
     - `taylor`: |Σ w · ∂loss/∂w| over the weights that read it: how the loss changes, to first order, if nobody
-      does; cross-entropy on the labels of the calibration batches, mean over batches.
+      does; cross-entropy on the labels of the calibration batches, mean over pieces of 32 samples (at a minimum the
+      slopes of many samples cancel).
     - `random`: uniform numbers, the control.
 
     The weights of the first four count only where they are alive, and compare members by the scale of their
@@ -124,7 +127,7 @@ def answer_sizes(activations: Mapping[str, Tensor], kind: str) -> dict[str, Tens
 
 
 def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches: Batches) -> dict[str, Tensor]:
-    """|Σ w · ∂loss/∂w| over the entries that read each unit (that make it, if nobody reads it), mean over batches.
+    """|Σ w · ∂loss/∂w| over the entries that read each unit (that make it, if nobody reads it), mean over pieces.
 
     Returns:
         group -> shape `(units,)`.
@@ -137,23 +140,36 @@ def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches
     sums = {g: torch.zeros(graph[g].size) for g in groups}
     count = 0
     with untouched(model), torch.enable_grad():
-        for inputs, labels in map(split_labels, batches):
+        for number, (inputs, labels) in enumerate(map(split_labels, batches)):
             if labels is None:
-                raise InputError(f"importance='taylor' needs labels, but calibration batch {count} has none")
-            outputs = first_tensor(_called(model, parameters, to_device(inputs, device)))
-            loss = _cross_entropy(outputs, to_device(labels, device), count)
-            slopes = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            products = {
-                name: p.detach() * slope
-                for (name, p), slope in zip(parameters.items(), slopes, strict=True)
-                if slope is not None
-            }
-            for g in groups:
-                sums[g] += _effect(products, graph, g).abs().cpu()
-            count += 1
+                raise InputError(f"importance='taylor' needs labels, but calibration batch {number} has none")
+            for piece, own in _pieces(inputs, labels):
+                outputs = first_tensor(_called(model, parameters, to_device(piece, device)))
+                loss = _cross_entropy(outputs, to_device(own, device), number)
+                slopes = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                products = {
+                    name: p.detach() * slope
+                    for (name, p), slope in zip(parameters.items(), slopes, strict=True)
+                    if slope is not None
+                }
+                for g in groups:
+                    sums[g] += _effect(products, graph, g).abs().cpu()
+                count += 1
     if not count:
         raise InputError("calibration is empty: importance='taylor' needs at least one labelled batch")
     return {g: so_far / count for g, so_far in sums.items()}
+
+
+def _pieces(inputs: Inputs, labels: Any) -> Iterator[tuple[Inputs, Any]]:
+    """A batch in pieces of 32 samples, or whole where samples do not lie along the first dimension of everything."""
+    tensors = [leaf for leaf in pytree.tree_leaves((inputs, labels)) if isinstance(leaf, Tensor)]
+    lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
+    if not isinstance(labels, Tensor) or lengths != {len(labels)}:
+        yield inputs, labels
+        return
+    for start in range(0, len(labels), PIECE):
+        piece = slice(start, start + PIECE)
+        yield pytree.tree_map_only(Tensor, lambda x, piece=piece: x[piece], inputs), labels[piece]
 
 
 def _called(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Inputs) -> Any:
