@@ -259,6 +259,24 @@ def test_a_network_fused_with_its_own_copy_keeps_its_function(network: str, orde
     assert (plain(x) - net(x)).abs().max() > 1e-3, "without diversity the function is lost, so the test shows something"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fraction": 0.5},
+        {"quota": [1, 3]},
+        {"schedule": "prune-merge"},
+        {"strategy": "iterative"},
+        {"strategy": "hierarchical", "weights": [1, 2]},
+        {"importance": "random", "balance": True},
+    ],
+)
+def test_duplicates_are_passed_over_however_neurons_are_chosen(options: dict) -> None:
+    net = build("resnet").double()
+    x = example("resnet").double()
+    fused = planned([net, scrambled(net, x)], x, diversity=True, **options)
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("network", ["tied", "tied_without_norm", "attention", "mixer", "depthwise", "unet"])
 @pytest.mark.parametrize("method", ["transplant", "zip"])
 def test_so_does_any_other_architecture(network: str, method: str) -> None:
