@@ -1,6 +1,7 @@
 """Heads: averaged, or kept side by side on the fused trunk."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import neurograft as ng
 from neurograft.errors import MembersDiffer, OptionError, PlanError
+from neurograft.planning.saving import SavedPlan, load_plan, save_plan
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +110,12 @@ def test_averaging_heads_is_the_default() -> None:
     members = members_with_labels(4, 4)
     left: Tensor = planned(members, X)(X)
     assert torch.equal(left, planned(members, X, heads="average")(X))
+
+
+def test_a_plan_with_kept_heads_survives_saving(tmp_path: Path) -> None:
+    members = members_with_labels(4, 7)
+    plan = ng.plan(members, X, heads="keep", diversity=True)
+    save_plan(SavedPlan(plan), tmp_path / "plan.safetensors")
+    again = load_plan(tmp_path / "plan.safetensors").plan
+    assert again.details["heads"] == plan.details["heads"]
+    assert torch.equal(ng.apply(again, members)(X), ng.apply(plan, members)(X))
