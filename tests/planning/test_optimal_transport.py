@@ -288,6 +288,14 @@ def test_layer_norm_networks_of_different_widths() -> None:
     torch.testing.assert_close(ng.apply(plan, [narrow, wide])(X), narrow(X))
 
 
+def test_a_tied_tensor_cannot_be_read_by_another_matrix_than_it_is_made_by() -> None:
+    members = [build("tied_without_norm", s) for s in range(2)]
+    x = example("tied_without_norm")
+    soft = ng.plan(members, x, method="optimal_transport", solver="sinkhorn")
+    assert any("made and read by one tensor, embed.weight" in warning for warning in soft.warnings)
+    assert not ng.plan(members, x, method="optimal_transport").warnings
+
+
 def fuse_two(**options: object) -> object:
     return ng.plan([mlp(12, 8, 4, seed=s) for s in range(2)], X, method="optimal_transport", **options)
 

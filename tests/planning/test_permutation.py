@@ -238,6 +238,7 @@ def test_different_widths_are_refused() -> None:
         ({"reference": -1}, "reference=-1 is no member; there are 2, counted from 0"),
         ({"metric": "activations"}, "needs calibration batches"),
         ({"width": 3}, "has no option 'width'"),
+        ({"max_memory": 100}, "8 x 8 neurons of group layers.0.weight:0 takes about"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], message: str) -> None:

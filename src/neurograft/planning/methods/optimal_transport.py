@@ -142,7 +142,7 @@ class _Aligner:
                 products = evidence.products(group, maps, Everything(), readers=False)
                 if products is not None:
                     costs[group] = _mean_cost(products.distances(self.distance), maps[group])
-        return _Aligned(maps, costs, tuple(solve.warnings.values()))
+        return _Aligned(maps, costs, tuple(solve.warnings))
 
 
 @dataclass(eq=False)
@@ -153,7 +153,7 @@ class _Solver:
     target: Side
     member: Side
     costs: dict[str, float] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def __call__(self, name: str, products: Products) -> NeuronMap:
         cost = products.distances(self.options.distance)
@@ -174,12 +174,12 @@ class _Solver:
             )
         ops = group.bilinear or group.reduced_by
         if ops and not equal:
-            self.warnings[name] = (
+            self.warnings.append(
                 f"group {name} changes from {cost.shape[0]} to {cost.shape[1]} neurons under {ops[0]}, which reduces "
                 "over them: the plan is exact there only if the statistics over the neurons stay the same"
             )
         if ops and equal and soft:
-            self.warnings[name] = (
+            self.warnings.append(
                 f"group {name} is matched one to one: {ops[0]} allows permutations only, a soft plan would alter it"
             )
         return equal and (not soft or bool(ops))
@@ -191,7 +191,12 @@ class _Solver:
             beta = _shares(self.target.mass(name, products.target), name, "target")
         solved = transport(cost, alpha, beta, self.options.solver, self.options.reg)
         if solved.warning:
-            self.warnings[name] = f"group {name}: {solved.warning}"
+            self.warnings.append(f"group {name}: {solved.warning}")
+        if tied := [tied.tensor for tied in self.target.graph.tied if tied.group == name]:
+            self.warnings.append(
+                f"group {name} is made and read by one tensor, {tied[0]}, which can only be transported as it is made; "
+                "a soft plan is approximate where it reads"
+            )
         merge = (solved.plan / beta).T.to(cost).contiguous()
         unmerge = merge if self.options.published else (solved.plan / alpha[:, None]).T.to(cost).contiguous()
         return NeuronMap(merge, unmerge)

@@ -8,7 +8,7 @@ import torch
 
 from neurograft.errors import MembersDiffer, OptionError
 from neurograft.planning.activations import When
-from neurograft.planning.assignment import assign
+from neurograft.planning.assignment import assign, check_memory
 from neurograft.planning.costs import Evidence, Products
 from neurograft.planning.maps import NeuronMap
 from neurograft.planning.matching import (
@@ -40,6 +40,7 @@ def permutation(
     sweeps: int = 100,
     restarts: int = 3,
     reference: int | None = None,
+    max_memory: int | None = None,
 ) -> Filling:
     """Permute each member's neurons so that the members agree best, A = P, B = Pᵀ, and average.
 
@@ -62,10 +63,11 @@ def permutation(
         sweeps: the most sweeps of one descent.
         restarts: starts to try: the forward pass, then random orders and random permutations; the best is kept.
         reference: the member that keeps its places; default the medoid.
+        max_memory: bytes that matching one group may take; default what the machine has.
 
     Raises:
         MembersDiffer: a free group has different sizes in the members.
-        OptionError: an option outside its range.
+        OptionError: an option outside its range, or a group too wide for the memory.
         InputError: `metric="activations"` without calibration batches.
 
     Source: Ainsworth et al. 2023, arXiv:2209.04836, sections 3.1 and 3.2, and appendix A.8 (many members).
@@ -77,6 +79,8 @@ def permutation(
     if reference is not None and not 0 <= reference < len(members.states):
         raise OptionError(f"reference={reference} is no member; there are {len(members.states)}, counted from 0")
     _check_widths(members)
+    for group in members.graph.free:
+        check_memory(group.name, group.size, group.size, "exact", True, max_memory)
     sides = [side.standardised() for side in sides_of(members, metric, when, samples)]
     descent = _Descent(members.graph, sweeps, restarts, members.generator)
     if reference is None:
