@@ -1,9 +1,11 @@
 """Recurrent layers in one op: the gates of a weight's rows are fixed, the hidden neurons inside each are free."""
 
-from neurograft.tracing.algebra import Axis, merge
+from torch import Tensor
+
+from neurograft.tracing.algebra import Axis, axis_size, free, merge
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.pointwise import mark
-from neurograft.tracing.rules.table import Result, rule, tensor
+from neurograft.tracing.rules.table import Result, arg, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -32,6 +34,25 @@ def mkldnn_rnn_layer(labels: Labels, op: Op) -> Result:
         # a workspace: opaque bytes, nothing reads it
         results.append(None if s is None else tuple(labels.fixed(n) for n in s))
     return results
+
+
+@rule("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")
+def fused_cell(labels: Labels, op: Op) -> Result:
+    """One step of an LSTM or GRU cell on a GPU: the gates of both projections are (gates, hidden neurons)."""
+    x, h, state = (labels.of(tensor(op, i)) for i in range(3))
+    hidden = state[-1]
+    gates = merge([labels.fixed(axis_size(x[-1]) // axis_size(hidden), f"the gates of {labels.why}"), hidden])
+    for axes in (x, h):
+        labels.unify(axes[-1], gates)
+        labels.unify(axes[0], state[0])
+    for position in (3, 4):
+        bias = arg(op, position)
+        if isinstance(bias, Tensor):
+            labels.unify(labels.of(bias)[0], gates)
+            mark(labels, bias, "out")
+    workspace = op.shapes[-1]
+    states: list[Axes | None] = [(state[0], hidden)] * (len(op.results) - 1)
+    return [*states, None if workspace is None else tuple(free(n) for n in workspace)]
 
 
 __all__: list[str] = []
