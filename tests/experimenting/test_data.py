@@ -46,8 +46,11 @@ def test_every_pass_has_a_new_order_and_every_image_once():
     torch.testing.assert_close(torch.cat([images for images, _ in train.batches(32)]), train.images)
 
 
-@pytest.mark.parametrize(("name", "shape", "classes"), [("mnist", (1, 28, 28), 10), ("cifar10", (3, 32, 32), 10)])
-def test_parquet_folders(shared, name, shape, classes, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [("mnist", (1, 28, 28), 10), pytest.param("cifar10", (3, 32, 32), 10, marks=pytest.mark.slow)],
+)
+def test_parquet_folders(shared, name, shape, classes):
     images = load_images(str(shared / "data" / name), samples=500)
     assert (len(images.train), len(images.validation), len(images.test)) == (400, 100, 10000)
     assert (images.name, images.shape, images.classes) == (name, shape, classes)
