@@ -295,21 +295,21 @@ def _scatter(out: Tensor, tensor: Tensor, axes: Sequence[AxisPairs], c: float) -
     per_row = prod(_length(axis.source) for axis in rest)
     if not count or not per_row:
         return
-    step = max(1, BLOCK // per_row)
+    step = max(1, BLOCK // 4 // per_row)  # what is gathered, widened and scaled one after the other stays in the cache
     for start in range(0, count, step):
         stop = min(start + step, count)
         block = tensor[_part(first.source, start, stop, tensor.device)]
         for dim, axis in enumerate(rest, 1):
             block = _take(block, dim, axis.source)
-        block = block.to(out.dtype)
+        wide = block.to(out.dtype)
         scale: Tensor | float = c
         for dim, axis in enumerate(axes):
             if axis.weight is not None:
                 weight = axis.weight[start:stop] if dim == 0 else axis.weight
                 scale = scale * weight.to(out).reshape(-1, *[1] * (out.dim() - dim - 1))
         if isinstance(scale, Tensor) or scale != 1:
-            block = block * scale
-        _put(out, block, [_part(first.target, start, stop, out.device), *(axis.target for axis in rest)])
+            wide = wide * scale if wide is block else wide.mul_(scale)
+        _put(out, wide, [_part(first.target, start, stop, out.device), *(axis.target for axis in rest)])
 
 
 def _length(index: Tensor | slice) -> int:

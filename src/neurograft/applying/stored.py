@@ -36,9 +36,13 @@ class StoredMembers:
     inputs: Inputs
     folders: tuple[ModelFolder, ...] = ()
 
+    def hashing(self) -> Hashing:
+        """Start to hash the members' files in the background; use it as a context manager around plan and fuse."""
+        return Hashing([member.checkpoint.files for member in self.members])
+
     def hashes(self) -> tuple[dict[str, str], ...]:
         """The SHA-256 hash of every member's files, by file name."""
-        with Hashing([member.checkpoint.files for member in self.members]) as hashing:
+        with self.hashing() as hashing:
             found = hashing.results()
         return tuple({file.name: found[file] for file in member.checkpoint.files} for member in self.members)
 
@@ -128,6 +132,7 @@ def fuse_stored(
     shard_size: int | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
+    hashing: Hashing | None = None,
 ) -> Streamed:
     """Apply a plan to members on disk; Hugging Face folders become one such folder, with tokenizer and model card.
 
@@ -156,6 +161,7 @@ def fuse_stored(
         progress=progress,
         finish=finish,
         expected=_expected(saved, stored),
+        hashing=hashing,
     )
 
 

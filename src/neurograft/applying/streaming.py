@@ -129,6 +129,7 @@ def stream(
     progress: Progress | None = None,
     finish: Callable[[Path, Mapping[Path, str]], None] | None = None,
     expected: Mapping[Path, str] | None = None,
+    hashing: Hashing | None = None,
 ) -> Streamed:
     """Fuse checkpoints into one checkpoint without holding more than a few blocks of it in memory.
 
@@ -147,6 +148,7 @@ def stream(
         progress: is told how many of the members' bytes are done.
         finish: writes further files into the folder before it appears; gets the folder and the members' hashes.
         expected: the hashes the members must have, by file.
+        hashing: of the members' files, if it was started before (while the plan was made).
 
     Raises:
         PlanError: the plan was made for another number of members.
@@ -170,7 +172,8 @@ def stream(
     total = sum(state[name].nbytes for state in states for name in names.values())
     with ExitStack() as stack:
         part = stack.enter_context(whole(output, folder=folder))
-        hashing = stack.enter_context(Hashing([checkpoint.files for checkpoint in checkpoints]))
+        if hashing is None:
+            hashing = stack.enter_context(Hashing([checkpoint.files for checkpoint in checkpoints]))
         done = 0
         for shard in parts:
             with TensorWriter(_place(part, shard, folder), shard.tensors, metadata) as writer:

@@ -141,15 +141,25 @@ def _stream(
     if output.suffix == ".safetensors":
         check_output(output, force=force)
     stored = open_members(factory, members, inputs, how.seed)
-    if saved is not None:
-        if how.options or how.weights:
-            raise OptionError("a saved plan has decided on options and weights; leave out --option and --weights")
-        decided = load_plan(saved)
-    else:
-        planned = stored.plan(how.method, how.weights, fixed=how.fixed, seed=how.seed, options=how.options)
-        decided = SavedPlan(planned, stored.name, how.fixed)
-    with progress_bar("fusing") as progress:
-        done = fuse_stored(stored, decided, output, dtype=wanted, shard_size=size, max_memory=limit, progress=progress)
+    with stored.hashing() as hashing:
+        if saved is not None:
+            if how.options or how.weights:
+                raise OptionError("a saved plan has decided on options and weights; leave out --option and --weights")
+            decided = load_plan(saved)
+        else:
+            planned = stored.plan(how.method, how.weights, fixed=how.fixed, seed=how.seed, options=how.options)
+            decided = SavedPlan(planned, stored.name, how.fixed)
+        with progress_bar("fusing") as progress:
+            done = fuse_stored(
+                stored,
+                decided,
+                output,
+                dtype=wanted,
+                shard_size=size,
+                max_memory=limit,
+                progress=progress,
+                hashing=hashing,
+            )
     typer.echo(str(decided.plan))
     speed = (done.bytes_read + done.bytes_written) / max(done.seconds, 1e-9) / 1e9
     typer.echo(f"wrote {output}: {done.bytes_written / 1e9:.2f} GB in {done.seconds:.1f} s ({speed:.1f} GB/s)")

@@ -8,6 +8,8 @@ from neurograft.planning.members import Members, State
 from neurograft.tracing.graph import NeuronGraph, Slot
 
 SAMPLED = 32  # neurons compared per tensor: enough to tell, and cheap beside any fusion
+PARTS = 4  # positions looked at per neuron (a head has many)
+READ = 512  # numbers read per position and dimension, about
 ALIGNED_BELOW = 0.5
 
 
@@ -28,9 +30,13 @@ def distance_ratio(first: State, second: State, graph: NeuronGraph) -> float:
 
 
 def _rows(tensor: Tensor, slot: Slot, size: int) -> Tensor:
-    places = slot.positions(min(size, SAMPLED))
-    rows = tensor.detach().narrow(slot.dim, 0, int(places.max()) + 1).movedim(slot.dim, 0)
-    return rows[places.to(rows.device)].flatten(1).double()
+    """A sample of the rows that make the first neurons, shape `(neurons, numbers)`: views as far as that goes."""
+    tensor = tensor.detach()
+    for dim in range(tensor.dim()):
+        if dim != slot.dim:
+            tensor = tensor[(slice(None),) * dim + (slice(None, None, max(1, tensor.shape[dim] // READ)),)]
+    places = slot.positions(min(size, SAMPLED))[:, :PARTS]
+    return tensor.movedim(slot.dim, 0)[places.to(tensor.device)].flatten(1).double()
 
 
 def aligned_members(members: Members) -> tuple[bool, ...]:

@@ -101,6 +101,8 @@ def power_sums(tensor: Tensor, dim: int, positions: Sequence[Tensor | None], pow
         if dim == 0 and others:
             where += torch.linalg.vector_norm(block, power, others, dtype=dtype) ** power
         else:  # a norm down the columns is many times slower than its parts
-            powers = block.to(dtype).square() if power == 2 else block.to(dtype).abs()
+            wide = block.to(dtype)
+            fresh = wide if wide.data_ptr() != block.data_ptr() else torch.empty_like(wide)
+            powers = torch.square(wide, out=fresh) if power == 2 else torch.abs(wide, out=fresh)
             where += powers.sum(others) if others else powers
     return total

@@ -1,0 +1,169 @@
+"""Fusing two Llama-shaped checkpoints on disk, beside reading them once and writing one, under a memory limit.
+
+Usage: python benchmarks/streaming.py [gigabytes per member] [turns]     (default 0.5 and 3)
+
+The members are Hugging Face folders of random bfloat16 weights. Every run has a process of its own whose data segment
+is limited (RLIMIT_DATA counts anonymous memory, not mapped files). Before each run the files are dropped from the page
+cache. "Floor" reads all members once in pieces of 4 MB and writes as many bytes as the fused checkpoint has, flushed.
+The ways take turns; medians are shown. Times are those of planning, streaming, hashing and flushing, without imports.
+"""
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+LIMIT = 3_000_000_000  # bytes of the data segment
+WAYS = ("floor", "average", "transplant")
+
+
+def build(folder: Path, gigabytes: float, seed: int) -> None:
+    """A Llama folder of about so many bytes, written tensor by tensor."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from neurograft.checkpoints.writing import TensorWriter, shards, write_index
+
+    width, inner = (4096, 14336) if gigabytes >= 4 else (2048, 5632)
+    per_layer = 2 * (2.5 * width**2 + 3 * width * inner)
+    layers = max(1, round((gigabytes * 1e9 - 4 * 32000 * width) / per_layer))
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+    folder.mkdir()
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        network = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    specs = {name: (torch.bfloat16, tuple(p.shape)) for name, p in network.named_parameters()}
+    parts = shards(specs, 2_000_000_000)
+    for part in parts:
+        with TensorWriter(folder / part.file, part.tensors, {}) as writer:
+            for name, (_, shape) in part.tensors.items():
+                for rows in torch.arange(shape[0]).split(max(1, (1 << 24) // max(1, *shape[1:], 1))):
+                    block = torch.empty(len(rows), *shape[1:], dtype=torch.bfloat16)
+                    writer.write(name, block.normal_(0, 0.02, generator=generator))
+    write_index(folder, parts)
+
+
+def weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def forget(files: list[Path]) -> None:
+    """Drop files from the page cache."""
+    for file in files:
+        handle = os.open(file, os.O_RDONLY)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def floor(members: list[Path], output: Path) -> None:
+    piece = memoryview(bytearray(1 << 22))
+    for member in members:
+        for path in weights(member):
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(piece):
+                    pass
+    left = sum(path.stat().st_size for path in weights(members[0]))
+    with output.open("wb", buffering=0) as file:
+        while left:
+            left -= file.write(piece[: min(left, len(piece))])
+        os.fsync(file.fileno())
+
+
+def fuse(method: str, members: list[Path], output: Path) -> None:
+    from neurograft.applying.stored import fuse_stored, open_folders
+    from neurograft.planning.saving import SavedPlan
+
+    stored = open_folders(members)
+    with stored.hashing() as hashing:
+        plan = stored.plan(method, options={"order": "joint"} if method == "transplant" else {})
+        fuse_stored(stored, SavedPlan(plan, stored.name), output, max_memory=1_000_000_000, hashing=hashing)
+
+
+def anonymous(peak: list[int], done: threading.Event) -> None:
+    while not done.wait(0.01):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                peak[0] = max(peak[0], int(line.split()[1]) * 1024)
+
+
+def measure(way: str, members: list[Path], output: Path) -> None:
+    import transformers  # noqa: F401 - its import is not what is measured
+
+    import neurograft.applying.stored  # noqa: F401
+
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+    forget([file for member in members for file in weights(member)])
+    peak, done = [0], threading.Event()
+    watch = threading.Thread(target=anonymous, args=(peak, done))
+    watch.start()
+    started, worked = time.perf_counter(), time.process_time()
+    if way == "floor":
+        floor(members, output)
+    else:
+        fuse(way, members, output)
+    seconds, work = time.perf_counter() - started, time.process_time() - worked
+    done.set()
+    watch.join()
+    print(json.dumps({"seconds": seconds, "work": work, "peak": peak[0]}))
+
+
+def main() -> None:
+    if "--measure" in sys.argv:
+        way, output, *members = sys.argv[2:]
+        measure(way, [Path(member) for member in members], Path(output))
+        return
+    gigabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 0.5
+    turns = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    place = Path(tempfile.mkdtemp(prefix="neurograft-benchmark-"))
+    try:
+        members = [place / "a", place / "b"]
+        for seed, member in enumerate(members):
+            build(member, gigabytes, seed)
+        size = sum(file.stat().st_size for file in weights(members[0]))
+        print(f"2 members of {size / 1e9:.2f} GB, data segment limited to {LIMIT / 1e9:.0f} GB, {turns} turns")
+        found: dict[str, list[dict]] = {way: [] for way in WAYS}
+        for _ in range(turns):
+            for way in WAYS:
+                output = place / "out"
+                command = [sys.executable, "-W", "ignore", __file__, "--measure", way, *map(str, (output, *members))]
+                ended = subprocess.run(command, capture_output=True, text=True, check=False)
+                if ended.returncode:
+                    raise SystemExit(f"{way} failed:\n{ended.stderr}")
+                found[way].append(json.loads(ended.stdout.splitlines()[-1]))
+                shutil.rmtree(output) if output.is_dir() else output.unlink()
+        print(f"{'':12} {'seconds':>8} {'GB/s':>6} {'x floor':>8} {'CPU seconds':>12} {'anonymous memory':>17}")
+        base = statistics.median(run["seconds"] for run in found["floor"])
+        for way in WAYS:
+            seconds = statistics.median(run["seconds"] for run in found[way])
+            work = statistics.median(run["work"] for run in found[way])
+            peak = max(run["peak"] for run in found[way])
+            speed = 3 * size / seconds / 1e9
+            print(
+                f"{way:12} {seconds:8.2f} {speed:6.2f} {seconds / base:8.2f} {work:12.1f} {peak / 1e6:14.0f} MB",
+                flush=True,
+            )
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
