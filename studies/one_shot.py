@@ -197,9 +197,9 @@ def page() -> Iterator[str]:
     """The lines of docs/one-shot.md."""
     yield "# Fused at once"
     yield ""
-    yield "Made by `python studies/one_shot.py` from the rows in `results/one_shot`. Test accuracy in %, mean and standard"
-    yield "deviation over seeds, before any recovery. Nothing is trained after fusing, so continuing the best member for"
-    yield "the same budget is the best member itself. [Recovery](recovery.md) shows what comes back without training."
+    yield "Made by `python studies/one_shot.py` from the rows in `results/one_shot`. Test accuracy in %, mean and"
+    yield "standard deviation over seeds, before any recovery. Nothing is trained after fusing, so continuing the best"
+    yield "member for the same budget is the best member itself. [Recovery](recovery.md) shows what comes back."
     for name, settings in NETWORKS.items():
         rows = [row for row in Rows(name).rows if not row["done"]]
         if not rows:

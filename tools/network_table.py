@@ -12,19 +12,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(ROOT))  # the networks of the tests
 
 import torch
+from tests.networks import NETWORKS, build
+from tests.tracing.huggingface import HUGGINGFACE, made
 from torch import nn
 
 import neurograft as ng
 from neurograft.errors import NeurograftError
 from neurograft.inputs import call
 from neurograft.tracing.tape import record
-from tests.networks import NETWORKS, build
-from tests.tracing.huggingface import HUGGINGFACE, made
 
 METHODS = ("average", "transplant", "permutation", "optimal_transport", "combine")
 RUNS = 5
@@ -112,10 +112,10 @@ def main() -> None:
         page = [
             "# Networks",
             "",
-            "Made by `python tools/network_table.py`; tiny networks with random weights, CPU, one thread. *free share*: entries of",
-            "weights with two or more dimensions that lie on an axis of a free group. *ops*: ATen ops of one forward pass.",
-            "*trace*: median milliseconds without the proof. *proof*: permutations, roles and every intermediate tensor.",
-            "A method counts as working if it plans, applies and runs on two members; `combine` if it is exact.",
+            "Made by `python tools/network_table.py`; tiny networks with random weights, CPU, one thread. *free share*:",
+            "entries of weights with two or more dimensions that lie on an axis of a free group. *ops*: ATen ops of one",
+            "forward pass. *trace*: median milliseconds without the proof. *proof*: permutations, roles and every",
+            "intermediate tensor. A method works if it plans, applies and runs on two members; `combine` if it is exact.",
             "",
             *lines,
             "",
