@@ -51,7 +51,7 @@ def free_share(model: nn.Module, graph: ng.NeuronGraph) -> float:
 
 
 def works(method: str, models: list[nn.Module], inputs: Any, graph: ng.NeuronGraph) -> str:
-    """ "yes", or why not."""
+    """Say yes, or why not."""
     fixed = graph.unreached
     try:
         if method == "combine":
@@ -96,7 +96,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     asked = sys.argv[1:]
-    heads = ["network", "groups free / fixed", "free share", "ops", "trace (ms)", "proof", *METHODS]
+    heads = ["network", "groups free / fixed", "free", "ops", "trace (ms)", "proof", *METHODS]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     notes: list[str] = []
     for family, names in (("tests/tracing/huggingface.py", HUGGINGFACE), ("tests/networks.py", NETWORKS)):
@@ -112,10 +112,10 @@ def main() -> None:
         page = [
             "# Networks",
             "",
-            "Made by `python tools/network_table.py`; tiny networks with random weights, CPU, one thread. *free share*:",
-            "entries of weights with two or more dimensions that lie on an axis of a free group. *ops*: ATen ops of one",
-            "forward pass. *trace*: median milliseconds without the proof. *proof*: permutations, roles and every",
-            "intermediate tensor. A method works if it plans, applies and runs on two members; `combine` if it is exact.",
+            "Made by `python tools/network_table.py`; tiny networks with random weights, CPU, one thread. *free*:",
+            "entries of weights with two or more dims that lie on an axis of a free group. *ops*: ATen ops of a forward",
+            "pass. *trace*: median milliseconds without proof. *proof*: permutations, roles and every tensor between.",
+            "A method works if it plans, applies and runs on two members; `combine` if it is exact.",
             "",
             *lines,
             "",

@@ -12,8 +12,26 @@ from neurograft.inputs import call
 
 @pytest.mark.parametrize(
     "name",
-    "mlp mlp_batch_norm mlp_layer_norm mlp_prelu lenet vgg_batch_norm resnet resnet_group_norm "
-    "layer_norm_image conv1d grouped depthwise_double autoencoder densenet unet two_inputs tied squeeze_excite".split(),
+    [
+        "mlp",
+        "mlp_batch_norm",
+        "mlp_layer_norm",
+        "mlp_prelu",
+        "lenet",
+        "vgg_batch_norm",
+        "resnet",
+        "resnet_group_norm",
+        "layer_norm_image",
+        "conv1d",
+        "grouped",
+        "depthwise_double",
+        "autoencoder",
+        "densenet",
+        "unet",
+        "two_inputs",
+        "tied",
+        "squeeze_excite",
+    ],
 )
 def test_a_pruned_network_runs_and_says_its_sizes(name: str) -> None:
     model, inputs = build(name), NETWORKS[name].inputs()

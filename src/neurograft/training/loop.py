@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from neurograft.errors import InputError, OptionError, TrainingDiverged
 from neurograft.evaluating.evaluation import Measure, Scores, check_inputs, evaluate
-from neurograft.untouched import forked_random_state
 from neurograft.inputs import Batches, check_batches, device_of, split_labels, to_device
+from neurograft.untouched import forked_random_state
 
 OptimizerMaker: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 BatchLoss: TypeAlias = Callable[[nn.Module, Any, Any, str], Tensor]
