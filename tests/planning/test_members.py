@@ -84,9 +84,7 @@ def test_weights_sum_to_one() -> None:
 
 
 def test_inputs_and_outputs_of_other_sizes_are_refused() -> None:
-    with pytest.raises(
-        MembersDiffer, match=r"models\[1\] cannot be traced where models\[0\] can"
-    ):
+    with pytest.raises(MembersDiffer, match=r"models\[1\] cannot be traced where models\[0\] can"):
         ng.plan([MLP(12, 16, 10), MLP(11, 16, 10)], example("mlp"))
     with pytest.raises(MembersDiffer, match="along an axis that must not change"):
         ng.plan([MLP(12, 16, 10), MLP(12, 16, 9)], example("mlp"))
