@@ -1,58 +1,64 @@
-"""What tracing costs: beside one forward pass per network, and over the depth of a network.
+"""What tracing costs: time per op over depth, and a forward pass beside it. Run: python benchmarks/tracing.py."""
 
-Usage: python benchmarks/tracing.py [runs]
-"""
-
-import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import neurograft as ng
 from neurograft.tracing.tape import record
-from tests.networks import NETWORKS, build
 
 
-def median_ms(runs: int, *actions: Callable[[], object]) -> list[float]:
-    """Median milliseconds of each action; the actions take turns, so that a slow moment hits all of them."""
-    times: list[list[float]] = [[] for _ in actions]
-    for _ in range(runs):
-        for i, action in enumerate(actions):
-            started = time.perf_counter()
-            action()
-            times[i].append(1e3 * (time.perf_counter() - started))
-    return [statistics.median(t) for t in times]
+def mlp(depth: int) -> nn.Module:
+    """Linear layers of width 64 with LayerNorm and ReLU."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(64, 10)).eval()
 
 
-def row(name: str, model: nn.Module, inputs: object, runs: int) -> None:
-    def forward() -> None:
-        with torch.no_grad():
-            model(inputs)
+class Encoder(nn.Module):
+    """nn.TransformerEncoder of any depth."""
 
-    def trace() -> None:
-        ng.trace(model, inputs, verify=False)
+    def __init__(self, depth: int):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.stem, self.head = nn.Linear(16, 64), nn.Linear(64, 10)
 
-    trace()
-    ops = len(record(model, inputs).ops)
-    run, traced = median_ms(runs, forward, trace)
-    per_op = 1e3 * (traced - run) / ops
-    print(f"{name:22} {ops:6} {run:10.2f} {traced:10.2f} {per_op:12.0f}")
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape (batch, length, 16) to (batch, 10)."""
+        return self.head(self.encoder(self.stem(x)).mean(1))
+
+
+def seconds(run: Callable[[], object], repeats: int = 3) -> float:
+    """The best of some runs, in seconds."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def main() -> None:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
-    print(f"{'network':22} {'ops':>6} {'forward ms':>10} {'trace ms':>10} {'µs per op':>12}   (trace minus one forward, per op)")
-    for name in ("mlp", "lenet", "vgg_batch_norm", "resnet", "densenet", "unet", "attention"):
-        row(name, build(name), NETWORKS[name].inputs(), runs)
-    for depth in (2, 4, 8, 16, 32, 64, 96):
-        layers = [layer for _ in range(depth) for layer in (nn.Linear(64, 64), nn.ReLU())]
-        row(f"mlp, {depth} layers", nn.Sequential(*layers), torch.randn(2, 64), runs)
+    """Print one line per network and depth."""
+    torch.set_num_threads(1)
+    print(f"{'network':<12}{'layers':>7}{'ops':>7}{'forward':>10}{'trace':>10}{'µs per op':>11}")
+    cases = {
+        "mlp": (mlp, torch.randn(4, 64)),
+        "transformer": (lambda depth: Encoder(depth).eval(), torch.randn(2, 5, 16)),
+    }
+    for name, (make, x) in cases.items():
+        for depth in (2, 6, 12, 24, 48, 96):
+            model = make(depth)
+            ops = len(record(model, x).ops)
+            with torch.no_grad():
+                forward = seconds(lambda model=model, x=x: model(x))
+            traced = seconds(lambda model=model, x=x: ng.trace(model, x, verify=False))
+            each = (traced - forward) / ops * 1e6
+            print(f"{name:<12}{depth:>7}{ops:>7}{forward * 1e3:>8.1f}ms{traced * 1e3:>8.1f}ms{each:>11.0f}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 import neurograft as ng
 from neurograft.inputs import call
 from neurograft.tracing.graph import Use
+from neurograft.tracing.layout import layout_size
 from neurograft.tracing.observing import observe
 from tests.networks import NETWORKS, build, example
+from tests.tracing.huggingface import made
+from tests.tracing.test_checklist import CASES
+from tests.tracing.test_huggingface import other_inputs
 
 
 class Notes:
@@ -103,3 +107,26 @@ def test_hooks_and_flags_come_back_after_an_exception() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"), observe(model, graph, Notes()):
         model(torch.randn(2, 7))
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "wav2vec2", "mixtral"])
+def test_uses_face_what_the_graph_says_on_other_inputs(name: str) -> None:
+    pytest.importorskip("transformers")
+    model, inputs = made(name)
+    graph, notes = ng.trace(model, inputs, verify=False), Notes()
+    with torch.no_grad(), observe(model, graph, notes):
+        call(model, other_inputs(inputs))
+    assert notes.seen == [(use.tensor, use.nth) for use in graph.uses]
+    for use, given, output in notes.results:
+        assert all(layout_size(use.output[k]) == output.shape[k] for k in use.output_dims.values())
+        if given is not None and use.input is not None:
+            assert all(layout_size(use.input[k]) == given.shape[k] for k in use.input_dims.values())
+
+
+@pytest.mark.parametrize("name", ["lstm", "multi_head_attention", "bilinear", "einsum", "embedding_bag", "experts"])
+def test_functional_code_is_observed(name: str) -> None:
+    model, inputs = CASES[name].make().eval(), CASES[name].inputs()
+    graph, notes = ng.trace(model, inputs, verify=False), Notes()
+    with torch.no_grad(), observe(model, graph, notes):
+        call(model, inputs)
+    assert notes.seen == [(use.tensor, use.nth) for use in graph.uses]

@@ -33,6 +33,8 @@ OPERANDS: dict[str, tuple[int | None, int, int | None]] = {
     "cudnn_convolution": (0, 1, None),
     "mkldnn_convolution": (0, 1, 2),
     "embedding": (None, 0, None),
+    "_embedding_bag": (None, 0, None),
+    "_embedding_bag_forward_only": (None, 0, None),
     "native_batch_norm": (0, 1, 2),
     "cudnn_batch_norm": (0, 1, 2),
     "_native_batch_norm_legit_no_training": (0, 1, 2),
