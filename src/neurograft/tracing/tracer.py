@@ -57,7 +57,11 @@ def trace(
         fix_asked(labelling, (fixed,) if isinstance(fixed, str) else tuple(fixed))
         report_unruled(labelling, strict)
         graph, variables = _built(labelling, model, tuple(chosen))
-    return _proven(model, graph, variables, labelling, example_inputs, strict) if verify else graph
+        if not verify:
+            # let go of the tape before anybody looks for garbage in it
+            del labelling, variables
+            return graph
+    return _proven(model, graph, variables, labelling, example_inputs, strict)
 
 
 @contextmanager
