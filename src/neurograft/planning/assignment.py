@@ -20,7 +20,7 @@ NETWORK_SIMPLEX_BYTES = (
 )
 SINKHORN_BYTES = 48  # per entry: cost, kernel and plan in float64, and their working copies
 MOST_PIVOTS = 10_000_000
-MOST_ROUNDS = 10_000
+MOST_ROUNDS = 2_000
 TOLERANCE = 1e-9  # how far Sinkhorn's marginals may be off before they are rounded to exact ones
 
 

@@ -75,6 +75,13 @@ def optimal_transport(
         PlanError: a marginal with zeros, or different widths of a contracted group.
         InputError: `metric="activations"` without calibration batches.
 
+    Example:
+        >>> import neurograft as ng
+        >>> from torch import nn
+        >>> nets = [nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)) for n in (8, 12)]
+        >>> ng.plan(nets, torch.randn(1, 4), method="optimal_transport").sizes
+        {'0.weight:0': 8}
+
     Source: Singh & Jaggi 2020, arXiv:1910.05653, sections 4 and 5; DESIGN, sections 1 and 6.
     """
     check_choice("metric", metric, ("weights", "activations"))

@@ -70,6 +70,15 @@ def permutation(
         OptionError: an option outside its range, or a group too wide for the memory.
         InputError: `metric="activations"` without calibration batches.
 
+    Example:
+        >>> import neurograft as ng
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> moved = ng.permute(net, ng.trace(net, torch.randn(1, 4)), {"0.weight:0": torch.tensor([2, 0, 1])})
+        >>> plan = ng.plan([net, moved], torch.randn(1, 4), method="permutation")
+        >>> plan.maps["0.weight:0"][1].merge.source
+        tensor([1, 2, 0])
+
     Source: Ainsworth et al. 2023, arXiv:2209.04836, sections 3.1 and 3.2, and appendix A.8 (many members).
     """
     check_choice("metric", metric, ("weights", "activations"))
