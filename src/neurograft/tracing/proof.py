@@ -181,6 +181,25 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     error = permuting(list(moved))
     guilty = [] if error <= tolerance else culprits(list(moved), permuting, tolerance, errors)
     sound = [group for group in movable if group.name not in guilty]
+    role_error, wrong, checked = _prove_roles(bench, graph, sound, tolerance, errors)
+    proof = Proof(
+        passed=not guilty and not wrong and error <= tolerance and role_error <= tolerance,
+        error=error,
+        role_error=role_error,
+        tolerance=tolerance,
+        permuted=len(moved),
+        roles_checked=checked,
+        guilty=tuple(guilty),
+        wrong_roles=tuple(wrong),
+        errors=errors,
+    )
+    return _deepened(proof, bench, moved) if deep else proof
+
+
+def _prove_roles(
+    bench: Bench, graph: NeuronGraph, sound: Sequence[Group], tolerance: float, errors: dict[str, float]
+) -> tuple[float, list[str], int]:
+    # the largest change by exchanged readers and idle units, the groups that caused it, and how many were asked
     checked = [group for group in sound if _role_checkable(group, graph)]
     pairs = {group.name: _pair(group.size, bench.generator) for group in checked}
 
@@ -204,18 +223,7 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
         role_error = max(role_error, moved_by)
         if moved_by > tolerance:
             wrong += culprits(list(subjects), measure, tolerance, errors)
-    proof = Proof(
-        passed=not guilty and not wrong and error <= tolerance and role_error <= tolerance,
-        error=error,
-        role_error=role_error,
-        tolerance=tolerance,
-        permuted=len(moved),
-        roles_checked=len({*pairs, *idle}),
-        guilty=tuple(guilty),
-        wrong_roles=tuple(dict.fromkeys(wrong)),
-        errors=errors,
-    )
-    return _deepened(proof, bench, moved) if deep else proof
+    return role_error, list(dict.fromkeys(wrong)), len({*pairs, *idle})
 
 
 def _deepened(proof: Proof, bench: Bench, moved: Mapping[str, Tensor]) -> Proof:
