@@ -113,8 +113,8 @@ _HONESTY = (
     "before believing a small difference."
 )
 _OWNED = (
-    "One strip per member: strong cells went into the fused network, faint ones were left out. The strip below is the "
-    "fused layer."
+    "One strip per member: the stronger a cell, the more of that neuron went into the fused network; the faintest were "
+    "left out, or share a fused neuron with many others. The strip below is the fused layer."
 )
 _ALIGNED = (
     "Every fused neuron is the mean of one neuron (or a mixture) of each member. Columns are the fused neurons; the "
