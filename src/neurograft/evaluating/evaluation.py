@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError
 from neurograft.evaluating.ensemble import Ensemble
-from neurograft.untouched import forked_random_state, untouched
 from neurograft.inputs import Batches, call, check_batches, device_of, first_tensor, split_labels, to_device
+from neurograft.untouched import forked_random_state, untouched
 
 Measure: TypeAlias = Callable[[Any, Any], Tensor]
 IGNORED_LABEL = -100

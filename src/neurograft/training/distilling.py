@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from neurograft.errors import InputError, OptionError
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import Measure
-from neurograft.untouched import untouched
 from neurograft.inputs import Batches, call, device_of, first_tensor
 from neurograft.training.finetuning import label_loss
 from neurograft.training.loop import Course, Epoch, OptimizerMaker, train
+from neurograft.untouched import untouched
 
 
 def distill(
