@@ -1,8 +1,8 @@
 """How much of what one-shot fusion loses comes back without training: one row per network, method and recovery.
 
-    python benchmarks/recovery.py --data ../shared/data                   # everything that is not in results/recovery yet
-    python benchmarks/recovery.py --networks mlp lenet --seeds 0 1        # a part of it
-    python benchmarks/recovery.py --table                                 # docs/recovery.md from the rows there are
+    python benchmarks/recovery.py --data ../shared/data             # everything that is not in results/recovery yet
+    python benchmarks/recovery.py --networks mlp lenet --seeds 0 1  # a part of it
+    python benchmarks/recovery.py --table                           # docs/recovery.md from the rows there are
 
 Members are trained once and kept under --cache; rows are JSON lines under results/recovery, one file per network; a run
 that is started again goes on where the last one ended. Calibration images come from the training split, without labels;
@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, length, width = x.shape
+        n, length, _ = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.project(y.transpose(1, 2).reshape(n, length, -1))
@@ -112,7 +113,7 @@ class ViT(nn.Module):
 
 def mlp() -> nn.Module:
     sizes = (784, 512, 512, 512)
-    layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b, bias=False), nn.ReLU())]
+    layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b, bias=False), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(512, 10, bias=False))
 
 
@@ -186,8 +187,11 @@ class Book:
             file.write(json.dumps(asdict(row) | provenance()) + "\n")
         self.rows.append(row)
         self.keys.add(row.key)
-        print(f"{row.network:8} seed {row.seed} k={row.members} {row.method:18} {row.recovery:10} {row.samples:5} "
-              f"{100 * row.accuracy:6.2f} % {row.seconds:7.1f} s", flush=True)
+        print(
+            f"{row.network:8} seed {row.seed} k={row.members} {row.method:18} {row.recovery:10} {row.samples:5} "
+            f"{100 * row.accuracy:6.2f} % {row.seconds:7.1f} s",
+            flush=True,
+        )
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -212,8 +216,13 @@ def train(study: Study, network: str, seed: int, images: Images, cache: Path) ->
     schedule = [(0.5, study.lr), (0.3, study.lr / 5), (0.2, study.lr / 25)]
     for share, lr in schedule:
         model = ng.finetune(
-            model, images.train.batches(study.batch, shuffle=True), epochs=max(1, round(share * study.epochs)), lr=lr,
-            weight_decay=study.weight_decay, seed=seed, progress=False,
+            model,
+            images.train.batches(study.batch, shuffle=True),
+            epochs=max(1, round(share * study.epochs)),
+            lr=lr,
+            weight_decay=study.weight_decay,
+            seed=seed,
+            progress=False,
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
@@ -281,7 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "recovery")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "recovery")
+    parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "recovery")
     parser.add_argument("--networks", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--members", nargs="+", type=int, default=[2, 4])
@@ -292,7 +301,8 @@ def main() -> None:
     if asked.table:
         from recovery_table import write_table
 
-        write_table(asked.results, ROOT / "docs" / "recovery.md")
+        titles = {name: study.title for name, study in STUDIES.items()}
+        write_table({name: read_rows(asked.results / f"{name}.jsonl") for name in STUDIES}, titles, ROOT / "docs")
         return
     torch.set_num_threads(asked.threads)
     for seed in asked.seeds:

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from tests.networks import build
 from torch import nn
 
 import neurograft as ng
 from neurograft.errors import InputError
-from tests.networks import build
 
 NORMS = {
     "1d": (nn.BatchNorm1d, (30, 4)),

@@ -2,17 +2,18 @@
 
 import copy
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from tests.networks import MLP, NETWORKS, build, example
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import neurograft as ng
 from neurograft.errors import InputError, MembersDiffer, OptionError, PlanError
 from neurograft.inputs import call, first_tensor
-from tests.networks import MLP, NETWORKS, build, example
 
 METHODS = ("average", "permutation", "optimal_transport", "transplant")
 FIXED = {"unused": ["idle.*", "spare"]}
@@ -45,7 +46,7 @@ def distance(model: nn.Module, members: list[nn.Module], inputs: Any) -> float:
 
 
 def linear(*sizes: int) -> nn.Module:
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))).double()
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes))).double()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -169,6 +170,27 @@ def test_streams_keep_errors_from_adding_up() -> None:
     assert towards["blocks.2.conv2.weight"] == "stream"
     assert towards["blocks.2.shortcut.0.weight"] == "layer"
     assert towards["blocks.0.conv1.weight"] == "layer"
+
+
+class Cubic(nn.Module):
+    """An activation function that adds an activation to a function of itself, as GPT-2's GELU does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(torch.tanh(x + 0.04 * x.pow(3)))
+
+
+def test_an_activation_function_is_no_stream() -> None:
+    members = [Cubic().double() for _ in range(2)]
+    x = torch.randn(100, 4, dtype=torch.float64)
+    plan = ng.plan(members, x[:2], "average")
+    report = ng.recovery_report(ng.refit(ng.apply(plan, members), plan, members, [x]))
+    assert report is not None
+    assert [layer.target for layer in report.layers] == ["layer", "layer"]
 
 
 def test_norms_in_a_corrected_stream_hold_what_they_read() -> None:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.calibrating.test_refit import fused, noise, output
+from tests.networks import MLP, build
 from torch import Tensor, nn
 
 import neurograft as ng
 from neurograft.errors import InputError, PlanError
-from tests.calibrating.test_refit import fused, noise, output
-from tests.networks import MLP, build
 
 
 def outputs_of(net: nn.Module, layer: Callable[[nn.Module], nn.Module], x: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class Regression:
         return [candidate for candidate in RIDGES if candidate >= best]
 
     def _change(self, moments: Moments, ridge: float) -> Tensor | None:
-        """Δ = (XᵀX + λ·mean(diag XᵀX)·I)⁻¹ XᵀR, the smallest one where that has no inverse (λ = 0), None if it fails."""
+        """Δ = (XᵀX + λ·mean(diag XᵀX)·I)⁻¹ XᵀR; without an inverse the smallest for λ = 0, else None."""
         if ridge == inf:
             return torch.zeros_like(moments.cross)
         size = self.inputs + 1 if self.bias else self.inputs

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from neurograft.calibrating.samples import Samples
 from neurograft.calibrating.trails import Addition, Trail, TrailWatcher
@@ -73,6 +74,8 @@ class _Surveyor(TrailWatcher):  # type: ignore[no-untyped-call]
         self.run: list[Key | str] = []
         self.behind: dict[Key, str] = {}
         self.streams: dict[Key, Trail] = {}
+        self.offered: set[Key] = set()
+        self.above: dict[int, frozenset[Key]] = {}
         self.largest = 0
 
     def before(self, contraction: Contraction) -> None:
@@ -82,9 +85,17 @@ class _Surveyor(TrailWatcher):  # type: ignore[no-untyped-call]
         self.kept.append(contraction.input)
 
     def done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if isinstance(result, Tensor):
-            self.largest = max(self.largest, result.numel() * result.element_size())
+        results = [r for r in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(r, Tensor)]
+        above = frozenset().union(*(self.above.get(id(x), frozenset()) for x in pytree.tree_leaves((args, kwargs))))
+        for r in results:
+            self.above[id(r)] = above
+            self.kept.append(r)
+            self.largest = max(self.largest, r.numel() * r.element_size())
         super().done(func, args, kwargs, result)
+
+    def ended(self, contraction: Contraction, output: Tensor) -> None:
+        self.above[id(output)] = self.above.get(id(contraction.input), frozenset()) | {contraction.key}
+        self.kept.append(output)
 
     def normalising(self, norm: Norm) -> None:
         if norm.name not in self.events:
@@ -96,8 +107,10 @@ class _Surveyor(TrailWatcher):  # type: ignore[no-untyped-call]
 
     def adding(self, addition: Addition) -> None:
         key, onto = addition.key, addition.onto
-        if key in self.streams or (onto is not None and onto.contraction.key == key):
-            return
+        first = key not in self.offered
+        self.offered.add(key)
+        if not first or key in self.above.get(id(addition.other), ()):
+            return  # an activation function such as x + x³ is no stream
         if onto is not None and _size(onto) > _size(addition.trail):
             return  # the wider branch is settled last and corrects the sum
         if onto is not None and _size(onto) == _size(addition.trail) and onto.contraction.key in self.streams:
