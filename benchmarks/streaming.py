@@ -106,9 +106,11 @@ def anonymous(peak: list[int], done: threading.Event) -> None:
 
 
 def measure(way: str, members: list[Path], output: Path) -> None:
-    import transformers  # noqa: F401 - its import is not what is measured
+    # imports are not what is measured
+    from transformers import AutoConfig, LlamaForCausalLM, conversion_mapping  # noqa: F401
 
-    import neurograft.applying.stored  # noqa: F401
+    import neurograft.applying.stored
+    import neurograft.tracing.tracer  # noqa: F401
 
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     forget([file for member in members for file in weights(member)])

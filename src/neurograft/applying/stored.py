@@ -11,7 +11,7 @@ from torch import nn
 
 from neurograft.applying.huggingface import ModelFolder, check_folders, example_inputs, finish_folder, open_folder
 from neurograft.applying.provenance import Provenance
-from neurograft.applying.streaming import Progress, StoredMember, Streamed, stored_member, stream
+from neurograft.applying.streaming import Progress, StoredMember, Streamed, core_left_over, stored_member, stream
 from neurograft.checkpoints.hashing import Hashing
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.errors import CheckpointError, OptionError, PlanError
@@ -75,17 +75,19 @@ class StoredMembers:
         """
         check_method(method, options)
         states = [member.state for member in self.members]
+        graphs = self.graphs(fixed)
         try:
-            return plan_states(
-                states,
-                self.graphs(fixed),
-                method,
-                check_member_weights(weights, len(states)),
-                fixed=fixed,
-                seed=seed,
-                options=options,
-                scan=method not in SEES_BAD_NUMBERS,
-            )
+            with core_left_over():
+                return plan_states(
+                    states,
+                    graphs,
+                    method,
+                    check_member_weights(weights, len(states)),
+                    fixed=fixed,
+                    seed=seed,
+                    options=options,
+                    scan=method not in SEES_BAD_NUMBERS,
+                )
         except PlanError:
             for m, state in enumerate(states):  # bad numbers may be the reason: then say where they are
                 for name, tensor in state.items():

@@ -1,10 +1,11 @@
 """`stream`: the formula applied to checkpoints on disk, a block of rows at a time, written as it is computed."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -171,6 +172,7 @@ def stream(
     metadata = {PROVENANCE: json.dumps(provenance.record({}), sort_keys=True)}
     total = sum(state[name].nbytes for state in states for name in names.values())
     with ExitStack() as stack:
+        stack.enter_context(core_left_over())
         part = stack.enter_context(whole(output, folder=folder))
         if hashing is None:
             hashing = stack.enter_context(Hashing([checkpoint.files for checkpoint in checkpoints]))
@@ -197,6 +199,20 @@ def stream(
     files = tuple(shard.file for shard in parts) if folder else (output.name,)
     written = sum(map(nbytes, specs.values()))
     return Streamed(output, files, total, written, time.perf_counter() - begun, hashes)
+
+
+@contextmanager
+def core_left_over() -> Iterator[None]:
+    """Compute with one core fewer than there are, because hashing and writing need it; put back afterwards.
+
+    Threads that wait for each other on cores that others use cost many times what they save.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 2) - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fused_blocks(name: str, states: Sequence[Mapping[str, Tensor]], plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
