@@ -251,6 +251,17 @@ def test_tied_and_repeated_weights_are_left_out_with_a_word() -> None:
     assert notes == {"embed.weight": "tied to an embedding", "again.weight": "used 2 times in one run"}
 
 
+def test_a_layer_with_too_many_inputs_is_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurograft.calibrating.refit.MEMORY", 10_000)
+    start, plan, members = fused("mlp")
+    better = ng.refit(start, plan, members, [noise("mlp", 20, 1)])
+    report = ng.recovery_report(better)
+    assert report is not None
+    assert [bool(layer.note) for layer in report.layers] == [False, True, False]
+    assert "raise max_memory" in report.layers[1].note
+    assert torch.equal(better.layers[1].weight, start.layers[1].weight)
+
+
 def test_weights_do_not_grow_without_bound() -> None:
     start, plan, members = fused("mlp")
     report = ng.recovery_report(ng.refit(start, plan, members, [noise("mlp", 14, 1)]))

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -21,6 +22,9 @@ from neurograft.planning.plan import FusionPlan
 
 MEMORY = 2 << 30
 """Bytes for activations, targets and Gram matrices, where the caller does not say."""
+
+GRAMS = 5
+"""Square matrices of its inputs that solving a wide layer holds at once: two folds, their sum, a part and a factor."""
 
 
 def refit(
@@ -56,7 +60,8 @@ def refit(
         positions: positions per sample (pixels of an image, tokens) a layer is solved from; None: what is needed.
         layers: fnmatch patterns of the weights to refit.
         exclude: fnmatch patterns of weights to leave as they are.
-        max_memory: bytes for activations, targets and Gram matrices; less memory takes more passes.
+        max_memory: bytes for activations and targets, 2 GiB by default; less memory takes more passes. A layer whose
+            Gram matrices need more than that (about 7,000 inputs in 2 GiB) is left out.
         seed: of the sampled positions.
 
     Raises:
@@ -82,8 +87,8 @@ def refit(
     check_belongs(plan, models, fused)
     samples = read_samples(batches, device_of(fused))
     result = copy.deepcopy(fused)
-    found = survey(result, plan, samples, layers=layers, exclude=exclude)
     memory = MEMORY if max_memory is None else max_memory
+    found = _without_huge(survey(result, plan, samples, layers=layers, exclude=exclude), max(memory, MEMORY))
     samples = joined_if_small(samples, found, memory)
     sampler = Sampler(samples.total, positions, seed)
     reports = {place.key: left_out(place) for place in found.places if place.skipped}
@@ -121,6 +126,16 @@ def _check_options(ridge: float | None, positions: int | None, max_memory: int |
         raise OptionError(f"positions is {positions}; a layer is solved from 1 or more positions per sample")
     if max_memory is not None and max_memory < 1:
         raise OptionError(f"max_memory is {max_memory}; it is a number of bytes, 1 or more")
+
+
+def _without_huge(found: Survey, memory: int) -> Survey:
+    """Leave out layers whose Gram matrices, which cannot be split, do not fit into the memory."""
+    places = []
+    for place in found.places:
+        needed = GRAMS * 8 * (place.inputs + 1) ** 2
+        note = f"its Gram matrices need {needed / 2**30:.1f} GiB: raise max_memory" if needed > memory else ""
+        places.append(replace(place, stream=False, skipped=note) if note and not place.skipped else place)
+    return replace(found, places=tuple(places))
 
 
 def _chunks(found: Survey, sampler: Sampler, memory: int) -> Iterator[tuple[Key | str, ...]]:
