@@ -47,7 +47,7 @@ format: $(DEV_READY)         ## rewrite the sources in the house format
 	@$(BIN)/ruff check --fix .
 
 bench: $(DEV_READY)          ## time and memory beside concatenate-then-prune with Torch-Pruning
-	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	@$(BIN)/python benchmarks
 
 docs: $(DEV_READY)           ## pictures, and API pages from the docstrings, into docs/
 	@$(BIN)/python tools/make_docs.py

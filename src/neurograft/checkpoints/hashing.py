@@ -88,13 +88,13 @@ class Hashing:
 
     def _hash(self, members: list[list[Path]]) -> dict[Path, str]:
         found: dict[Path, str] = {}
-        running = [self._pieces(files, found) for files in members]
+        buffer = memoryview(bytearray(PIECE))  # one for all members: memory must not grow with their number
+        running = [self._pieces(files, found, buffer) for files in members]
         while running:
             running = [pieces for pieces in running if next(pieces, False)]
         return found
 
-    def _pieces(self, files: list[Path], found: dict[Path, str]) -> Iterator[bool]:
-        buffer = memoryview(bytearray(PIECE))
+    def _pieces(self, files: list[Path], found: dict[Path, str], buffer: memoryview) -> Iterator[bool]:
         for path in files:
             digest = hashlib.sha256()
             try:
