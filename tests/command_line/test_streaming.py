@@ -124,3 +124,20 @@ def test_a_checkpoint_where_the_factory_must_stand(neurograft, members, tmp_path
     code, _, err = neurograft("fuse", *members, *SHAPE, "-o", tmp_path / "out.safetensors")
     assert code == 2
     assert "member-0.safetensors is a checkpoint; say first how its network is built" in err
+
+
+def test_model_folders_become_a_model_folder(neurograft, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folders = [tmp_path / "member-a", tmp_path / "member-b"]
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=4, n_positions=32)
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    code, out, err = neurograft("plan", *folders, "--method", "average")
+    assert code == 0, err
+    assert "GPT2LMHeadModel" in out
+    assert "tensors averaged" in out
+    code, _, err = neurograft("fuse", *folders, "--method", "average", "-o", tmp_path / "out", "--max-memory", "1GB")
+    assert code == 0, err
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded(torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 3, 40)
