@@ -58,7 +58,7 @@ class Provenance:
         """The model card (README.md of a folder), with the record in it.
 
         Example:
-            >>> print(Provenance("average", {}, (1.0,), 0, "transformers:GPT2LMHeadModel", ()).card({})[:67])
+            >>> print(Provenance("average", {}, (1.0,), 0, "transformers:GPT2LMHeadModel", ()).card({})[:61])
             ---
             library_name: transformers
             tags:
