@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neurograft.planning.maps import Mixing, Pairs
 from neurograft.planning.mixing import mix_along, roles_mixing
-from neurograft.planning.plan import FusionPlan, carries_weights
+from neurograft.planning.plan import FusionPlan, carries_weights, enters_whole, shared_positions
 from neurograft.tracing.graph import TensorInfo
 from neurograft.tracing.layout import Factor, Layout, Part, Segment, layout_size, part_size, segment_size
 
@@ -75,10 +75,12 @@ class FusedRows:
         self.shape = tuple(first.shape) if fused is None else fused.shape
         self.count = self.shape[0] if self.shape else 1
         coefficients = plan.coefficients(name)
+        shared = _shared(fused, plan)
         self._parts = [
-            _part_of(tensor, infos[m], fused, plan, m, c)
+            part
             for m, (tensor, c) in enumerate(zip(tensors, coefficients, strict=True))
-            if c
+            for part in _apart(_part_of(tensor, infos[m], fused, plan, m, c), shared, plan.weight(name, m))
+            if part.c
         ]
         self._exact = _disjoint(self._parts, self.shape)
 
@@ -167,6 +169,33 @@ def _part_of(
             axes.append(axis_pairs(info.layouts[dim], fused.layouts[dim], mixings))
     axes[0] = _sorted(axes[0])
     return _Part(tensor, tuple(axes), tuple(dense), c)
+
+
+def _shared(fused: TensorInfo | None, plan: FusionPlan) -> dict[int, Tensor]:
+    """Where a tensor of owned neurons is shared by all members: positions per dimension, empty for most tensors."""
+    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.maps):
+        return {}
+    return shared_positions(fused, plan.maps)
+
+
+def _apart(part: _Part, shared: Mapping[int, Tensor], weight: float) -> list[_Part]:
+    """The part, cut in pieces where axes are `shared`: the entries shared on all of them have the member's weight."""
+    if not shared:
+        return [part]
+    pieces, axes = [], list(part.axes)
+    for dim, there in shared.items():
+        own = [_where(axis, ~there) if d == dim else axis for d, axis in enumerate(axes)]
+        pieces.append(_Part(part.tensor, (_sorted(own[0]), *own[1:]), part.mixed, part.c))
+        axes[dim] = _where(axes[dim], there)
+    return [*pieces, _Part(part.tensor, (_sorted(axes[0]), *axes[1:]), part.mixed, weight)]
+
+
+def _where(axis: AxisPairs, targets: Tensor) -> AxisPairs:
+    """The pairs whose targets are among those marked."""
+    target, source = (torch.arange(x.start, x.stop) if isinstance(x, slice) else x for x in (axis.target, axis.source))
+    chosen = targets[target]
+    weight = None if axis.weight is None else axis.weight[chosen]
+    return AxisPairs(_as_slice(target[chosen]), _as_slice(source[chosen]), weight)
 
 
 def _sorted(axis: AxisPairs) -> AxisPairs:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neurograft.planning.members import State
-from neurograft.planning.plan import enters_whole
+from neurograft.planning.plan import enters_whole, shared_positions
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 
 Alive = Mapping[str, Tensor]
@@ -49,6 +49,12 @@ class Magnitude:
         sums = power_sums(self.state[slot.tensor], slot.dim, positions, self.power)
         if not enters_whole(info, self.graph, self.moved):
             sums = sums * abs(self.scale) ** self.power
+        elif self.scale != 1 and slot.role == "in" and (shared := shared_positions(info, self.moved)):
+            for dim, there in shared.items():
+                chosen = positions[dim]
+                positions[dim] = there.nonzero().flatten() if chosen is None else chosen[there[chosen]]
+            averaged = power_sums(self.state[slot.tensor], slot.dim, positions, self.power)
+            sums = sums + averaged * (abs(self.scale) ** self.power - 1)
         return sums[slot.positions(self.graph[group].size).to(sums.device)].sum(1)
 
 

@@ -5,8 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from neurograft.planning.maps import NeuronMap, Pairs, kept_share
-from neurograft.tracing.graph import NeuronGraph, TensorInfo
+from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
+from neurograft.tracing.layout import layout_size, spans
 
 PlanMaps = Mapping[str, tuple[NeuronMap, ...]]
 
@@ -73,13 +77,19 @@ class FusionPlan:
         """The scale c_m of each member's part of the tensor `name`.
 
         c_m is the member's weight; with owned neurons it is 1 where an out or elementwise axis is moved, except
-        in the norm in front of a tied head, which carries the weight that the shared tensor cannot.
+        in the norm in front of a tied head, which carries the weight that the shared tensor cannot. Where only a
+        part of the axis is moved (a layer that makes outputs beside neurons), the rest has c_m = the member's
+        weight: see `shared_positions`.
         """
-        weights = self.tensor_weights.get(name, self.weights)
+        weights = tuple(self.weight(name, m) for m in range(self.members))
         info = self.graphs[0].tensors.get(name)
         if info is None or not self.owned:
             return weights
         return (1.0,) * self.members if enters_whole(info, self.graphs[0], self.maps) else weights
+
+    def weight(self, name: str, member: int) -> float:
+        """The weight of a member in the tensor `name`, which is its share wherever members are averaged."""
+        return self.tensor_weights.get(name, self.weights)[member]
 
     def __str__(self) -> str:
         from neurograft.planning.table import plan_table
@@ -95,6 +105,37 @@ def made_by(info: TensorInfo, moved: Container[str]) -> bool:
 def enters_whole(info: TensorInfo, graph: NeuronGraph, moved: Container[str]) -> bool:
     """Whether c = 1 for a tensor of owned neurons: made along a moved axis, and not the norm of a tied head."""
     return made_by(info, moved) and not carries_weights(info, graph, moved)
+
+
+def shared_positions(info: TensorInfo, moved: Container[str]) -> dict[int, Tensor]:
+    """The places of no moved group along each axis of a tensor that also makes moved neurons.
+
+    An entry that lies at such places on all these axes belongs to every member and is averaged, although the tensor
+    enters whole elsewhere (one layer that makes hidden neurons beside outputs, a norm over both). Empty if a moved
+    group fills an axis.
+
+    Returns:
+        dimension -> which positions, shape `(positions,)`, bool.
+
+    Example:
+        >>> from neurograft.tracing.layout import Factor
+        >>> layout = (Factor("output", 1),), (Factor("hidden", 2),)
+        >>> roles = {"output": frozenset({"out"}), "hidden": frozenset({"out"})}
+        >>> shared_positions(TensorInfo("bias", (3,), torch.float32, "bias", False, (layout,), (roles,)), {"hidden"})
+        {0: tensor([ True, False, False])}
+    """
+    found = {}
+    for dim, layout in enumerate(info.layouts):
+        made = [s for s in spans(layout) if s.group in moved and info.roles[dim][s.group] & {"out", "elementwise"}]
+        if not made:
+            continue
+        shared = torch.ones(layout_size(layout), dtype=torch.bool)
+        for span in made:
+            shared[Slot("", dim, span.start, span.stride, span.inner, "out").positions(span.size).flatten()] = False
+        if not bool(shared.any()):
+            return {}
+        found[dim] = shared
+    return found
 
 
 def carries_weights(info: TensorInfo, graph: NeuronGraph, moved: Container[str]) -> bool:
