@@ -251,6 +251,15 @@ def test_tied_and_repeated_weights_are_left_out_with_a_word() -> None:
     assert notes == {"embed.weight": "tied to an embedding", "again.weight": "used 2 times in one run"}
 
 
+def test_weights_that_no_product_reads_are_left_out_with_a_word() -> None:
+    start, plan, members = fused("weight_norm")
+    report = ng.recovery_report(ng.refit(start, plan, members, [noise("weight_norm", 20, 1)]))
+    assert report is not None
+    notes = {layer.tensor: layer.note for layer in report.layers}
+    assert notes["first.parametrizations.weight.original1"] == "no plain product reads it"
+    assert notes["head.weight"] == ""
+
+
 def test_a_layer_with_too_many_inputs_is_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurograft.calibrating.refit.MEMORY", 10_000)
     start, plan, members = fused("mlp")

@@ -104,7 +104,7 @@ def refit(
             reports |= {fit.place.key: fit.report() for fit in fits}
             corrected |= {name for fit in fits if fit.place.stream and fit.changed for name in fit.place.norms}
         passes += settle_statistics(result, samples, corrected)
-    unseen = [LayerRecovery(name, "left out", note="its op reads another tensor than it") for name in found.unseen]
+    unseen = [LayerRecovery(name, "left out", note="no plain product reads it") for name in found.unseen]
     lines = tuple(reports[place.key] for place in found.places) + tuple(unseen)
     return remember(result, RecoveryReport("refit", lines, samples.total, passes, time.perf_counter() - started))
 
