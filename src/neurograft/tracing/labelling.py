@@ -104,7 +104,8 @@ class Labelling:
         for op in kept:
             self._step(op)
             self.steps.append(op)
-        for path, x in pinned_outputs(tape.outputs, outputs):
+        beside = unread_outputs(tape, kept) if outputs is None else ()
+        for path, x in (*pinned_outputs(tape.outputs, outputs), *beside):
             self.pinned.append((tape, path, x))
             for axis in self.main.of(x):
                 fix(axis, f"the output {path}".strip())
@@ -234,6 +235,18 @@ def pinned_outputs(outputs: Any, chosen: Any = None) -> Iterator[tuple[str, Tens
         return
     logits = [(path, x) for path, x in every if path.startswith("logits")]
     yield from logits or [(path, x) for path, x in every if not is_cache(path)]
+
+
+def unread_outputs(tape: Tape, kept: Sequence[Op]) -> Iterator[tuple[str, Tensor]]:
+    """Returned tensors beside the logits that nothing in the network reads: whoever gets them knows their positions.
+
+    A detector returns boxes beside its logits; a hidden state that the head reads is not meant.
+    """
+    logits = {id(x) for _, x in pinned_outputs(tape.outputs)}
+    read = {id(x) for op in kept for x in op_tensors(op)}
+    for path, x in tensors_of(tape.outputs):
+        if id(x) not in logits and id(x) not in read and not is_cache(path):
+            yield path, x
 
 
 def is_cache(path: str) -> bool:

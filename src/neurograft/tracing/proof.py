@@ -77,8 +77,11 @@ class Bench:
         if x.numel() < 2 or not x.is_floating_point() or not bool((x == x.flatten()[0]).all()):
             return x
         noise = torch.rand(x.shape, generator=self.generator).to(x.device, x.dtype)
-        value = x.flatten()[0]
-        return x * (0.8 + 0.4 * noise) if bool(value != 0) else 0.2 * (noise - 0.5)
+        value = float(x.flatten()[0])
+        if value == 0:
+            return 0.2 * (noise - 0.5)
+        # a branch that is scaled to almost nothing hides mistakes too
+        return x * (0.8 + 0.4 * noise) if abs(value) >= 0.01 else (0.1 + 0.1 * noise) * (1 if value > 0 else -1)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Give the copy these tensors, and its own where none is given."""

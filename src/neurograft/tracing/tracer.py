@@ -14,7 +14,7 @@ from neurograft.errors import OptionError, ProofFailed, UnruledOp, closest
 from neurograft.inputs import Inputs
 from neurograft.tracing.algebra import Var, fix, leaves
 from neurograft.tracing.graph import NeuronGraph
-from neurograft.tracing.labelling import Labelling, pinned_outputs
+from neurograft.tracing.labelling import Labelling
 from neurograft.tracing.proof import Proof, examples_of
 from neurograft.tracing.proof import verify as prove
 from neurograft.tracing.slots import build_graph, name_groups
@@ -83,7 +83,7 @@ def learnt(model: nn.Module, examples: Sequence[Inputs], outputs: Any) -> tuple[
     for example in examples:
         tape = record(model, example)
         labelling.read(tape, outputs)
-        found = [path for path, _ in pinned_outputs(tape.outputs, outputs)]
+        found = [path for one, path, _ in labelling.pinned if one is tape]
         if outputs is not None and not found:
             known = [path for path, _ in tensors_of(tape.outputs)]
             raise OptionError(
