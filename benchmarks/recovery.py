@@ -147,9 +147,9 @@ class Study:
 STUDIES = {
     "mlp": Study("MLP 784-512³-10, MNIST", "mnist", mlp, None, 8, 0.01, batch=256),
     "lenet": Study("LeNet, CIFAR-10", "cifar10", LeNet, 15_000, 12, 0.02, 5e-4, 64),
-    "vgg11": Study("VGG11 x 1/4, BatchNorm, CIFAR-10", "cifar10", vgg11, 15_000, 10, 0.05, 5e-4),
-    "resnet8": Study("ResNet8, BatchNorm, CIFAR-10", "cifar10", ResNet, 15_000, 10, 0.1, 5e-4),
-    "vit": Study("ViT 64 x 4, CIFAR-10", "cifar10", ViT, 15_000, 12, 0.05, 0.0, 64),
+    "vgg11": Study("VGG11 x 1/4, BatchNorm, CIFAR-10", "cifar10", vgg11, 15_000, 6, 0.05, 5e-4),
+    "resnet8": Study("ResNet8, BatchNorm, CIFAR-10", "cifar10", ResNet, 15_000, 6, 0.1, 5e-4),
+    "vit": Study("ViT 64 x 4, CIFAR-10", "cifar10", ViT, 15_000, 8, 0.05, 0.0, 64),
 }
 
 
