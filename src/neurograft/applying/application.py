@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from neurograft.applying.declarations import Declaration
 from neurograft.applying.formula import fuse_tensor
 from neurograft.applying.resizing import declare_sizes
+from neurograft.applying.spectral import settle_spectral_norms
 from neurograft.errors import MembersDiffer, PlanError
 from neurograft.parametrised import write_back
 from neurograft.planning.members import check_models, check_names, check_shapes, state_of
@@ -63,6 +64,7 @@ def assemble(plan: FusionPlan, models: Sequence[nn.Module]) -> tuple[nn.Module, 
     model = rebuild(models[0], fused)
     changed = declare_sizes(model, plan.graphs[0], plan.graph)
     write_back(model)
+    settle_spectral_norms(model)
     return model, changed
 
 
@@ -85,7 +87,8 @@ def rebuild(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """A copy of `model` with other tensors: the copy never holds the old weights, and ties stay tied."""
     memo: dict[int, object] = {}
     for name, parameter in model.named_parameters(remove_duplicate=True):
-        new = type(parameter)(state[name]) if type(parameter) is not nn.Parameter else nn.Parameter(state[name])
+        kind = type(parameter)
+        new = kind(state[name]) if kind is not nn.Parameter else nn.Parameter(state[name], requires_grad=False)
         memo[id(parameter)] = new.requires_grad_(parameter.requires_grad)
     persistent = set(model.state_dict(keep_vars=True))
     for name, buffer in model.named_buffers(remove_duplicate=True):

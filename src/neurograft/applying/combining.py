@@ -1,11 +1,10 @@
 """`combine`: one wide network that holds all members side by side and outputs their average."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from neurograft.applying.application import assemble
 from neurograft.applying.declarations import Declaration
@@ -18,7 +17,9 @@ from neurograft.planning.members import check_member_weights, check_models, chec
 from neurograft.planning.plan import FusionPlan, made_by
 from neurograft.planning.planner import check_unreached, graphs_of
 from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.labelling import pinned_outputs
 from neurograft.tracing.layout import Layout
+from neurograft.tracing.proof import examples_of
 from neurograft.untouched import untouched
 
 
@@ -138,7 +139,8 @@ def _input_shapes(model: nn.Module, paths: Sequence[str], inputs: Inputs) -> dic
     ]
     try:
         with untouched(model), torch.no_grad():
-            call(model, inputs)
+            for example in examples_of(inputs):
+                call(model, example)
     finally:
         for hook in hooks:
             hook.remove()
@@ -155,7 +157,9 @@ def joined_norms(model: nn.Module) -> nn.Module:
 
 
 def _is_joint_norm(module: nn.Module) -> bool:
-    """LayerNorm, RMSNorm and whatever calls itself so; the other norms work per channel or per group."""
+    """LayerNorm, RMSNorm, whatever calls itself so, and GroupNorm of one group; others work per channel or group."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups == 1
     return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
 
 
@@ -197,16 +201,18 @@ def _check_average(
     expected: list[Tensor] = []
     with untouched(wide, *models), torch.no_grad():
         for model, weight in zip(models, weights, strict=True):
-            outputs = _numbers(call(model, inputs))
+            outputs = _numbers(model, inputs, graph)
             sums = expected or [torch.zeros_like(y) for y in outputs]
             expected = [total + weight * y for total, y in zip(sums, outputs, strict=True)]
         try:
-            far = _distance(_numbers(call(wide, inputs)), expected)
+            far = _distance(_numbers(wide, inputs, graph), expected)
         except Exception as error:
             raise ResizeError(
                 f"the combined network does not run ({error}); its forward takes sizes from elsewhere than its modules"
             ) from error
-        if far is None or any(_exact_with_old(name, declared, wide, inputs, expected) for name in _names(declared)):
+        if far is None or any(
+            _exact_with_old(name, declared, wide, inputs, expected, graph) for name in _names(declared)
+        ):
             return
     joint = [f"{g.name} ({', '.join(g.bilinear)})" for g in graph.outermost if g.bilinear]
     raise PlanError(
@@ -220,14 +226,19 @@ def _names(declared: Sequence[Declaration]) -> list[str]:
 
 
 def _exact_with_old(
-    name: str, declared: Sequence[Declaration], wide: nn.Module, inputs: Any, expected: Sequence[Tensor]
+    name: str,
+    declared: Sequence[Declaration],
+    wide: nn.Module,
+    inputs: Any,
+    expected: Sequence[Tensor],
+    graph: NeuronGraph,
 ) -> bool:
     """Whether the old value of one declared name makes the average exact; if so it stays."""
     holders = [d for d in declared if d.name == name]
     for d in holders:
         setattr(d.holder, name, d.old)
     try:
-        if _distance(_numbers(call(wide, inputs)), expected) is None:
+        if _distance(_numbers(wide, inputs, graph), expected) is None:
             return True
     except Exception:  # the old value does not even run: it is needed at its new one
         pass
@@ -248,8 +259,14 @@ def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None
     return None
 
 
-def _numbers(outputs: Any) -> list[Tensor]:
-    """The outputs that count: the logits if there are any, as for `trace`, else every tensor of real numbers."""
-    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
-        return [outputs["logits"]]
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+def _numbers(model: nn.Module, inputs: Any, graph: NeuronGraph) -> list[Tensor]:
+    """What the network answers on all examples: the real numbers among the outputs that count, as for `trace`.
+
+    Raises:
+        PlanError: there are none, so that nothing could be compared.
+    """
+    returned = [call(model, example) for example in examples_of(inputs)]
+    found = [x for one in returned for _, x in pinned_outputs(one, graph.outputs or None) if x.is_floating_point()]
+    if not found:
+        raise PlanError(f"{type(model).__name__} returns no tensor of real numbers, so its members have no average")
+    return found

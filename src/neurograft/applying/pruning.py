@@ -69,8 +69,7 @@ def prune(
     check_method("transplant", options)
     if any(isinstance(module, SegmentedNorm) for module in model.modules()):
         model, graph = joined_norms(deepcopy(model)), None
-    if graph is None:
-        graph = trace(model, example_inputs, fixed=fixed)
+    graph = trace(model, example_inputs, fixed=fixed) if graph is None else graph.fixing(fixed)
     plan = plan_states(
         [state_of(model)],
         [graph],

@@ -15,6 +15,7 @@ from neurograft.errors import ResizeError
 from neurograft.inputs import Inputs, call, device_of, to_device
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.layout import layout_size, part_size
+from neurograft.tracing.proof import examples_of
 from neurograft.untouched import untouched
 
 Leading: TypeAlias = Callable[[int], int]
@@ -51,7 +52,8 @@ def check_runs(model: nn.Module, example_inputs: Inputs) -> None:
     """
     try:
         with untouched(model), torch.no_grad():
-            call(model, to_device(example_inputs, device_of(model)))
+            for example in examples_of(example_inputs):
+                call(model, to_device(example, device_of(model)))
     except Exception as error:
         raise ResizeError(
             f"the network does not run at its new widths ({error}); its forward takes sizes from elsewhere than its "

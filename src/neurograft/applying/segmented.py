@@ -76,6 +76,8 @@ class SegmentedNorm(nn.Module):
             setattr(norm, name, nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad))
         if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
             norm.normalized_shape = tuple(self.get_parameter("weight").shape)
+        elif isinstance(norm, nn.GroupNorm):
+            norm.num_channels = len(self.get_parameter("weight"))
         return norm.train(self.training)
 
     def extra_repr(self) -> str:

@@ -178,3 +178,24 @@ def cut_warnings(graph: NeuronGraph, shares: Mapping[str, tuple[float, ...]]) ->
                             "reads it: the network is nearly cut there; try balance=True or another order"
                         )
     return tuple(found.values())
+
+
+def weight_warnings(graph: NeuronGraph, filling: Filling) -> tuple[str, ...]:
+    """Where owned neurons cannot carry the members' weights: tied tensors without a norm, members of weight 0."""
+    found = []
+    if max(filling.weights) < 1:
+        found += [
+            f"{tied.tensor} makes the neurons of {tied.group} and reads them, and no norm in front can carry the "
+            "members' weights: what it reads is the sum over the members' kept neurons, not their weighted mean"
+            for tied in graph.tied
+            if tied.group in filling.maps and not tied.norm
+        ]
+    for m, weight in enumerate(filling.weights):
+        shares = {group: kept_share(maps)[m] for group, maps in filling.maps.items()}
+        if weight == 0 and any(shares.values()):
+            most = max(shares, key=lambda group: shares[group])
+            found.append(
+                f"member {m} has weight 0 but supplies {shares[most]:.0%} of {most}, which the outputs do not read; "
+                "weights do not decide who supplies neurons, quota=[...] does"
+            )
+    return tuple(found)

@@ -24,7 +24,7 @@ from neurograft.planning.members import (
 )
 from neurograft.planning.methods import METHODS
 from neurograft.planning.options import check_choice
-from neurograft.planning.plan import FusionPlan, cut_warnings, read_shares
+from neurograft.planning.plan import FusionPlan, cut_warnings, read_shares, weight_warnings
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
 
@@ -123,7 +123,9 @@ def plan_states(
     members = Members(tuple(states), compared, weights, torch.Generator().manual_seed(seed), models, calibration)
     filling = METHODS[method](members, **options)
     check_unreached(graphs[0], filling.maps, fixed)
-    cut = cut_warnings(graphs[0], read_shares(filling.maps)) if filling.owned else ()
+    notes: tuple[str, ...] = ()
+    if filling.owned:
+        notes = cut_warnings(graphs[0], read_shares(filling.maps)) + weight_warnings(graphs[0], filling)
     if keep:
         filling = with_kept_heads(filling, graphs)
     return FusionPlan(
@@ -135,7 +137,7 @@ def plan_states(
         options=dict(options),
         seed=seed,
         tensor_weights=filling.tensor_weights,
-        warnings=(*filling.warnings, *cut),
+        warnings=(*filling.warnings, *notes),
         details={**filling.details, "aligned": aligned_members(members)},
     )
 
@@ -165,7 +167,7 @@ def graphs_of(
     """One graph per member; members with the same shapes share one, the others are traced for themselves."""
     by_shapes: dict[tuple[Any, ...], NeuronGraph] = {}
     if graph is not None:
-        by_shapes[_shapes(states[0])] = graph
+        by_shapes[_shapes(states[0])] = graph.fixing(fixed)
     graphs = []
     for m, (model, state) in enumerate(zip(models, states, strict=True)):
         key = _shapes(state)

@@ -1,7 +1,8 @@
 """What tracing hands on: groups of neurons, where they sit in every tensor, and in which order they run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from functools import cached_property
 from typing import Literal
 
@@ -161,6 +162,40 @@ class NeuronGraph:
     def outermost(self) -> tuple[Group, ...]:
         """The free groups a selection may act on: those that lie inside no other free group."""
         return tuple(group for group in self.free if group.inside is None)
+
+    def fixing(self, patterns: Sequence[str]) -> "NeuronGraph":
+        """The same graph with every group fixed that has a place in a tensor whose name fits an fnmatch pattern.
+
+        Raises:
+            OptionError: a pattern fits no tensor.
+        """
+        whys: dict[str, str] = {}
+        for pattern in patterns:
+            names = [name for name in self.tensors if fnmatch(name, pattern)]
+            if not names:
+                raise OptionError(f"fixed={pattern!r} matches no parameter; {closest(pattern, self.tensors)}")
+            for name in names:
+                whys |= {g: f"asked: {pattern}" for dim in self.tensors[name].roles for g in dim if g not in whys}
+        whys = {name: why for name, why in whys.items() if not self[name].fixed}
+        if not whys:
+            return self
+
+        def outer(name: str | None) -> str | None:
+            return outer(self[name].inside) if name in whys else name
+
+        groups = tuple(
+            replace(g, fixed=True, why=whys[g.name], inside=None)
+            if g.name in whys
+            else replace(g, inside=outer(g.inside))
+            for g in self.groups
+        )
+        return replace(
+            self,
+            groups=groups,
+            tied=tuple(t for t in self.tied if t.group not in whys),
+            execution_order=tuple(name for name in self.execution_order if name not in whys),
+            backward_order=tuple(name for name in self.backward_order if name not in whys),
+        )
 
     def resized(self, sizes: Mapping[str, int]) -> "NeuronGraph":
         """The same graph with the named groups given new sizes: shapes, layouts and slots follow."""

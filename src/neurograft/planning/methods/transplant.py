@@ -56,8 +56,8 @@ def transplant(
         strategy: "flat" all members at once; "iterative" ((0,1),2),3 …; "hierarchical" merge-sort halves.
         schedule: "merge-prune" chooses among all members' neurons together, "prune-merge" the same number from
             each alone; with training in between see `neurograft.training.schedules`.
-        fraction: two members only: the share of neurons from the second; each is scored alone.
-        quota: the share of every member; each is scored alone.
+        fraction: two members only: the share of neurons from the second, and its weight; each is scored alone.
+        quota: the share of every member, and its weight; each is scored alone.
         ratio: the share of the combined network's neurons to remove, in [0, 1); default: member 0's width.
         width: neurons per group, one number for all or a mapping of group or parameter patterns to numbers.
         diversity: pass over neurons that duplicate a kept one for the next best; readers of the duplicate read
@@ -78,7 +78,7 @@ def transplant(
     share = (1 - fraction, fraction) if fraction is not None else check_member_weights(quota, k, "quota")
     sizes = fused_sizes(members, ratio, width)
     moved = frozenset(sizes)
-    weights = members.weights_or(_default_weights(members, moved, strategy, fraction))
+    weights = members.weights_or(share or _default_weights(members, moved, strategy))
     twins = twin_classes(members, list(sizes), tolerance) if diversity else {}
     select = Selection(members, sizes, weights, scorers(importance, members, moved), order, normalize, balance, twins)
     kept = select.alone(share) if alone else select.tree(tree_of(strategy, k))[0]
@@ -104,13 +104,9 @@ def _alone(fraction: float | None, quota: Sequence[float] | None, schedule: str,
     return bool(names)
 
 
-def _default_weights(
-    members: Members, moved: frozenset[str], strategy: str, fraction: float | None
-) -> tuple[float, ...]:
-    """The published ones: shares of the last hidden width, halves per pair, or the fraction itself."""
+def _default_weights(members: Members, moved: frozenset[str], strategy: str) -> tuple[float, ...]:
+    """The published ones: shares of the last hidden width, or halves per pair."""
     k = len(members.states)
-    if fraction is not None:
-        return (1 - fraction, fraction)
     if strategy != "flat":
         return tree_weights(tree_of(strategy, k), k)
     last = next((g for g in members.graph.backward_order if g in moved), None)
