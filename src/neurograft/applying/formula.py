@@ -83,6 +83,7 @@ class FusedRows:
             if part.c
         ]
         self._exact = _disjoint(self._parts, self.shape)
+        self._mass = _mass(self._parts, fused, plan)
 
     @property
     def whole(self) -> bool:
@@ -114,6 +115,8 @@ class FusedRows:
         """Add rows `start` to `stop` to `out`."""
         for part in self._parts:
             part.add_to(out, start, stop)
+        if self._mass:
+            out /= _mass_of(self._mass, start, stop).to(out)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -169,6 +172,44 @@ def _part_of(
             axes.append(axis_pairs(info.layouts[dim], fused.layouts[dim], mixings))
     axes[0] = _sorted(axes[0])
     return _Part(tensor, tuple(axes), tuple(dense), c)
+
+
+def _mass(parts: Sequence[_Part], fused: TensorInfo | None, plan: FusionPlan) -> list[list[Tensor | None]]:
+    """What the entries of a tensor made along several averaged axes (zip) weigh, per part and axis; else empty.
+
+    On one axis the members' shares of a fused neuron sum to 1. On two (a table of positions by channels) only the
+    products within a member are there, Σ_m (A_m 1) ⊗ (A_m 1) < 1, and the entries are to be their mean.
+    """
+    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.maps):
+        return []
+    made = [{g for g, roles in dim.items() if g in plan.maps and roles & {"out", "elementwise"}} for dim in fused.roles]
+    weighted = any(isinstance(m.merge, Pairs) and m.merge.weight is not None for g in plan.maps for m in plan.maps[g])
+    if not weighted or sum(map(len, made)) < 2:
+        return []
+    return [
+        [_sums(axis, n, part.c if dim == 0 else 1.0) if made[dim] or dim == 0 else None for dim, (axis, n) in places]
+        for part in parts
+        for places in [list(enumerate(zip(part.axes, fused.shape, strict=True)))]
+    ]
+
+
+def _sums(axis: AxisPairs, size: int, scale: float) -> Tensor:
+    # the row sums of an axis' matrix
+    target = torch.arange(axis.target.start, axis.target.stop) if isinstance(axis.target, slice) else axis.target
+    weight = torch.ones(len(target)) if axis.weight is None else axis.weight
+    return torch.zeros(size, dtype=torch.double).index_add_(0, target, weight.double() * scale)
+
+
+def _mass_of(mass: Sequence[Sequence[Tensor | None]], start: int, stop: int) -> Tensor:
+    """Rows of the whole mass, 1 where there is none; dimensions that nothing averages have size 1."""
+    total = torch.zeros(())
+    for sums in mass:
+        whole = torch.ones(())
+        for dim, own in enumerate(sums):
+            one = torch.ones(1) if own is None else own[start:stop] if dim == 0 else own
+            whole = whole[..., None] * one
+        total = total + whole
+    return torch.where(total > 0, total, 1.0)
 
 
 def _shared(fused: TensorInfo | None, plan: FusionPlan) -> dict[int, Tensor]:
