@@ -77,3 +77,18 @@ def test_whole_numbers_as_parameters() -> None:
     fused = ng.fuse([Chosen().double() for _ in "ab"], X)
     assert fused.order.tolist() == [2, 0, 1]
     assert not fused.order.requires_grad
+
+
+def test_masks_that_differ_between_members_are_warned_of() -> None:
+    class Masked(nn.Module):
+        def __init__(self, places: list[int]) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+            self.register_buffer("places", torch.tensor(places))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x[:, self.places])
+
+    a, b = Masked([0, 1, 2, 3, 4]).double(), Masked([4, 1, 2, 3, 0]).double()
+    assert any("'places'" in note and "member 0's" in note for note in ng.plan([a, b], X).warnings)
+    assert not ng.plan([a, a], X).warnings

@@ -18,6 +18,8 @@ OTHER = re.compile(
     r"shift|window|patch|image|kernel|vocab|position|batch|layer|stride|label|class|idx|index|token|max_|padding"
 )
 COUNT = re.compile(r"^n_|num_|heads?$|groups?$|rank|state")
+# counts of what holds neurons of its own: as many heads as a head is wide must not confuse them
+LEADING = re.compile(r"(heads?|groups?)$")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -64,10 +66,12 @@ def _declare(holder: object, path: str, old: NeuronGraph, new: NeuronGraph) -> l
     named = {n: v for n, v in vars(holder).items() if WIDTH.search(n) and not OTHER.search(n) and _is_widths(v)}
     if not named:
         return []
-    wholes, factors = _widths(path, old, new)
+    wholes, factors, leading = _widths(path, old, new)
     changed = []
     for name, value in named.items():
-        tables = (factors, wholes) if COUNT.search(name) else (wholes, factors)
+        tables: tuple[dict[int, set[int]], ...] = (factors, wholes) if COUNT.search(name) else (wholes, factors)
+        if LEADING.search(name):
+            tables = (leading, *tables)
         fresh: Any = (
             _became(value, tables) if isinstance(value, int) else type(value)(_became(n, tables) for n in value)
         )
@@ -91,10 +95,11 @@ def _became(value: int, tables: tuple[dict[int, set[int]], ...]) -> int:
     return value
 
 
-def _widths(path: str, old: NeuronGraph, new: NeuronGraph) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
-    """What each width below a module became: of dimensions and their segments, and of single factors."""
+def _widths(path: str, old: NeuronGraph, new: NeuronGraph) -> tuple[dict[int, set[int]], ...]:
+    """What each width below a module became: of dimensions and segments, of factors, and of those that hold others."""
     wholes: dict[int, set[int]] = {}
     factors: dict[int, set[int]] = {}
+    leading: dict[int, set[int]] = {}
     while True:
         prefix = f"{path}." if path else ""
         infos = [info for name, info in old.tensors.items() if name.startswith(prefix)]
@@ -106,9 +111,11 @@ def _widths(path: str, old: NeuronGraph, new: NeuronGraph) -> tuple[dict[int, se
             wholes.setdefault(layout_size(before), set()).add(layout_size(after))
             for own, fresh in zip(before, after, strict=True):
                 wholes.setdefault(segment_size(own), set()).add(segment_size(fresh))
+                if len(own) > 1 and isinstance(own[0], Factor) and own[0].group and isinstance(fresh[0], Factor):
+                    leading.setdefault(own[0].size, set()).add(fresh[0].size)
             for a, b in zip(_factors(before), _factors(after), strict=True):
                 factors.setdefault(a.size, set()).add(b.size)
-    return wholes, factors
+    return wholes, factors, leading
 
 
 def _factors(layout: Layout) -> Iterator[Factor]:

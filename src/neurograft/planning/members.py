@@ -103,6 +103,20 @@ def check_finite(name: str, tensor: Tensor, member: int) -> None:
         raise BadWeights(f"{name} of models[{member}] holds {bad} NaN or infinite of {tensor.numel()} entries")
 
 
+def differing_constants(states: Sequence[State]) -> tuple[str, ...]:
+    """Warn of masks and indices that differ between members: they cannot be averaged, and member 0's are taken."""
+    names = [
+        name
+        for name, first in states[0].items()
+        if not (first.dtype.is_floating_point or first.dtype.is_complex or first.is_meta)
+        and name.rpartition(".")[2] != "num_batches_tracked"
+        and any(state[name].shape != first.shape or not torch.equal(state[name].to(first), first) for state in states)
+    ]
+    if not names:
+        return ()
+    return (f"{names[0]!r}{_more(names)}: whole numbers that differ between the members; member 0's are taken",)
+
+
 def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None:
     """Every traced tensor must have the shape its graph says, and fixed dimensions must agree between members.
 

@@ -20,6 +20,7 @@ from neurograft.planning.members import (
     check_models,
     check_names,
     check_shapes,
+    differing_constants,
     state_of,
 )
 from neurograft.planning.methods import METHODS
@@ -123,9 +124,9 @@ def plan_states(
     members = Members(tuple(states), compared, weights, torch.Generator().manual_seed(seed), models, calibration)
     filling = METHODS[method](members, **options)
     check_unreached(graphs[0], filling.maps, fixed)
-    notes: tuple[str, ...] = ()
+    notes = differing_constants(states)
     if filling.owned:
-        notes = cut_warnings(graphs[0], read_shares(filling.maps)) + weight_warnings(graphs[0], filling)
+        notes += cut_warnings(graphs[0], read_shares(filling.maps)) + weight_warnings(graphs[0], filling)
     if keep:
         filling = with_kept_heads(filling, graphs)
     return FusionPlan(
