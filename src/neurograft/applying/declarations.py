@@ -11,12 +11,12 @@ from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.layout import Factor, Layout, layout_size, segment_size
 
 # names that speak of widths, and names that speak of something else although they hold such a word
-WIDTH = re.compile(
-    r"head|hidden|dim|size|width|feature|channel|embed|embd|inner|split|state|rank|group|d_model|^n[fx]$"
-)
+WIDTH = re.compile(r"head|hidden|dim|size|width|feature|channel|embed|embd|inner|split|state|rank|group|^d_|^n[fx]$")
 OTHER = re.compile(
     r"shift|window|patch|image|kernel|vocab|position|batch|layer|stride|label|class|idx|index|token|max_|padding"
 )
+# widths of the residual stream: in a configuration they mean the one that changed, whatever else has their value
+STREAM = re.compile(r"^(hidden_sizes?|n_embd|d_model|model_dim|embed_dim|hidden_dim|dim)$")
 COUNT = re.compile(r"^n_|num_|heads?$|groups?$|rank|state")
 # counts of what holds neurons of its own: as many heads as a head is wide must not confuse them
 LEADING = re.compile(r"(heads?|groups?)$")
@@ -72,8 +72,11 @@ def _declare(holder: object, path: str, old: NeuronGraph, new: NeuronGraph) -> l
         tables: tuple[dict[int, set[int]], ...] = (factors, wholes) if COUNT.search(name) else (wholes, factors)
         if LEADING.search(name):
             tables = (leading, *tables)
+        stream = STREAM.search(name) is not None
         fresh: Any = (
-            _became(value, tables) if isinstance(value, int) else type(value)(_became(n, tables) for n in value)
+            _became(value, tables, stream)
+            if isinstance(value, int)
+            else type(value)(_became(n, tables, stream) for n in value)
         )
         if fresh != value:
             setattr(holder, name, fresh)
@@ -87,10 +90,12 @@ def _is_widths(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 1
 
 
-def _became(value: int, tables: tuple[dict[int, set[int]], ...]) -> int:
+def _became(value: int, tables: tuple[dict[int, set[int]], ...], stream: bool) -> int:
     """The one new width of an old one: the first table that knows it decides; unchanged if it is ambiguous."""
     for widths in tables:
         if became := widths.get(value):
+            if stream:
+                became = became - {value} or became
             return next(iter(became)) if len(became) == 1 else value
     return value
 
@@ -111,8 +116,10 @@ def _widths(path: str, old: NeuronGraph, new: NeuronGraph) -> tuple[dict[int, se
             wholes.setdefault(layout_size(before), set()).add(layout_size(after))
             for own, fresh in zip(before, after, strict=True):
                 wholes.setdefault(segment_size(own), set()).add(segment_size(fresh))
-                if len(own) > 1 and isinstance(own[0], Factor) and own[0].group and isinstance(fresh[0], Factor):
-                    leading.setdefault(own[0].size, set()).add(fresh[0].size)
+                # query heads may be key/value heads times the queries of each: two leading factors
+                for count in range(1, len(own)):
+                    if isinstance(own[0], Factor) and own[0].group:
+                        leading.setdefault(segment_size(own[:count]), set()).add(segment_size(fresh[:count]))
             for a, b in zip(_factors(before), _factors(after), strict=True):
                 factors.setdefault(a.size, set()).add(b.size)
     return wholes, factors, leading
