@@ -84,6 +84,12 @@ def test_options_and_weights():
         "balance": True,
         "strategy": "flat",
     }
+    assert parse_options(["quota=0.9,0.1", 'width={"a*": 3}', "balance=False", "exclude=a,b"]) == {
+        "quota": [0.9, 0.1],
+        "width": {"a*": 3},
+        "balance": False,
+        "exclude": "a,b",
+    }
     assert parse_weights("0.7,0.3") == [0.7, 0.3]
     assert parse_weights(None) is None
     with pytest.raises(OptionError, match="'order' must read name=value"):

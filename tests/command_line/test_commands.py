@@ -122,13 +122,26 @@ def test_evaluate_measures_checkpoints_and_their_ensemble(neurograft, members):
         (["--method", "transplnt"], "unknown method 'transplnt'; did you mean 'transplant'"),
         (["--option", "ordr=joint"], "method 'transplant' has no option 'ordr'; did you mean 'order'"),
         (["--option", "order=jiont"], "order='jiont'.*joint"),
+        (["--option", "balance=yes"], "balance is True or False, got 'yes'"),
+        (["--option", "quota=a,b,c"], "quota must be a list of numbers, one per member, got 'a,b,c'"),
         (["--recover", "refti"], "unknown recover='refti'; did you mean 'refit'"),
         (["--recover", "refit"], "recover='refit' looks at activations"),
         (["--weights", "1,2"], "weights"),
         (["--weights", "a"], "--weights 'a' must be numbers"),
         (["--input", "8x8"], "."),
     ],
-    ids=["method", "option", "value", "recovery", "no data for it", "number of weights", "weights", "example inputs"],
+    ids=[
+        "method",
+        "option",
+        "value",
+        "switch",
+        "list",
+        "recovery",
+        "no data for it",
+        "number of weights",
+        "weights",
+        "example inputs",
+    ],
 )
 def test_wrong_requests_end_with_one_message(neurograft, members, tmp_path, arguments, message):
     import re

@@ -108,9 +108,16 @@ def test_plan_shows_what_would_happen_and_saves_it(neurograft, members, tmp_path
         (["--max-memory", "1GB", "--calibration", "digits"], "leave out --calibration"),
         (["--max-memory", "1GB", "--method", "zip"], "zip"),
         (["--plan", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
-        (["--plan", "nowhere.safetensors", "--weights", "1,2"], "leave out --option and --weights"),
+        (
+            ["--plan", "nowhere.safetensors", "--weights", "1,2"],
+            "a saved plan has decided on the method and all it takes; leave out --weights",
+        ),
+        (
+            ["--plan", "p.safetensors", "--method", "average", "--option", "order=joint", "--fixed", "*"],
+            "leave out --method and --option and --fixed",
+        ),
     ],
-    ids=["size", "calibration", "activations", "no plan", "plan and weights"],
+    ids=["size", "calibration", "activations", "no plan", "plan and weights", "plan and others"],
 )
 def test_wrong_requests_end_with_one_message(neurograft, members, tmp_path, arguments, message):
     code, out, err = neurograft("fuse", MLP, *members, *SHAPE, "-o", tmp_path / "out.safetensors", *arguments)
@@ -118,6 +125,15 @@ def test_wrong_requests_end_with_one_message(neurograft, members, tmp_path, argu
     assert err.startswith("error: ")
     assert message in err
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_folder_is_not_named_like_a_file(neurograft, members, tmp_path):
+    code, _, err = neurograft("fuse", MLP, *members, *SHAPE, "-o", tmp_path / "out.pt")
+    assert code == 2
+    assert "ends in .pt: the result is a .safetensors file, or a folder" in err
+    assert not (tmp_path / "out.pt").exists()
+    code, _, err = neurograft("fuse", MLP, *members, *SHAPE, "-o", tmp_path / "net-3.1")
+    assert (code, err) == (0, "")
 
 
 def test_a_checkpoint_where_the_factory_must_stand(neurograft, members, tmp_path):

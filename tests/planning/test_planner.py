@@ -27,6 +27,29 @@ def test_an_unknown_option_names_the_closest() -> None:
         ng.plan(models, x, ordre="joint")
 
 
+def test_a_method_that_is_no_name() -> None:
+    models, x = pair()
+    with pytest.raises(OptionError, match="unknown method None; known: average"):
+        ng.fuse(models, x, method=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("transplant", "balance"),
+        ("transplant", "diversity"),
+        ("optimal_transport", "barycenter"),
+        ("optimal_transport", "published"),
+    ],
+)
+def test_switches_are_true_or_false(method: str, option: str) -> None:
+    models, x = pair()
+    with pytest.raises(OptionError, match=f"{option} is True or False, got 'false'"):
+        ng.plan(models, x, method, **{option: "false"})
+    with pytest.raises(OptionError, match=f"{option} is True or False, got 1"):
+        ng.plan(models, x, method, **{option: 1})
+
+
 def test_one_member_is_too_few() -> None:
     models, x = pair()
     with pytest.raises(PlanError, match="at least two members, got 1"):
@@ -74,6 +97,8 @@ def test_bad_numbers_are_named(value: float, method: str) -> None:
         ([1.0, -1.0], "not negative"),
         ([0.0, 0.0], "not all zero"),
         ([float("nan"), 1.0], "finite"),
+        ("ab", "weights must be a list of numbers, one per member, got 'ab'"),
+        (0.5, "weights must be a list of numbers, one per member, got 0.5"),
     ],
 )
 def test_member_weights_that_make_no_sense(weights: list[float], message: str) -> None:

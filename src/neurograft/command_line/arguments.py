@@ -142,25 +142,35 @@ def _example(text: str, generator: Any) -> "tuple[str | None, Tensor]":
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options given as `name=value`; a value that reads as JSON is taken so, anything else is text.
+    """Options given as `name=value`; JSON is taken as such, `0.7,0.3` as a list of numbers, anything else as text.
 
     Raises:
         OptionError: if one has no `=`.
 
     Example:
-        >>> parse_options(["order=joint", "ratio=0.5", "quota=[0.7, 0.3]"])
-        {'order': 'joint', 'ratio': 0.5, 'quota': [0.7, 0.3]}
+        >>> parse_options(["order=joint", "balance=true", "quota=0.7,0.3"])
+        {'order': 'joint', 'balance': True, 'quota': [0.7, 0.3]}
     """
     options = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise OptionError(f"--option {text!r} must read name=value, such as --option order=joint")
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name.replace("-", "_")] = value
+        options[name.replace("-", "_")] = _option_value(value)
     return options
+
+
+def _option_value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return [float(part) for part in text.split(",")] if "," in text else text
+    except ValueError:
+        return text
 
 
 def parse_weights(text: str | None) -> list[float] | None:
@@ -175,6 +185,22 @@ def parse_weights(text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise OptionError(f"--weights {text!r} must be numbers with commas between them, such as 0.7,0.3") from None
+
+
+FILES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".safetensor", ".npz", ".json", ".onnx", ".h5")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is named like a file of another kind, before any work is done.
+
+    Raises:
+        CheckpointError: for an ending such as .pt.
+    """
+    if path.suffix.lower() in FILES and not path.is_dir():
+        raise CheckpointError(
+            f"--output {path} ends in {path.suffix}: the result is a .safetensors file, or a folder (a name without "
+            "such an ending)"
+        )
 
 
 def check_output(path: Path, *, force: bool) -> None:

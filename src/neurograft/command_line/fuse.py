@@ -7,7 +7,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from neurograft.command_line.arguments import Fixed, InputShapes, check_output, parse_options, parse_weights
+from neurograft.command_line.arguments import (
+    Fixed,
+    InputShapes,
+    check_folder,
+    check_output,
+    parse_options,
+    parse_weights,
+)
 from neurograft.command_line.streaming import MaxMemory, Members, Network, names_folder
 from neurograft.errors import OptionError
 
@@ -22,7 +29,9 @@ def fuse(
         Path, typer.Option("--output", "-o", help="The fused checkpoint: a .safetensors file, or a folder.")
     ],
     inputs: InputShapes = [],  # noqa: B006 - typer reads the default, nothing writes to it
-    method: Annotated[str, typer.Option(help="How to fuse: average, transplant, …")] = "transplant",
+    method: Annotated[
+        str | None, typer.Option(help="How to fuse: average, transplant, …", show_default="transplant")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="One number per member, such as `0.7,0.3`.")] = None,
     option: Annotated[
         list[str],
@@ -59,6 +68,9 @@ def fuse(
 
     Example: `neurograft fuse llama-a llama-b --method average -o llama-fused`
     """
+    if saved is not None:
+        _check_decided({"--method": method, "--option": option, "--weights": weights, "--fixed": fixed})
+    method = method or "transplant"
     if names_folder(factory) or saved or max_memory or dtype or output.suffix != ".safetensors":
         if calibration is not None:
             raise OptionError("methods that look at activations need the members in memory; leave out --calibration")
@@ -105,6 +117,13 @@ def fuse(
     typer.echo(f"wrote {output}")
 
 
+def _check_decided(given: Mapping[str, object]) -> None:
+    """Refuse beside a saved plan what it has decided."""
+    extra = [name for name, value in given.items() if value]
+    if extra:
+        raise OptionError(f"a saved plan has decided on the method and all it takes; leave out {' and '.join(extra)}")
+
+
 @dataclass(frozen=True)
 class _How:
     method: str
@@ -140,11 +159,11 @@ def _stream(
     )
     if output.suffix == ".safetensors":
         check_output(output, force=force)
+    else:
+        check_folder(output)
     stored = open_members(factory, members, inputs, how.seed)
     with stored.hashing() as hashing:
         if saved is not None:
-            if how.options or how.weights:
-                raise OptionError("a saved plan has decided on options and weights; leave out --option and --weights")
             decided = load_plan(saved)
         else:
             planned = stored.plan(how.method, how.weights, fixed=how.fixed, seed=how.seed, options=how.options)

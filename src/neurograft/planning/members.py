@@ -150,7 +150,7 @@ def check_member_weights(
     """Normalise the members' weights to sum to 1; None stays None (the method's default).
 
     Raises:
-        BadWeights: wrong number, negative, not finite, or all zero.
+        BadWeights: no numbers, the wrong number of them, negative, not finite, or all zero.
 
     Example:
         >>> check_member_weights([1, 3], 2)
@@ -158,7 +158,12 @@ def check_member_weights(
     """
     if weights is None:
         return None
-    values = [float(w) for w in weights]
+    try:
+        if isinstance(weights, (str, Mapping)):
+            raise TypeError
+        values = [float(w) for w in weights]
+    except (TypeError, ValueError):
+        raise BadWeights(f"{option} must be a list of numbers, one per member, got {weights!r}") from None
     if len(values) != members:
         raise BadWeights(f"{option} has {len(values)} entries for {members} members")
     total = sum(values)

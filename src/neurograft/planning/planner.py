@@ -144,18 +144,23 @@ def plan_states(
 
 
 def check_method(method: str, options: Mapping[str, Any]) -> None:
-    """Refuse unknown methods and options before any work is done.
+    """Refuse unknown methods and options, and switches that are neither on nor off, before any work is done.
 
     Raises:
         OptionError: with the closest known names.
     """
-    if method not in METHODS:
-        raise OptionError(f"unknown method {method!r}; {closest(method, METHODS)}")
-    known = [name for name, p in inspect.signature(METHODS[method]).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for name in options:
+    if not isinstance(method, str) or method not in METHODS:
+        raise OptionError(f"unknown method {method!r}; {closest(str(method), METHODS)}")
+    defaults = {
+        name: p.default for name, p in inspect.signature(METHODS[method]).parameters.items() if p.kind is p.KEYWORD_ONLY
+    }
+    known = list(defaults)
+    for name, value in options.items():
         if name not in known:
             hint = closest(name, known) if known else "it has none"
             raise OptionError(f"method {method!r} has no option {name!r}; {hint}")
+        if isinstance(defaults[name], bool) and not isinstance(value, bool):
+            raise OptionError(f"{name} is True or False, got {value!r}")
 
 
 def graphs_of(
