@@ -78,12 +78,7 @@ def _tracks(module: nn.Module) -> bool:
 
 def _run(model: nn.Module, samples: Samples) -> None:
     for number, batch in enumerate(samples.batches):
-        try:
-            call(model, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise InputError(
-                f"batches[{number}]: {type(model).__name__} cannot take it: {type(error).__name__}: {error}"
-            ) from error
+        call_on_batch(model, batch, f"batches[{number}]")
 
 
 @contextmanager

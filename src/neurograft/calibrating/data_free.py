@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.calibrating.report import LayerRecovery, RecoveryReport
+from neurograft.calibrating.targets import planned_part
 from neurograft.planning.members import state_of
-from neurograft.planning.mixing import mix_along
 from neurograft.planning.plan import FusionPlan
 from neurograft.tracing.graph import Use
-from neurograft.tracing.layout import Layout, spans
+from neurograft.tracing.layout import Layout
 
 
 def repair_without_data(
@@ -66,6 +66,4 @@ def _size(weight: Tensor) -> Tensor:
 
 def _mixed(rows: Tensor, layout: Layout, plan: FusionPlan, layer: Use, member: int) -> Tensor:
     fused = plan.graph.tensors[layer.tensor].layouts[0]
-    mixings = {s.group: plan.maps[s.group][member].merge for s in spans(layout) if s.group in plan.maps}
-    c = plan.coefficients(layer.tensor)[member]
-    return (mix_along(rows, 1, layout, fused, mixings) if mixings else rows) * c
+    return planned_part(rows, layout, fused, layer.tensor, plan, member)

@@ -13,6 +13,7 @@ from neurograft.calibrating.watching import Contraction, Key, Norm, Stop, Watche
 from neurograft.inputs import device_of, to_device
 from neurograft.planning.mixing import mix_along
 from neurograft.planning.plan import FusionPlan
+from neurograft.tracing.graph import Slot
 from neurograft.tracing.layout import Layout, layout_size, spans
 from neurograft.untouched import untouched
 
@@ -64,9 +65,37 @@ def collect_norms(
 def planned_buffer(rows: Tensor, tensor: str, plan: FusionPlan, member: int) -> Tensor:
     """One member's part of statistics that lie like the buffer, shape `(statistics, channels)`."""
     own, fused = plan.graphs[member].tensors[tensor].layouts[0], plan.graph.tensors[tensor].layouts[0]
+    return planned_part(rows, own, fused, tensor, plan, member)
+
+
+def planned_part(rows: Tensor, own: Layout, fused: Layout, tensor: str, plan: FusionPlan, member: int) -> Tensor:
+    """One member's part of what lies like an output, c_m A_m z_m.
+
+    c_m is 1 where moved neurons have one owner, and the member's weight elsewhere, also on the same axis (a layer that
+    makes outputs beside neurons).
+
+    Args:
+        rows: the member's values, shape `(rows, positions)`.
+        own: how its neurons lie along the positions.
+        fused: how the fused ones will lie.
+        tensor: the tensor that makes them, for its weights.
+        plan: the fusion plan.
+        member: which member.
+
+    Returns:
+        Shape `(rows, fused positions)`.
+    """
     mixings = {s.group: plan.maps[s.group][member].merge for s in spans(own) if s.group in plan.maps}
-    mixed = mix_along(rows, 1, own, fused, mixings) if mixings else rows
-    return mixed * plan.coefficients(tensor)[member]
+    if mixings and layout_size(own) == rows.shape[1]:
+        rows = mix_along(rows, 1, own, fused, mixings)
+    weight = plan.weight(tensor, member)
+    moved = [span for span in spans(fused) if span.group in plan.maps] if plan.owned else []
+    if not moved:
+        return rows * weight if weight != 1 else rows
+    c = torch.full((layout_size(fused),), weight, dtype=rows.dtype)
+    for span in moved:
+        c[Slot(tensor, 0, span.start, span.stride, span.inner, "out").positions(span.size).flatten()] = 1
+    return rows if bool((c == 1).all()) else rows * c.to(rows.device)
 
 
 class _NormListener(Watcher):  # type: ignore[no-untyped-call]
@@ -90,19 +119,7 @@ def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int) -> T
     name, nth = place.key
     own: Layout = contractions_of(plan.graphs[member], name)[nth].output[1]
     fused: Layout = place.use.output[1]
-    mixings = {s.group: plan.maps[s.group][member].merge for s in spans(own) if s.group in plan.maps}
-    if mixings and layout_size(own) == rows.shape[1]:
-        rows = mix_along(rows, 1, own, fused, mixings)
-    c = part_of(place, plan, member)
-    return rows * c if c != 1 else rows
-
-
-def part_of(place: Place, plan: FusionPlan, member: int) -> float:
-    """c_m: 1 where neurons have one owner and are moved, else the member's weight."""
-    assert place.use is not None
-    if plan.owned and any(span.group in plan.maps for span in spans(place.use.output[1])):
-        return 1.0
-    return plan.tensor_weights.get(place.key[0], plan.weights)[member]
+    return planned_part(rows, own, fused, name, plan, member)
 
 
 class _Listener(TrailWatcher):  # type: ignore[no-untyped-call]

@@ -195,10 +195,7 @@ def run(model: nn.Module, inputs: Inputs, make: Callable[[nn.Module], Watcher] |
     watcher = make if isinstance(make, Watcher) else make(model)
     try:
         with watched(watcher):
-            call(model, inputs)
-    except (Stop, InputError) as ended:
-        if isinstance(ended, InputError):
-            raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"{what}: {type(model).__name__} cannot take it: {type(error).__name__}: {error}") from error
+            call_on_batch(model, inputs, what)
+    except Stop:
+        pass
     return watcher
