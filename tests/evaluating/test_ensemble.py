@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -94,3 +96,26 @@ def test_unknown_vote_names_the_closest():
 def test_outputs_of_different_shape():
     with pytest.raises(InputError, match=r"differ in shape: \(1, 5\), \(1, 6\)"):
         Ensemble([nn.Linear(4, 5), nn.Linear(4, 6)])(torch.zeros(1, 4))
+
+
+@dataclass
+class Answer:
+    scores: torch.Tensor
+    classes: int = 2
+
+
+class Answering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return Answer(self.layer(x))
+
+
+@pytest.mark.parametrize("vote", ["average", "majority"])
+def test_answers_in_a_dataclass_are_the_members_together(vote):
+    models, x = [Answering(), Answering()], torch.randn(4, 3)
+    together = Ensemble(models, vote=vote)(x)
+    plain = Ensemble([model.layer for model in models], vote=vote)(x)
+    assert torch.equal(together.scores if vote == "average" else together, plain)

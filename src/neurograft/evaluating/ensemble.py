@@ -1,6 +1,7 @@
 """Several members that answer together: what a fused network is compared with."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError, OptionError, closest
-from neurograft.inputs import first_tensor
+from neurograft.inputs import check_model, first_tensor
 
 Vote: TypeAlias = Literal["average", "probabilities", "majority"]
 
@@ -45,8 +46,12 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module], vote: Vote = "average", *, dim: int = -1) -> None:
         super().__init__()
+        if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+            raise InputError(f"models must be a list of networks, not {type(models).__name__}")
         if not models:
             raise InputError("an ensemble needs at least one member, got an empty list")
+        for m, model in enumerate(models):
+            check_model(model, f"models[{m}]")
         if vote not in get_args(Vote):
             raise OptionError(f"unknown vote {vote!r}; {closest(str(vote), get_args(Vote))}")
         self.members = nn.ModuleList(models)
@@ -106,13 +111,17 @@ def _stack(outputs: Sequence[Tensor]) -> Tensor:
 
 
 def _mean_of_trees(outputs: list[Any]) -> Any:
+    first = outputs[0]
+    if is_dataclass(first) and not isinstance(first, (type, Mapping)):
+        means = {f.name: _mean_of_trees([getattr(output, f.name) for output in outputs]) for f in fields(first)}
+        return replace(first, **means)
     leaves, specs = zip(*(pytree.tree_flatten(output) for output in outputs), strict=True)
     if any(spec != specs[0] for spec in specs):
         raise InputError("the members' outputs are built differently; let them return the same structure")
-    means = [
+    columns = [
         _stack(cast("tuple[Tensor, ...]", column)).mean(0)
         if isinstance(column[0], Tensor) and column[0].is_floating_point()
         else column[0]
         for column in zip(*leaves, strict=True)
     ]
-    return pytree.tree_unflatten(means, specs[0])
+    return pytree.tree_unflatten(columns, specs[0])
