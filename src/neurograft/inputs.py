@@ -1,13 +1,14 @@
 """What a model takes: example inputs, and batches of them with or without labels."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from neurograft.errors import InputError
+from neurograft.errors import InputError, NeurograftError
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Batches: TypeAlias = Iterable[Any]
@@ -28,6 +29,39 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     raise InputError(
         f"inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, not {type(inputs).__name__}"
     )
+
+
+def call_on_batch(model: nn.Module, inputs: Inputs, where: str) -> Any:
+    """Call `model` with the inputs of a batch.
+
+    Raises:
+        InputError: if the network cannot take them; `where` begins the message.
+    """
+    try:
+        return call(model, inputs)
+    except (NeurograftError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{where}: {type(model).__name__} cannot take it: {type(error).__name__}: {error}{pair_note(inputs)}"
+        ) from error
+
+
+def pair_note(inputs: Inputs) -> str:
+    """What to say of a batch that a network cannot take: two inputs may have been read as inputs and labels."""
+    if not isinstance(inputs, Tensor):
+        return ""
+    return "; a pair is read as (inputs, labels); write ((x, c), labels) or a dict for a network of several inputs"
+
+
+def check_model(model: object, name: str = "model") -> None:
+    """Refuse what is no network.
+
+    Raises:
+        InputError: with what it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} is a {type(model).__name__}, not a torch.nn.Module")
 
 
 def to_device(inputs: Any, device: torch.device | str) -> Any:
@@ -62,16 +96,25 @@ def check_batches(batches: Any, *, name: str = "batches") -> None:
 def split_labels(batch: Any) -> tuple[Inputs, Any | None]:
     """Take a batch apart into (inputs, labels); labels are None if the batch has none.
 
-    `(inputs, labels)` is a pair whose second half is a tensor of integers or a pair whose first half is a tuple
-    or a dict; a mapping with a `labels` key gives its labels too. Any other batch is inputs alone.
+    A pair is `(inputs, labels)`; a mapping with a `labels` key gives its labels too; any other batch is inputs
+    alone. Several inputs without labels are a tuple in a tuple, `((x, c),)`, or a dict.
+
+    Example:
+        >>> split_labels(((1, 2), 3)), split_labels(((1, 2),)), split_labels({"x": 1, "labels": 3})
+        (((1, 2), 3), ((1, 2), None), ({'x': 1}, 3))
     """
     if isinstance(batch, Mapping) and "labels" in batch:
         return {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    if isinstance(batch, list):
-        return tuple(batch), None
-    return batch, None
+        return _arguments(batch[0]), batch[1]
+    if isinstance(batch, (tuple, list)) and len(batch) == 1 and isinstance(batch[0], (tuple, list)):
+        return _arguments(batch[0]), None
+    return _arguments(batch), None
+
+
+def _arguments(inputs: Any) -> Any:
+    """Loaders make lists of tuples."""
+    return tuple(inputs) if isinstance(inputs, list) else inputs
 
 
 def first_tensor(outputs: Any) -> Tensor:
@@ -82,6 +125,8 @@ def first_tensor(outputs: Any) -> Tensor:
     """
     if isinstance(outputs, Tensor):
         return outputs
+    if is_dataclass(outputs) and not isinstance(outputs, (type, Mapping)):
+        outputs = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
     if isinstance(outputs, Mapping) and isinstance(logits := outputs.get("logits"), Tensor):
         return logits
     for leaf in pytree.tree_leaves(outputs):

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from neurograft.calibrating.report import LayerRecovery, RecoveryReport, remember
 from neurograft.calibrating.samples import Samples, read_samples
 from neurograft.calibrating.statistics import Statistics, check_statistics
-from neurograft.errors import InputError
-from neurograft.inputs import Batches, call, device_of
+from neurograft.inputs import Batches, call_on_batch, device_of
 from neurograft.untouched import untouched
 
 BatchNorm = nn.modules.batchnorm._BatchNorm

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurograft.calibrating.patches import Geometry
-from neurograft.errors import InputError
-from neurograft.inputs import Inputs, call
+from neurograft.inputs import Inputs, call_on_batch
 
 Key: TypeAlias = tuple[str, int]
 BATCH_NORMS = frozenset(

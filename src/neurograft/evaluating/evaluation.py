@@ -13,7 +13,16 @@ from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError
 from neurograft.evaluating.ensemble import Ensemble
-from neurograft.inputs import Batches, call, check_batches, device_of, first_tensor, split_labels, to_device
+from neurograft.inputs import (
+    Batches,
+    call_on_batch,
+    check_batches,
+    check_model,
+    device_of,
+    first_tensor,
+    split_labels,
+    to_device,
+)
 from neurograft.untouched import forked_random_state, untouched
 
 Measure: TypeAlias = Callable[[Any, Any], Tensor]
@@ -70,13 +79,14 @@ def evaluate(
 
     Source of the calibration error: Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
+    check_model(model)
     check_batches(batches)
     started = time.perf_counter()
     device = device_of(model)
     tally = _Tally(model, loss, metric)
     with untouched(model), forked_random_state(batches=batches), torch.no_grad():
         for number, (inputs, labels) in enumerate(labelled(batches)):
-            outputs = call(model, to_device(inputs, device))
+            outputs = call_on_batch(model, to_device(inputs, device), f"batch {number}")
             tally.add(outputs, to_device(labels, device), f"batch {number}")
     return tally.scores(time.perf_counter() - started)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError, OptionError
-from neurograft.inputs import Batches, call, device_of, split_labels, to_device
+from neurograft.inputs import Batches, call, device_of, pair_note, split_labels, to_device
 from neurograft.planning.costs import unit_cells
 from neurograft.planning.members import Members
 from neurograft.tracing.graph import NeuronGraph, Use
@@ -119,7 +119,9 @@ def watch(model: nn.Module, graph: NeuronGraph, batches: Batches, collector: "_C
             try:
                 call(model, inputs)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                raise InputError(f"{type(model).__name__} cannot take calibration batch {number}: {error}") from error
+                raise InputError(
+                    f"{type(model).__name__} cannot take calibration batch {number}: {error}{pair_note(inputs)}"
+                ) from error
             seen += _count(inputs)
             if seen >= collector.samples:
                 break

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurograft.inputs import check_model
 from neurograft.tracing.algebra import Axis, axis_size, canon, fix, fixed, free, leaves, unify
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules import RULES, Rule
@@ -40,6 +41,7 @@ class Tensors:
 
 def tensors_of_model(model: nn.Module) -> Tensors:
     """Every tensor that a checkpoint holds and that may lie along neurons; tied ones once, under their first name."""
+    check_model(model)
     by_name: dict[str, Tensor] = dict(model.named_parameters())
     parameters = frozenset(by_name)
     seen = {id(x) for x in by_name.values()}

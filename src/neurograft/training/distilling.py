@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from neurograft.errors import InputError, OptionError
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import Measure
-from neurograft.inputs import Batches, call, device_of, first_tensor
+from neurograft.inputs import Batches, call_on_batch, check_model, device_of, first_tensor
 from neurograft.training.finetuning import label_loss
 from neurograft.training.loop import Course, Epoch, OptimizerMaker, train
 from neurograft.untouched import untouched
@@ -79,6 +79,7 @@ def distill(
 
     Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2.
     """
+    check_model(student, "student")
     if temperature <= 0:
         raise OptionError(f"temperature={temperature!r}: must be above 0")
     if soft < 0 or hard < 0 or soft + hard <= 0:
@@ -101,8 +102,8 @@ def distill(
 
     def batch_loss(trained: nn.Module, inputs: Any, labels: Any, where: str) -> Tensor:
         with torch.no_grad():
-            wanted = first_tensor(call(teacher, inputs))
-        outputs = call(trained, inputs)
+            wanted = first_tensor(call_on_batch(teacher, inputs, where))
+        outputs = call_on_batch(trained, inputs, where)
         total = soft * soft_loss(first_tensor(outputs), wanted, temperature, dim=dim)
         return total + hard * label_loss(outputs, labels, loss, where) if hard > 0 else total
 

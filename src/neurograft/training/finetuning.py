@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from neurograft.errors import InputError
 from neurograft.evaluating.evaluation import IGNORED_LABEL, Measure, check_classes, class_logits
-from neurograft.inputs import Batches, call, first_tensor
+from neurograft.inputs import Batches, call_on_batch, first_tensor
 from neurograft.training.loop import Course, Epoch, OptimizerMaker, train
 
 
@@ -81,7 +81,7 @@ def finetune(
     )
 
     def batch_loss(trained: nn.Module, inputs: Any, labels: Any, where: str) -> Tensor:
-        return label_loss(call(trained, inputs), labels, loss, where)
+        return label_loss(call_on_batch(trained, inputs, where), labels, loss, where)
 
     return train(model, batches, batch_loss, course)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neurograft.errors import InputError, OptionError, TrainingDiverged
 from neurograft.evaluating.evaluation import Measure, Scores, check_inputs, evaluate
-from neurograft.inputs import Batches, check_batches, device_of, split_labels, to_device
+from neurograft.inputs import Batches, check_batches, check_model, device_of, split_labels, to_device
 from neurograft.untouched import forked_random_state
 
 OptimizerMaker: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -80,6 +80,7 @@ def train(model: nn.Module, batches: Batches, batch_loss: BatchLoss, course: Cou
         OptionError: for settings out of range.
         TrainingDiverged: if the loss becomes NaN or infinite.
     """
+    check_model(model)
     course.check()
     check_batches(batches)
     if course.validation is not None:
