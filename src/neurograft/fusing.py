@@ -75,9 +75,15 @@ def check_recovery(recover: str | None, calibration: object) -> None:
         OptionError: with the closest known names, or what to pass.
     """
     if recover is not None and recover not in RECOVERIES:
-        raise OptionError(f"unknown recover={recover!r}; {closest(str(recover), RECOVERIES)}")
+        raise OptionError(
+            f"unknown recover={recover!r}; {closest(str(recover), RECOVERIES)}; for nothing None (on the command line: "
+            "none)"
+        )
     if recover in ("refit", "batch_norm") and calibration is None:
-        raise OptionError(f"recover={recover!r} looks at activations: pass calibration=, some unlabelled batches")
+        raise OptionError(
+            f"recover={recover!r} looks at activations: pass calibration=, some unlabelled batches (on the command "
+            "line --calibration)"
+        )
 
 
 def recovered(

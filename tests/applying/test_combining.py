@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 import neurograft as ng
 from neurograft.applying.segmented import SegmentedNorm
-from neurograft.errors import PlanError, ResizeError
+from neurograft.errors import BadWeights, PlanError, ResizeError
 from neurograft.inputs import call
 
 COMBINABLE = [
@@ -98,6 +98,13 @@ def test_the_combined_network_trains_and_pickles(name: str) -> None:
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     assert all(p.grad is not None for p in trained.parameters())
+
+
+def test_numbers_that_are_none_are_named() -> None:
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
+    nn.init.constant_(nets[1][0].bias, float("nan"))
+    with pytest.raises(BadWeights, match=r"0.bias of models\[1\] holds 8 NaN or infinite of 8 entries"):
+        ng.combine(nets, torch.randn(1, 4))
 
 
 def test_members_of_different_widths_combine() -> None:

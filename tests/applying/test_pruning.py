@@ -6,7 +6,7 @@ from tests.networks import NETWORKS, build
 from torch import Tensor, nn
 
 import neurograft as ng
-from neurograft.errors import OptionError, PlanError, ResizeError
+from neurograft.errors import BadWeights, OptionError, PlanError, ResizeError
 from neurograft.inputs import call
 
 
@@ -93,6 +93,13 @@ def test_bad_options(options: dict, message: str) -> None:
 def test_what_is_no_network() -> None:
     with pytest.raises(PlanError, match=r"model is a list, not a torch.nn.Module"):
         ng.prune([build("mlp")], NETWORKS["mlp"].inputs())  # type: ignore[arg-type]
+
+
+def test_numbers_that_are_none_are_of_the_model():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    nn.init.constant_(net[0].bias, float("nan"))
+    with pytest.raises(BadWeights, match="0.bias of the model holds 8 NaN or infinite of 8 entries"):
+        ng.prune(net, torch.randn(1, 4))
 
 
 def test_a_size_written_into_forward_is_found() -> None:

@@ -118,7 +118,7 @@ def test_bad_numbers_are_found_on_the_way(tmp_path, files, method):
     tensors = load_file(files[1])
     tensors["0.weight"][2, 1] = float("nan")
     save_file(tensors, files[1])
-    with pytest.raises(BadWeights, match=r"0.weight of models\[1\] holds 1 NaN or infinite of 32 entries"):
+    with pytest.raises(BadWeights, match=r"0.weight of .*1.safetensors holds 1 NaN or infinite of 32 entries"):
         fused(opened(files), tmp_path / "out", method)
     assert not list(tmp_path.glob("*out*"))
 
@@ -195,14 +195,12 @@ def test_outputs_that_cannot_be(tmp_path, files, monkeypatch):
     with pytest.raises(CheckpointError, match="the folder .*nowhere does not exist"):
         fused(stored, tmp_path / "nowhere" / "out")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5})())
-    with pytest.raises(CheckpointError, match="out needs 0.00 GB, but only 0.00 GB of the disk are free"):
+    with pytest.raises(CheckpointError, match="out needs 404 B, but only 5 B of the disk are free"):
         fused(stored, tmp_path / "out")
 
 
 def test_soft_maps_that_need_more_than_the_limit(tmp_path, files):
-    with pytest.raises(
-        OptionError, match=r"weight needs .* GB at once, because soft maps mix .* max_memory is 0.00 GB"
-    ):
+    with pytest.raises(OptionError, match=r"weight needs .* MB at once, because soft maps mix .* max_memory is 1 KB"):
         fused(opened(files), tmp_path / "out", "optimal_transport", options={"reg": 0.1}, max_memory=1000)
 
 

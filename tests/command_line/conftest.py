@@ -9,9 +9,9 @@ from neurograft.command_line.app import main
 def neurograft(monkeypatch, capsys):
     """Run the command line in this process; gives (exit code, standard output, error output)."""
 
-    def run(*arguments):
+    def run(*arguments, columns=160):
         monkeypatch.setattr(sys, "argv", ["neurograft", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setattr(sys, "path", list(sys.path))
         with pytest.raises(SystemExit) as ended:
             main()

@@ -124,6 +124,8 @@ def test_evaluate_measures_checkpoints_and_their_ensemble(neurograft, members):
         (["--option", "order=jiont"], "order='jiont'.*joint"),
         (["--option", "balance=yes"], "balance is True or False, got 'yes'"),
         (["--option", "quota=a,b,c"], "quota must be a list of numbers, one per member, got 'a,b,c'"),
+        (["--method", "zip"], "looks at data: pass calibration=.*on the command line --calibration"),
+        (["--recover", "none "], "known: auto, batch_norm, refit, repair; for nothing None .on the command line: none"),
         (["--recover", "refti"], "unknown recover='refti'; did you mean 'refit'"),
         (["--recover", "refit"], "recover='refit' looks at activations"),
         (["--weights", "1,2"], "weights"),
@@ -136,6 +138,8 @@ def test_evaluate_measures_checkpoints_and_their_ensemble(neurograft, members):
         "value",
         "switch",
         "list",
+        "zip",
+        "nothing",
         "recovery",
         "no data for it",
         "number of weights",
@@ -171,7 +175,7 @@ def spoil_shape(path):
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "member-1.safetensors"),
         (lambda path: path.write_bytes(b"rubbish"), "member-1.safetensors"),
         (lambda path: path.unlink(), "member-1.safetensors: no such file"),
-        (spoil_nan, "head.weight"),
+        (spoil_nan, "member-1.safetensors holds "),
         (spoil_shape, "member-1.safetensors"),
     ],
     ids=["truncated", "rubbish", "missing", "nan", "another network"],
@@ -189,6 +193,27 @@ def test_one_member_only(neurograft, members, tmp_path):
     code, _, err = neurograft("fuse", MLP, members[0], *SHAPE, "-o", tmp_path / "fused.safetensors")
     assert code == 2
     assert "at least two members, got 1" in err
+
+
+def test_a_folder_where_the_factory_must_stand(neurograft, tmp_path):
+    code, _, err = neurograft("trace", tmp_path)
+    assert code == 2
+    assert "must read package.module:function" in err
+    assert "this is a file or folder of weights" in err
+
+
+def test_evaluate_keeps_names_whole(neurograft, members, tmp_path, monkeypatch):
+    long = tmp_path / "a-name-that-is-quite-long.safetensors"
+    members[0].rename(long)
+    (tmp_path / "other").mkdir()
+    again = tmp_path / "other" / members[1].name
+    again.write_bytes(members[1].read_bytes())
+    code, out, err = neurograft("evaluate", MLP, long, members[2], columns=80)
+    assert (code, err) == (0, "")
+    assert long.name in out
+    code, out, err = neurograft("evaluate", MLP, members[1], again, columns=400)
+    assert (code, err) == (0, "")
+    assert str(again) in out
 
 
 def test_misspelt_flag_names_the_closest(neurograft, members):

@@ -58,9 +58,9 @@ def test_numbers_that_are_none_are_counted() -> None:
     bad = torch.ones(3, 3)
     bad[0, 1], bad[2, 2] = float("nan"), float("inf")
     with pytest.raises(BadWeights, match=r"w of models\[4\] holds 2 NaN or infinite of 9 entries"):
-        check_finite("w", bad, 4)
-    check_finite("w", torch.full((3,), 3e38), 0)
-    check_finite("n", torch.tensor([1, 2]), 0)
+        check_finite("w", bad, "models[4]")
+    check_finite("w", torch.full((3,), 3e38), "models[0]")
+    check_finite("n", torch.tensor([1, 2]), "models[0]")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,14 @@ from neurograft.applying.segmented import SegmentedNorm, norm_axis
 from neurograft.errors import PlanError, ResizeError
 from neurograft.inputs import Inputs, call
 from neurograft.planning.maps import NeuronMap
-from neurograft.planning.members import check_member_weights, check_models, check_names, check_shapes, state_of
+from neurograft.planning.members import (
+    check_finite,
+    check_member_weights,
+    check_models,
+    check_names,
+    check_shapes,
+    state_of,
+)
 from neurograft.planning.plan import FusionPlan, made_by
 from neurograft.planning.planner import check_unreached, graphs_of
 from neurograft.tracing.graph import NeuronGraph
@@ -47,6 +54,7 @@ def combine(
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
 
     Raises:
+        BadWeights: a member holds NaN or infinity.
         PlanError: the average cannot be exact, with the group that prevents it: a fixed group is made and read
             inside the network, or the output is not reached through linear ops.
         ResizeError: the module's forward takes its sizes from somewhere that cannot be kept true.
@@ -65,6 +73,9 @@ def combine(
     check_models(models)
     states = [state_of(model) for model in models]
     check_names(states)
+    for m, state in enumerate(states):
+        for name, tensor in state.items():
+            check_finite(name, tensor, f"models[{m}]")
     graphs = graphs_of(models, states, example_inputs, graph, fixed)
     check_shapes(states, graphs)
     shares = check_member_weights(weights, len(models)) or (1 / len(models),) * len(models)

@@ -6,7 +6,7 @@ from math import prod
 
 from neurograft.applying.formula import BLOCK
 from neurograft.applying.stored import StoredMembers
-from neurograft.checkpoints.writing import nbytes
+from neurograft.checkpoints.writing import nbytes, size_text
 from neurograft.errors import Unreached
 from neurograft.planning.planner import check_unreached
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
@@ -37,12 +37,12 @@ class Estimate:
         for fate in self.fates.values():
             counts[fate] = counts.get(fate, 0) + 1
         lines = [str(self.graph), "", f"{self.method} of {self.members} members:"]
-        lines += [f"  {count} tensors {fate}" for fate, count in counts.items()]
+        lines += [f"  {count} tensor{'s' if count > 1 else ''} {fate}" for fate, count in counts.items()]
         if self.refused:
             lines.append(f"  refused: {self.refused}")
         lines += [
-            f"reads {self.bytes_read / 1e9:.2f} GB, writes {self.bytes_written / 1e9:.2f} GB",
-            f"needs about {self.memory / 1e9:.1f} GB of memory and {_time(self.seconds)} at {SPEED / 1e9:.0f} GB/s",
+            f"reads {size_text(self.bytes_read)}, writes {size_text(self.bytes_written)}",
+            f"needs about {size_text(self.memory)} of memory and {_time(self.seconds)} at {SPEED / 1e9:.0f} GB/s",
         ]
         return "\n".join(lines)
 

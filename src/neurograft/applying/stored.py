@@ -89,9 +89,9 @@ class StoredMembers:
                     scan=method not in SEES_BAD_NUMBERS,
                 )
         except PlanError:
-            for m, state in enumerate(states):  # bad numbers may be the reason: then say where they are
-                for name, tensor in state.items():
-                    check_finite(name, tensor, m)
+            for member in self.members:  # bad numbers may be the reason: then say where they are
+                for name, tensor in member.state.items():
+                    check_finite(name, tensor, str(member.checkpoint.path))
             raise
 
 

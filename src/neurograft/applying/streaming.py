@@ -28,10 +28,11 @@ from neurograft.checkpoints.writing import (
     nbytes,
     replace_metadata,
     shards,
+    size_text,
     write_index,
 )
 from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError, PlanError
-from neurograft.planning.members import check_names, check_shapes
+from neurograft.planning.members import check_finite, check_names, check_shapes
 from neurograft.planning.plan import FusionPlan
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -180,7 +181,7 @@ def stream(
         for shard in parts:
             with TensorWriter(_place(part, shard, folder), shard.tensors, metadata) as writer:
                 for stored, (wanted, _) in shard.tensors.items():
-                    for block, share in fused_blocks(names[stored], states, plan):
+                    for block, share in _named_blocks(names[stored], members, plan):
                         writer.write(stored, _converted(block, wanted, stored))
                         done += share
                         if progress is not None:
@@ -234,6 +235,16 @@ def fused_blocks(name: str, states: Sequence[Mapping[str, Tensor]], plan: Fusion
         if not bool(torch.isfinite(block.sum(dtype=torch.promote_types(block.dtype, torch.float32)))):
             _refuse_bad(name, tensors, block)
         yield block, read * stop // rows.count - read * start // rows.count
+
+
+def _named_blocks(name: str, members: Sequence[StoredMember], plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
+    """The fused blocks; where numbers are bad, the error names the file."""
+    try:
+        yield from fused_blocks(name, [member.state for member in members], plan)
+    except BadWeights:
+        for member in members:
+            check_finite(name, member.state[name], str(member.checkpoint.path))
+        raise
 
 
 def _whole_numbers(name: str, tensors: Sequence[Tensor]) -> Tensor:
@@ -297,7 +308,7 @@ def _check_output(output: Path, folder: bool, size: int) -> None:
         raise CheckpointError(f"{output} exists and is not empty; choose another name or remove it first")
     free = shutil.disk_usage(output.parent).free
     if free < size + RESERVE:
-        raise CheckpointError(f"{output} needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB of the disk are free")
+        raise CheckpointError(f"{output} needs {size_text(size)}, but only {size_text(free)} of the disk are free")
 
 
 def _check_memory(
@@ -308,8 +319,8 @@ def _check_memory(
             needed = FusedRows([state[name] for state in states], plan, name).working_bytes
             if needed > max_memory:
                 raise OptionError(
-                    f"{name} needs {needed / 1e9:.2f} GB at once, because soft maps mix all of its rows; "
-                    f"max_memory is {max_memory / 1e9:.2f} GB"
+                    f"{name} needs {size_text(needed)} at once, because soft maps mix all of its rows; "
+                    f"max_memory is {size_text(max_memory)}"
                 )
 
 

@@ -60,7 +60,8 @@ class RecoveryReport:
     def __str__(self) -> str:
         out = StringIO()
         console = Console(file=out, width=120)
-        head = f"{self.recovery}: {self.samples} samples, {self.passes} passes, {self.seconds:.1f} s"
+        passes = "1 pass" if self.passes == 1 else f"{self.passes} passes"
+        head = f"{self.recovery}: {self.samples} samples, {passes}, {self.seconds:.1f} s"
         console.print(head, highlight=False)
         table = Table(box=None, pad_edge=False)
         table.add_column("layer")

@@ -64,4 +64,5 @@ def check_names(path: Path, model: str, missing: list[str], extra: list[str]) ->
 
 
 def _first(names: list[str]) -> str:
-    return f"{names[0]!r}" + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
+    more = len(names) - 1
+    return f"{names[0]!r}" + (f" and {more} more tensor{'s' if more > 1 else ''}" if more else "")

@@ -39,6 +39,20 @@ def nbytes(spec: Spec) -> int:
     return prod(spec[1]) * spec[0].itemsize
 
 
+def size_text(count: float) -> str:
+    """A number of bytes for people, in steps of a thousand.
+
+    Example:
+        >>> size_text(512), size_text(9_500), size_text(2_340_000_000)
+        ('512 B', '9.5 KB', '2.34 GB')
+    """
+    for unit in ("B", "KB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB" if count < 999.5 else f"{count:.0f} GB"
+
+
 def shards(tensors: Mapping[str, Spec], shard_size: int) -> tuple[Shard, ...]:
     """Distribute tensors over files of at most `shard_size` bytes; a tensor above it has a file of its own.
 

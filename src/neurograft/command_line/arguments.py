@@ -57,7 +57,14 @@ def find_factory(text: str) -> Callable[[], Any]:
     """
     module_name, separator, name = text.partition(":")
     if not separator or not module_name or not name:
-        raise InputError(f"factory {text!r} must read package.module:function, such as torchvision.models:resnet18")
+        there = (
+            "; this is a file or folder of weights, what is asked for is the function that builds the network "
+            "(`neurograft plan` takes Hugging Face folders and shows their groups)"
+        )
+        raise InputError(
+            f"factory {text!r} must read package.module:function, such as torchvision.models:resnet18"
+            + (there if Path(text).exists() else "")
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

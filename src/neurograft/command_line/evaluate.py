@@ -42,7 +42,11 @@ def evaluate(
     from neurograft.reporting.tables import Table, terminal_table
 
     batches = load_images(data).split(split).batches(batch)
-    networks = {path.name: load_into(build(factory, 0), path) for path in checkpoints}
+    names = [path.name for path in checkpoints]
+    networks = {
+        path.name if names.count(path.name) == 1 else str(path): load_into(build(factory, 0), path)
+        for path in checkpoints
+    }
     if vote is not None:
         networks[f"ensemble ({vote})"] = Ensemble(list(networks.values()), cast(Vote, vote))
 

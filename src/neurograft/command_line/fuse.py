@@ -1,9 +1,9 @@
 """`neurograft fuse`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,9 @@ from neurograft.command_line.arguments import (
 )
 from neurograft.command_line.streaming import MaxMemory, Members, Network, names_folder
 from neurograft.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CALIBRATION = 2000
 """Images that methods look at, a fifth of them apart for validation."""
@@ -94,6 +97,7 @@ def fuse(
     check_recovery(recovery, calibration)
     check_output(output, force=force)
     networks = [load_into(build(factory, seed), path) for path in members]
+    _check_numbers(networks, members)
     images = None if calibration is None else load_images(calibration, samples=CALIBRATION).train.batches()
     decided = plan(
         networks,
@@ -115,6 +119,15 @@ def fuse(
     if report is not None:
         typer.echo(str(report))
     typer.echo(f"wrote {output}")
+
+
+def _check_numbers(networks: Sequence["nn.Module"], paths: Sequence[Path]) -> None:
+    """Refuse NaN and infinity with the name of the file."""
+    from neurograft.planning.members import check_finite
+
+    for network, path in zip(networks, paths, strict=True):
+        for name, tensor in network.state_dict().items():
+            check_finite(name, tensor, str(path))
 
 
 def _check_decided(given: Mapping[str, object]) -> None:
@@ -147,6 +160,7 @@ def _stream(
 ) -> None:
     """Fuse files block by block."""
     from neurograft.applying.stored import fuse_stored
+    from neurograft.checkpoints.writing import size_text
     from neurograft.command_line.streaming import open_members, parse_dtype, parse_size, progress_bar
     from neurograft.planning.planner import check_method
     from neurograft.planning.saving import SavedPlan, load_plan
@@ -180,5 +194,5 @@ def _stream(
                 hashing=hashing,
             )
     typer.echo(str(decided.plan))
-    speed = (done.bytes_read + done.bytes_written) / max(done.seconds, 1e-9) / 1e9
-    typer.echo(f"wrote {output}: {done.bytes_written / 1e9:.2f} GB in {done.seconds:.1f} s ({speed:.1f} GB/s)")
+    speed = size_text((done.bytes_read + done.bytes_written) / max(done.seconds, 1e-9))
+    typer.echo(f"wrote {output}: {size_text(done.bytes_written)} in {done.seconds:.1f} s ({speed}/s)")

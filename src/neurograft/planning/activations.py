@@ -38,9 +38,17 @@ def member_activations(members: Members, *, when: When = "pre", samples: int = 1
     ]
 
 
+IN_MEMORY = "load them as models (on the command line fuse .safetensors files without streaming, with --calibration)"
+
+
 def _calibration(members: Members) -> tuple[Batches, tuple[nn.Module, ...]]:
-    if members.calibration is None or members.models is None:
-        raise OptionError("looking at activations needs calibration batches: pass calibration=, labels are ignored")
+    if members.models is None:
+        raise OptionError("looking at activations runs the members, but only their checkpoints are open; " + IN_MEMORY)
+    if members.calibration is None:
+        raise OptionError(
+            "looking at activations needs calibration batches: pass calibration=, labels are ignored (on the command "
+            "line --calibration)"
+        )
     return members.calibration, members.models
 
 

@@ -85,14 +85,15 @@ def check_names(states: Sequence[State]) -> None:
 
 
 def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+    more = len(names) - 1
+    return f" and {more} more tensor{'s' if more > 1 else ''}" if more else ""
 
 
-def check_finite(name: str, tensor: Tensor, member: int) -> None:
+def check_finite(name: str, tensor: Tensor, owner: str) -> None:
     """Refuse NaN and infinity.
 
     Raises:
-        BadWeights: names the tensor, the member and how many entries are bad.
+        BadWeights: names the tensor, its owner (`models[1]`, a file) and how many entries are bad.
     """
     if not tensor.dtype.is_floating_point or tensor.is_meta:
         return
@@ -100,7 +101,7 @@ def check_finite(name: str, tensor: Tensor, member: int) -> None:
         return
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
-        raise BadWeights(f"{name} of models[{member}] holds {bad} NaN or infinite of {tensor.numel()} entries")
+        raise BadWeights(f"{name} of {owner} holds {bad} NaN or infinite of {tensor.numel()} entries")
 
 
 def differing_constants(states: Sequence[State]) -> tuple[str, ...]:

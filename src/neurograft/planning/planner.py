@@ -119,7 +119,7 @@ def plan_states(
     check_shapes(states, laid_out)
     for m, state in enumerate(states if scan else ()):
         for name, tensor in state.items():
-            check_finite(name, tensor, m)
+            check_finite(name, tensor, f"models[{m}]" if len(states) > 1 else "the model")
     compared = graphs_for_methods(graphs) if keep else laid_out
     members = Members(tuple(states), compared, weights, torch.Generator().manual_seed(seed), models, calibration)
     filling = METHODS[method](members, **options)

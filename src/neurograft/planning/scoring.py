@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError, OptionError, closest
 from neurograft.inputs import Batches, Inputs, device_of, first_tensor, split_labels, to_device
-from neurograft.planning.activations import member_activations
+from neurograft.planning.activations import IN_MEMORY, member_activations
 from neurograft.planning.importance import Alive, Magnitude
 from neurograft.planning.members import Members
 from neurograft.tracing.graph import NeuronGraph
@@ -78,10 +78,13 @@ def calibration_of(members: Members, what: str) -> tuple[Batches, tuple[nn.Modul
     Raises:
         OptionError: there are no batches, or the members are checkpoints without networks to run.
     """
-    if members.calibration is None:
-        raise OptionError(f"{what} looks at data: pass calibration=, a list of batches or a DataLoader")
     if members.models is None:
-        raise OptionError(f"{what} runs the members, but only their checkpoints are open; load them as models")
+        raise OptionError(f"{what} runs the members, but only their checkpoints are open; {IN_MEMORY}")
+    if members.calibration is None:
+        raise OptionError(
+            f"{what} looks at data: pass calibration=, a list of batches or a DataLoader (on the command line "
+            "--calibration)"
+        )
     return members.calibration, members.models
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 import rich.table
 from rich.text import Text
@@ -35,7 +36,8 @@ def terminal_table(table: Table) -> rich.table.Table:
     """The table for a rich console."""
     shown = rich.table.Table(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if _is_numeric(table, index) else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if _is_numeric(table, index) else "left"
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=index == 0)  # names stay whole
     for r, row in enumerate(table.rows):
         cells = [Text(cell, style="bold" if (r, c) in table.strong else "") for c, cell in enumerate(row)]
         shown.add_row(*cells, end_section=r in table.rules)

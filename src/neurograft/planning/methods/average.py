@@ -38,7 +38,7 @@ def average(
         if len(set(sizes)) > 1:
             raise MembersDiffer(
                 f"group {group.name} has {' / '.join(map(str, sizes))} neurons in the members; averaging needs equal "
-                "widths, transplant and optimal_transport do not"
+                "widths, transplant, optimal_transport and zip do not"
             )
     if isinstance(exclude, str):
         raise OptionError(f"exclude is a list of patterns, got the single string {exclude!r}")

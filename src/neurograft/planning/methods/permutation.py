@@ -236,5 +236,5 @@ def _check_widths(members: Members) -> None:
         if len(set(sizes)) > 1:
             raise MembersDiffer(
                 f"group {group.name} has {' / '.join(map(str, sizes))} neurons in the members; a permutation needs "
-                "equal widths, optimal_transport and transplant do not"
+                "equal widths, optimal_transport, transplant and zip do not"
             )
