@@ -113,3 +113,18 @@ def test_a_size_written_into_forward_is_found() -> None:
 
     with pytest.raises(ResizeError, match="does not run at its new widths"):
         ng.prune(Written(), torch.randn(5, 4), ratio=0.5)
+
+
+def test_a_stale_head_count_is_found() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.qkv, self.out = nn.Linear(5, 16), nn.Linear(16, 48), nn.Linear(16, 3)
+            self.parts = 4  # runs with any number of heads, and mixes them if it is stale
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (p.unflatten(-1, (self.parts, -1)).transpose(1, 2) for p in self.qkv(self.stem(x)).chunk(3, -1))
+            return self.out(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    with pytest.raises(ResizeError, match="has 2 neurons now, but the network runs as if it had 4"):
+        ng.prune(Attention(), torch.randn(2, 6, 5), ratio=0.5)

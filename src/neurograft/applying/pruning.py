@@ -82,5 +82,5 @@ def prune(
         options=options,
     )
     pruned = build(plan, [model])
-    check_runs(pruned, example_inputs)
+    check_runs(pruned, example_inputs, plan.sizes)
     return pruned

@@ -3,20 +3,18 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from neurograft.applying.declarations import Declaration, declare_integers
 from neurograft.errors import ResizeError
-from neurograft.inputs import Inputs, call, device_of, to_device
+from neurograft.inputs import device_of, to_device
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.layout import layout_size, part_size
-from neurograft.tracing.proof import examples_of
-from neurograft.untouched import untouched
+from neurograft.tracing.tracer import trace
 
 Leading: TypeAlias = Callable[[int], int]
 """Turns a declared number of groups of the module's weight into the number it has now."""
@@ -44,21 +42,38 @@ def declare_sizes(model: nn.Module, old: NeuronGraph, new: NeuronGraph) -> list[
     return declare_integers(model, old, new, tuple(DECLARERS))
 
 
-def check_runs(model: nn.Module, example_inputs: Inputs) -> None:
-    """Run a network whose widths were changed once, so that a size nobody could keep true is found here.
+def check_runs(model: nn.Module, example_inputs: Any, sizes: Mapping[str, int]) -> None:
+    """Trace a network whose widths were changed, so that a size nobody could keep true is found here.
+
+    Args:
+        model: the network at its new widths; it is run once per example input.
+        example_inputs: what it takes.
+        sizes: how many neurons the groups that were moved must have now.
 
     Raises:
-        ResizeError: with what the network said.
+        ResizeError: the network does not run, or uses its neurons otherwise than before (a head count that is stale).
     """
     try:
-        with untouched(model), torch.no_grad():
-            for example in examples_of(example_inputs):
-                call(model, to_device(example, device_of(model)))
+        found = trace(model, to_device(example_inputs, device_of(model)), verify=False).by_name
     except Exception as error:
         raise ResizeError(
             f"the network does not run at its new widths ({error}); its forward takes sizes from elsewhere than its "
             "modules and their declared integers; keep the members' width, or name its parameters in fixed=[...]"
         ) from error
+    # a group of one neuron has no axis of its own, and the others beside it are then named otherwise
+    unnamed = {_axis_of(name) for name, size in sizes.items() if size == 1}
+    for name, size in sizes.items():
+        if _axis_of(name) not in unnamed and name in found and found[name].size != size:
+            raise ResizeError(
+                f"group {name} has {size} neurons now, but the network runs as if it had {found[name].size}: its "
+                "forward takes sizes from elsewhere than its modules and their declared integers; keep the width there"
+            )
+
+
+def _axis_of(group: str) -> str:
+    """The tensor and dimension in a group's name."""
+    tensor, _, place = group.rpartition(":")
+    return f"{tensor}:{place.partition('.')[0]}"
 
 
 def _linear(module: nn.Linear, _leading: Leading) -> None:
