@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from neurograft.applying.application import apply
+from neurograft.applying.resizing import check_runs
 from neurograft.calibrating.batch_norm import has_batch_norm, reestimate_batch_norm
 from neurograft.calibrating.refit import refit
 from neurograft.calibrating.repair import repair
@@ -65,7 +66,10 @@ def fuse(
     decided = plan(
         models, example_inputs, method, weights, graph, calibration=calibration, fixed=fixed, seed=seed, **options
     )
-    return recovered(apply(decided, models), decided, models, calibration, recover)
+    fused = apply(decided, models)
+    if any(size != decided.graphs[0][name].size for name, size in decided.sizes.items()):
+        check_runs(fused, example_inputs, decided.sizes)
+    return recovered(fused, decided, models, calibration, recover)
 
 
 def check_recovery(recover: str | None, calibration: object) -> None:
