@@ -143,6 +143,13 @@ def test_the_plan_prints_shares_and_warns_of_cut_networks() -> None:
     assert "nearly cut" in text
 
 
+def test_graphs_and_plans_are_short_where_python_shows_them() -> None:
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
+    plan = ng.plan(nets, torch.randn(1, 4))
+    assert repr(plan.graphs[0]) == "NeuronGraph(Sequential: 1 free group, 2 fixed)"
+    assert repr(plan) == "FusionPlan(transplant of 2 members: 1 group moved)"
+
+
 def test_the_same_members_give_the_same_plan() -> None:
     models, x = pair("vgg")
     first, second = (ng.plan(models, x, seed=3) for _ in range(2))

@@ -91,6 +91,13 @@ class FusionPlan:
         """The weight of a member in the tensor `name`, which is its share wherever members are averaged."""
         return self.tensor_weights.get(name, self.weights)[member]
 
+    def __repr__(self) -> str:
+        moved, warned = len(self.maps), len(self.warnings)
+        told = f", {warned} warning{'s' if warned != 1 else ''}" if warned else ""
+        return (
+            f"FusionPlan({self.method} of {self.members} members: {moved} group{'s' if moved != 1 else ''} moved{told})"
+        )
+
     def __str__(self) -> str:
         from neurograft.planning.table import plan_table
 

@@ -220,6 +220,11 @@ class NeuronGraph:
         )
         return replace(self, groups=groups, tensors=tensors, uses=uses)
 
+    def __repr__(self) -> str:
+        name = self.model_class.rpartition(".")[2] or "network"
+        free, fixed = len(self.free), len(self.groups) - len(self.free)
+        return f"NeuronGraph({name}: {free} free group{'s' if free != 1 else ''}, {fixed} fixed)"
+
     def __str__(self) -> str:
         from neurograft.tracing.table import graph_table
 

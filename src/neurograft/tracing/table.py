@@ -25,7 +25,7 @@ def graph_table(graph: NeuronGraph, width: int = 140) -> str:
 def _title(graph: NeuronGraph) -> str:
     fixed = len(graph.groups) - len(graph.free)
     name = graph.model_class.rpartition(".")[2] or "network"
-    return f"{name}: {len(graph.free)} free groups, {fixed} fixed; {graph.proven}"
+    return f"{name}: {len(graph.free)} free group{'s' if len(graph.free) != 1 else ''}, {fixed} fixed; {graph.proven}"
 
 
 def _made_by(group: Group) -> str:
