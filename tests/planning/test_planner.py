@@ -50,6 +50,21 @@ def test_switches_are_true_or_false(method: str, option: str) -> None:
         ng.plan(models, x, method, **{option: 1})
 
 
+@pytest.mark.parametrize(
+    ("method", "option", "value", "message"),
+    [
+        ("transplant", "ratio", "half", "ratio is a number, got 'half'"),
+        ("transplant", "tolerance", [1], r"tolerance is a number, got \[1\]"),
+        ("optimal_transport", "reg", "0.1", "reg is a number, got '0.1'"),
+        ("permutation", "reference", 0.5, "reference is a whole number, got 0.5"),
+    ],
+)
+def test_numbers_are_numbers(method: str, option: str, value: object, message: str) -> None:
+    models, x = pair()
+    with pytest.raises(OptionError, match=message):
+        ng.plan(models, x, method, **{option: value})
+
+
 def test_one_member_is_too_few() -> None:
     models, x = pair()
     with pytest.raises(PlanError, match="at least two members, got 1"):

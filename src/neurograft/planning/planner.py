@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -151,16 +152,25 @@ def check_method(method: str, options: Mapping[str, Any]) -> None:
     """
     if not isinstance(method, str) or method not in METHODS:
         raise OptionError(f"unknown method {method!r}; {closest(str(method), METHODS)}")
-    defaults = {
-        name: p.default for name, p in inspect.signature(METHODS[method]).parameters.items() if p.kind is p.KEYWORD_ONLY
-    }
-    known = list(defaults)
+    taken = inspect.signature(METHODS[method]).parameters
+    known = [name for name, p in taken.items() if p.kind is p.KEYWORD_ONLY]
     for name, value in options.items():
         if name not in known:
             hint = closest(name, known) if known else "it has none"
             raise OptionError(f"method {method!r} has no option {name!r}; {hint}")
-        if isinstance(defaults[name], bool) and not isinstance(value, bool):
-            raise OptionError(f"{name} is True or False, got {value!r}")
+        _check_kind(name, taken[name], value)
+
+
+def _check_kind(name: str, parameter: inspect.Parameter, value: object) -> None:
+    """Refuse what is no switch or number where an option is declared as one."""
+    if isinstance(parameter.default, bool) and not isinstance(value, bool):
+        raise OptionError(f"{name} is True or False, got {value!r}")
+    declared = set(get_args(parameter.annotation) or (parameter.annotation,))
+    if value is None or declared not in ({float}, {float, NoneType}, {int, NoneType}):
+        return
+    whole = float not in declared
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise OptionError(f"{name} is a {'whole ' if whole else ''}number, got {value!r}")
 
 
 def graphs_of(

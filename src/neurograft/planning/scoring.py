@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError, OptionError, closest
-from neurograft.inputs import Batches, Inputs, device_of, first_tensor, split_labels, to_device
+from neurograft.inputs import Batches, Inputs, device_of, first_tensor, pair_note, split_labels, to_device
 from neurograft.planning.activations import IN_MEMORY, member_activations
 from neurograft.planning.importance import Alive, Magnitude
 from neurograft.planning.members import Members
@@ -177,7 +177,14 @@ def _pieces(inputs: Inputs, labels: Any) -> Iterator[tuple[Inputs, Any]]:
 
 def _called(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Inputs) -> Any:
     arguments, names = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, None)
-    return torch.func.functional_call(model, dict(parameters), arguments, names)
+    try:
+        return torch.func.functional_call(model, dict(parameters), arguments, names)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{type(model).__name__} cannot take a calibration batch: {error}{pair_note(inputs)}"
+        ) from error
 
 
 def _cross_entropy(outputs: Tensor, labels: Any, batch: int) -> Tensor:
