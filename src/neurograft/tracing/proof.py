@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.errors import InputError, TraceError
-from neurograft.inputs import Inputs, call
+from neurograft.inputs import Inputs, call, check_model
 from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
 from neurograft.tracing.layout import Span, spans
@@ -167,6 +167,7 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
         >>> neurograft.verify(net, neurograft.trace(net, x), x).passed
         True
     """
+    check_model(model)
     examples = examples_of(example_inputs)
     if on_meta(model):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="meta device")
