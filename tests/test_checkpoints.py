@@ -117,7 +117,7 @@ def test_checkpoint_of_another_network(tmp_path):
         load_into(nn.Linear(5, 4), path)
     with pytest.raises(CheckpointError, match="holds 'bias' that Linear does not have"):
         load_into(nn.Linear(3, 4, bias=False), path)
-    with pytest.raises(CheckpointError, match="lacks '0.weight' and 1 more tensors that Sequential has"):
+    with pytest.raises(CheckpointError, match="lacks '0.weight' and 1 more tensor that Sequential has"):
         load_into(nn.Sequential(nn.Linear(3, 4)), path)
 
 
