@@ -48,6 +48,10 @@ def apply(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
     missing = [name for name in plan.graphs[0].tensors if name not in states[0]]
     if missing:
         raise MembersDiffer(f"the plan moves {missing[0]}, which these models do not have; it was made for others")
+    known = {*plan.graphs[0].tensors, *plan.graphs[0].unreached}
+    unknown = [name for name, x in states[0].items() if name not in known and x.is_floating_point() and x.dim()]
+    if unknown and plan.maps:
+        raise MembersDiffer(f"these models have {unknown[0]}, which the plan does not know; it was made for others")
     check_shapes(states, plan.graphs)
     return build(plan, models)
 
