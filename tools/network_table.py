@@ -9,6 +9,8 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT))  # the networks of the tests
 import torch
 from tests.networks import NETWORKS, build
 from tests.tracing.huggingface import HUGGINGFACE, made
+from tests.tracing.test_checklist import CASES, roughened
 from torch import nn
 
 import neurograft as ng
@@ -91,6 +94,18 @@ def row(name: str, model: nn.Module, inputs: Any) -> tuple[str, list[str]]:
     return f"| {' | '.join(cells)} |", notes
 
 
+def networks() -> dict[str, Callable[[], tuple[nn.Module, Any]]]:
+    """Hugging Face networks, the small ones that all tests share, and those of the tracer's checklist."""
+
+    def case(name: str) -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        return roughened(CASES[name].make()), CASES[name].inputs()
+
+    found: dict[str, Callable[[], tuple[nn.Module, Any]]] = {name: partial(made, name) for name in HUGGINGFACE}
+    found |= {name: partial(lambda name: (build(name), NETWORKS[name].inputs()), name) for name in NETWORKS}
+    return found | {name: partial(case, name) for name in CASES if name not in found}
+
+
 def main() -> None:
     """Make every row, then write the page."""
     warnings.simplefilter("ignore")
@@ -99,15 +114,13 @@ def main() -> None:
     heads = ["network", "groups free / fixed", "free", "ops", "trace (ms)", "proof", *METHODS]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     notes: list[str] = []
-    for family, names in (("tests/tracing/huggingface.py", HUGGINGFACE), ("tests/networks.py", NETWORKS)):
-        for name in names:
-            if asked and name not in asked:
-                continue
-            model, inputs = made(name) if family.endswith("huggingface.py") else (build(name), NETWORKS[name].inputs())
-            line, below = row(name, model, inputs)
-            print("\n".join([line, *below]), flush=True)
-            lines.append(line)
-            notes += below
+    for name, make in networks().items():
+        if asked and name not in asked:
+            continue
+        line, below = row(name, *make())
+        print("\n".join([line, *below]), flush=True)
+        lines.append(line)
+        notes += below
     if not asked:
         page = [
             "# Networks",

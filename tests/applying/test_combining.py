@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from tests.networks import NETWORKS, build
+from tests.tracing.huggingface import made
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -141,3 +142,29 @@ def test_sizes_written_into_forward_are_refused() -> None:
 
     with pytest.raises((ResizeError, PlanError), match=r"takes sizes from elsewhere|has shape"):
         ng.combine([Written(), Written()], torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5", "swin"])
+def test_transformers_run_side_by_side(name: str) -> None:
+    model, inputs = made(name)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter) * parameter.abs().mean())
+    models = [model.double(), other.double()]
+    inputs = {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
+    wide = ng.combine(models, inputs)
+    with torch.no_grad():
+        expected = (models[0](**inputs).logits + models[1](**inputs).logits) / 2
+        torch.testing.assert_close(wide(**inputs).logits, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_encoder_stays_off_its_fused_path() -> None:
+    models = [
+        nn.Sequential(nn.TransformerEncoderLayer(12, 3, 16, batch_first=True), nn.Linear(12, 2)).double().eval()
+        for _ in "ab"
+    ]
+    stems = [nn.Sequential(nn.Linear(5, 12).double(), model).eval() for model in models]
+    x = torch.randn(2, 6, 5, dtype=torch.double)
+    with torch.no_grad():
+        torch.testing.assert_close(ng.combine(stems, x)(x), (stems[0](x) + stems[1](x)) / 2, rtol=1e-9, atol=1e-9)

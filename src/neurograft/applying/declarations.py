@@ -21,6 +21,9 @@ COUNT = re.compile(r"^n_|num_|heads?$|groups?$|rank|state")
 # counts of what holds neurons of its own: as many heads as a head is wide must not confuse them
 LEADING = re.compile(r"(heads?|groups?)$")
 
+# torch's own modules that declare widths which no kind of their own keeps true
+DECLARING = (nn.MultiheadAttention, nn.RNNBase, nn.Transformer)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Declaration:
@@ -53,7 +56,7 @@ def declare_integers(
     changed = []
     for path, module in model.named_modules():
         foreign = not type(module).__module__.startswith("torch.")
-        if (foreign and not isinstance(module, handled)) or isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        if (foreign and not isinstance(module, handled)) or isinstance(module, DECLARING):
             changed += _declare(module, path, old, new)
         # a configuration is shared by all modules of a model: it speaks of the whole
         config = module.__dict__.get("config")

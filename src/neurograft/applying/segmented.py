@@ -31,6 +31,9 @@ class SegmentedNorm(nn.Module):
         tensor([-1.,  1., -1.,  1.])
     """
 
+    # no single value, and equal to none: nn.TransformerEncoderLayer compares it before it takes its fused path, which
+    # would norm all members together
+    eps = float("nan")
     _order: Tensor
     _inverse: Tensor
 
