@@ -265,7 +265,7 @@ def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None
             return f"gives output {i} the shape {tuple(mine.shape)}, far"
         scale = theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny)
         away = float((mine - theirs).abs().max() / scale)
-        if not away <= min(1e4 * torch.finfo(theirs.dtype).eps, 0.05):
+        if not away <= min(max(1e4 * torch.finfo(theirs.dtype).eps, 1e-6), 0.05):
             return f"gives output {i} {away:.1e} away"
     return None
 

@@ -75,11 +75,12 @@ def _declare(holder: object, path: str, old: NeuronGraph, new: NeuronGraph) -> l
         tables: tuple[dict[int, set[int]], ...] = (factors, wholes) if COUNT.search(name) else (wholes, factors)
         if LEADING.search(name):
             tables = (leading, *tables)
-        stream = STREAM.search(name) is not None
+        # three heads beside the three parts of a fused projection: what did not change says nothing
+        changing = bool(STREAM.search(name) or LEADING.search(name))
         fresh: Any = (
-            _became(value, tables, stream)
+            _became(value, tables, changing)
             if isinstance(value, int)
-            else type(value)(_became(n, tables, stream) for n in value)
+            else type(value)(_became(n, tables, changing) for n in value)
         )
         if fresh != value:
             setattr(holder, name, fresh)
@@ -93,11 +94,11 @@ def _is_widths(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 1
 
 
-def _became(value: int, tables: tuple[dict[int, set[int]], ...], stream: bool) -> int:
+def _became(value: int, tables: tuple[dict[int, set[int]], ...], changing: bool) -> int:
     """The one new width of an old one: the first table that knows it decides; unchanged if it is ambiguous."""
     for widths in tables:
         if became := widths.get(value):
-            if stream:
+            if changing:
                 became = became - {value} or became
             return next(iter(became)) if len(became) == 1 else value
     return value

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from neurograft.errors import InputError, TraceError
 from neurograft.inputs import Inputs, call, check_model
@@ -101,6 +103,19 @@ class Bench:
         return found
 
 
+class _Precisions(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the dtypes of everything that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.dtypes.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
+        return result
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, or an error that says what to do."""
     try:
@@ -172,10 +187,13 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     if on_meta(model):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="meta device")
     bench = Bench(model, examples, graph.outputs, seed)
-    base = bench.run({})
+    with _Precisions() as seen:
+        base = bench.run({})
     if any(x.is_floating_point() and bool(torch.isnan(x).any()) for x in base):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="the outputs are NaN: look at the weights and the inputs")
-    tolerance = max((_TOLERANCE.get(x.dtype, 0.0) for x in base), default=0.0) or 1e-4
+    # many norms compute in float32 whatever they are given: then float64 outputs are no more exact than that
+    inside = {torch.float32} & seen.dtypes if any(x.dtype == torch.float64 for x in base) else set()
+    tolerance = max((_TOLERANCE.get(dtype, 0.0) for dtype in [*inside, *(x.dtype for x in base)]), default=0.0) or 1e-4
     movable = [group for group in graph.free if group.size > 1]
     moved = {group.name: _shuffle(group.size, bench.generator) for group in movable}
 
