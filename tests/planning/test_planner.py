@@ -171,3 +171,19 @@ def test_the_same_members_give_the_same_plan() -> None:
     for group, maps in first.maps.items():
         for a, b in zip(maps, second.maps[group], strict=True):
             assert torch.equal(a.merge.source, b.merge.source)  # type: ignore[union-attr]
+
+
+def test_a_product_of_parameters_is_warned_of() -> None:
+    class LowRank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(5, 8)
+            self.up, self.down = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(self.stem(x).relu(), self.up @ self.down)
+
+    models, x = [LowRank(), LowRank()], torch.randn(4, 5)
+    assert any("down:1 is contracted on both sides" in warning for warning in ng.plan(models, x).warnings)
+    whole = ng.fuse([models[0], models[0]], x, fixed=["down", "up"])
+    torch.testing.assert_close(whole(x), models[0](x))

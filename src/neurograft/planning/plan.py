@@ -188,7 +188,7 @@ def cut_warnings(graph: NeuronGraph, shares: Mapping[str, tuple[float, ...]]) ->
 
 
 def weight_warnings(graph: NeuronGraph, filling: Filling) -> tuple[str, ...]:
-    """Where owned neurons cannot carry the members' weights: tied tensors without a norm, members of weight 0."""
+    """Where owned neurons cannot carry the members' weights: tied tensors, products, members of weight 0."""
     found = []
     if max(filling.weights) < 1:
         found += [
@@ -196,6 +196,13 @@ def weight_warnings(graph: NeuronGraph, filling: Filling) -> tuple[str, ...]:
             "members' weights: what it reads is the sum over the members' kept neurons, not their weighted mean"
             for tied in graph.tied
             if tied.group in filling.maps and not tied.norm
+        ]
+        found += [
+            f"{group} is contracted on both sides as it is made ({', '.join(graph[group].bilinear)}), where no tensor "
+            "carries the members' weights: the result is the sum over the members' kept neurons, not their weighted "
+            "mean (a weight that is a product of parameters is seen so too); keep it whole with fixed=[...]"
+            for group in filling.maps
+            if graph[group].bilinear
         ]
     for m, weight in enumerate(filling.weights):
         shares = {group: kept_share(maps)[m] for group, maps in filling.maps.items()}
