@@ -1,11 +1,14 @@
 """Fusing two Llama-shaped checkpoints on disk, beside reading them once and writing one, under a memory limit.
 
-Usage: python benchmarks/streaming.py [gigabytes per member] [turns]     (default 0.5 and 3)
+Usage: python benchmarks/streaming.py [gigabytes per member] [turns] [path of mergekit-yaml]     (default 0.5 and 3)
 
 The members are Hugging Face folders of random bfloat16 weights. Every run has a process of its own whose data segment
 is limited (RLIMIT_DATA counts anonymous memory, not mapped files). Before each run the files are dropped from the page
 cache. "Floor" reads all members once in pieces of 4 MB and writes as many bytes as the fused checkpoint has, flushed.
 The ways take turns; medians are shown. Times are those of planning, streaming, hashing and flushing, without imports.
+The two commands are whole processes with their imports, under the same limit: `neurograft fuse --method average`, and
+mergekit's linear merge of the same folders, where `mergekit-yaml` is on the path or given (it is no dependency; give it
+an environment of its own). mergekit computes no hashes and does not flush.
 """
 
 import json
@@ -24,6 +27,7 @@ import torch
 
 LIMIT = 3_000_000_000  # bytes of the data segment
 WAYS = ("floor", "average", "transplant")
+COMMANDS = ("neurograft fuse", "mergekit-yaml")
 
 
 def build(folder: Path, gigabytes: float, seed: int) -> None:
@@ -98,11 +102,18 @@ def fuse(method: str, members: list[Path], output: Path) -> None:
         fuse_stored(stored, SavedPlan(plan, stored.name), output, max_memory=1_000_000_000, hashing=hashing)
 
 
+def anonymous_bytes(process: int | str) -> int:
+    """What a process holds in memory that is no mapped file; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
 def anonymous(peak: list[int], done: threading.Event) -> None:
     while not done.wait(0.01):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                peak[0] = max(peak[0], int(line.split()[1]) * 1024)
+        peak[0] = max(peak[0], anonymous_bytes("self"))
 
 
 def measure(way: str, members: list[Path], output: Path) -> None:
@@ -128,6 +139,51 @@ def measure(way: str, members: list[Path], output: Path) -> None:
     print(json.dumps({"seconds": seconds, "work": work, "peak": peak[0]}))
 
 
+def command(way: str, members: list[Path], output: Path, mergekit: str) -> list[str]:
+    """What a user would type."""
+    if way == "neurograft fuse":
+        own = [sys.executable, "-W", "ignore", "-m", "neurograft", "fuse", *map(str, members), "--method", "average"]
+        return [*own, "--output", str(output), "--max-memory", "1GB"]
+    recipe = output.with_name("recipe.yml")
+    models = "".join(f"  - model: {member}\n    parameters: {{weight: {1 / len(members)}}}\n" for member in members)
+    recipe.write_text(f"models:\n{models}merge_method: linear\ndtype: bfloat16\n")
+    return [mergekit, str(recipe), str(output), "--no-copy-tokenizer", "--out-shard-size", "2B"]
+
+
+def run_command(words: list[str], members: list[Path]) -> dict[str, float]:
+    """Run a command under the limit, and watch its memory from outside."""
+    forget([file for member in members for file in weights(member)])
+    before, started, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            words,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT)),
+        ) as process,
+    ):
+        while process.poll() is None:
+            peak = max(peak, anonymous_bytes(process.pid))
+            time.sleep(0.02)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(words)} failed:\n{said.read()[-2000:]}")
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    work = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "work": work, "peak": peak}
+
+
+def measured(way: str, members: list[Path], output: Path) -> dict[str, float]:
+    """Run one of our own ways in a process of its own."""
+    words = [sys.executable, "-W", "ignore", __file__, "--measure", way, *map(str, (output, *members))]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{way} failed:\n{ended.stderr}")
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
 def main() -> None:
     if "--measure" in sys.argv:
         way, output, *members = sys.argv[2:]
@@ -142,27 +198,30 @@ def main() -> None:
             build(member, gigabytes, seed)
         size = sum(file.stat().st_size for file in weights(members[0]))
         print(f"2 members of {size / 1e9:.2f} GB, data segment limited to {LIMIT / 1e9:.0f} GB, {turns} turns")
-        found: dict[str, list[dict]] = {way: [] for way in WAYS}
+        mergekit = sys.argv[3] if len(sys.argv) > 3 else shutil.which("mergekit-yaml")
+        commands = COMMANDS if mergekit else COMMANDS[:1]
+        found: dict[str, list[dict]] = {way: [] for way in (*WAYS, *commands)}
         for _ in range(turns):
-            for way in WAYS:
+            for way in found:
                 output = place / "out"
-                command = [sys.executable, "-W", "ignore", __file__, "--measure", way, *map(str, (output, *members))]
-                ended = subprocess.run(command, capture_output=True, text=True, check=False)
-                if ended.returncode:
-                    raise SystemExit(f"{way} failed:\n{ended.stderr}")
-                found[way].append(json.loads(ended.stdout.splitlines()[-1]))
+                if way in COMMANDS:
+                    found[way].append(run_command(command(way, members, output, mergekit or ""), members))
+                else:
+                    found[way].append(measured(way, members, output))
                 shutil.rmtree(output) if output.is_dir() else output.unlink()
-        print(f"{'':12} {'seconds':>8} {'GB/s':>6} {'x floor':>8} {'CPU seconds':>12} {'anonymous memory':>17}")
+        print(f"{'':16} {'seconds':>8} {'GB/s':>6} {'x floor':>8} {'CPU seconds':>12} {'anonymous memory':>17}")
         base = statistics.median(run["seconds"] for run in found["floor"])
-        for way in WAYS:
-            seconds = statistics.median(run["seconds"] for run in found[way])
-            work = statistics.median(run["work"] for run in found[way])
-            peak = max(run["peak"] for run in found[way])
+        for way, runs in found.items():
+            seconds = statistics.median(run["seconds"] for run in runs)
+            work = statistics.median(run["work"] for run in runs)
+            peak = max(run["peak"] for run in runs)
             speed = 3 * size / seconds / 1e9
             print(
-                f"{way:12} {seconds:8.2f} {speed:6.2f} {seconds / base:8.2f} {work:12.1f} {peak / 1e6:14.0f} MB",
+                f"{way:16} {seconds:8.2f} {speed:6.2f} {seconds / base:8.2f} {work:12.1f} {peak / 1e6:14.0f} MB",
                 flush=True,
             )
+        if not mergekit:
+            print("mergekit-yaml is not on the path: not compared")
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

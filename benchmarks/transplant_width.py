@@ -1,16 +1,18 @@
 """Transplanting beside the published way ("concatenate, then Torch-Pruning"), over widths.
 
-Usage: python benchmarks/transplant_width.py [width ...]     (default 256 512 1024 2048 4096 8192)
+Usage: python benchmarks/transplant_width.py [width ...]     (default 256 … 16384)
 
 Two members: 3,072 inputs, two hidden layers of the given width, 10 outputs, no biases. Every measurement has a process
 of its own; the two ways take turns; medians are shown. In the same process as ours a member is copied with
 `copy.deepcopy`, turn by turn. "Extra" is the peak of resident memory beyond the members and the fused network, in
 members. The published way is written here on the PyPI package torch-pruning: all members' neurons side by side in one
-network with zeros between them, then group magnitude pruning back to the members' width.
+network with zeros between them, then group magnitude pruning back to the members' width. No process may take more
+memory than is free when it starts, less 1 GB; one that would need more is shown as out of memory.
 """
 
 import copy
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -63,6 +65,13 @@ def memory(field: str) -> int:
         if line.startswith(field):
             return int(line.split()[1]) * 1024
     raise KeyError(field)
+
+
+def free_bytes() -> int:
+    """What a process may take without pushing others out of memory."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return available - 1_000_000_000
 
 
 def measure(way: str, width: int, turns: int) -> dict[str, object]:
@@ -146,6 +155,7 @@ def row(width: int) -> None:
 def main() -> None:
     if "--measure" in sys.argv:
         way, width, turns = sys.argv[2:5]
+        resource.setrlimit(resource.RLIMIT_DATA, (free_bytes(),) * 2)
         print(json.dumps(measure(way, int(width), int(turns))))
         return
     print(
@@ -156,7 +166,7 @@ def main() -> None:
         f"{'width':>6} {'copy':>8} {'trace':>8} {'plan':>8} {'apply':>8} {'/ copy':>7} {'extra':>7} "
         f"{'all':>10} {'extra':>7} {'faster':>7}   results"
     )
-    for width in [int(a) for a in sys.argv[1:]] or [256, 512, 1024, 2048, 4096, 8192]:
+    for width in [int(a) for a in sys.argv[1:]] or [1 << n for n in range(8, 15)]:
         row(width)
 
 

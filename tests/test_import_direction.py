@@ -21,7 +21,8 @@ STAGES = [
     "command_line",
 ]
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names.split()}
-FILES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")
+# the package itself and `python -m neurograft` are no stages
+FILES = sorted(path for path in SOURCES.rglob("*.py") if path not in {SOURCES / "__init__.py", SOURCES / "__main__.py"})
 
 
 def stage_of(path: Path) -> str:

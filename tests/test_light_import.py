@@ -45,3 +45,8 @@ def test_help_imports_no_torch(arguments):
         "except SystemExit as end: assert not end.code"
     )
     assert loaded(program) <= ALLOWED
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "neurograft", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("neurograft ")

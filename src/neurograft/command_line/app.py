@@ -46,7 +46,7 @@ for command in (demo, trace, plan, fuse, evaluate):
 def main() -> None:
     """Run the command line; an error on purpose becomes one message on the error stream and exit code 2."""
     try:
-        app()
+        app(prog_name="neurograft")
     except NeurograftError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
