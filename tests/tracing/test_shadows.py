@@ -1,17 +1,20 @@
 """On the meta device the graph is the same, no value of a weight is needed, and no answer is made up."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import neurograft as ng
 from neurograft.errors import TraceError
+from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tape import record
 from tests.networks import NETWORKS, build, example
 from tests.tracing.huggingface import HUGGINGFACE, made
 
 
-def described(graph: ng.tracing.graph.NeuronGraph) -> list[tuple[object, ...]]:
+def described(graph: NeuronGraph) -> list[tuple[object, ...]]:
     """All that must agree."""
     return [(group.name, group.fixed, group.slots, group.inside) for group in graph]
 
@@ -26,14 +29,10 @@ def test_small_networks_give_the_same_graph(name: str) -> None:
     assert described(graph) == described(ng.trace(build(name), example(name), verify=False))
 
 
-FAST = {"resnet", "swin", "bert", "llama", "mixtral", "wav2vec2", "gpt2"}
+FAST = {"resnet", "swin", "bert", "llama", "mixtral", "wav2vec2", "gpt2", "falcon"}
 
 
-# Python lists used as an index become tensors on the meta device before anything can see their values
-@pytest.mark.parametrize(
-    "name",
-    [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in HUGGINGFACE if n != "falcon"],
-)
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in HUGGINGFACE])
 def test_huggingface_networks_give_the_same_graph(name: str) -> None:
     pytest.importorskip("transformers")
     real, inputs = made(name)
@@ -62,6 +61,31 @@ def test_a_question_that_no_weight_decides_is_answered() -> None:
     assert "relu" in names
     names = [op.name for op in record(Asks(of_mask=True), (torch.randn(2, 3), mask & False)).ops]
     assert "relu" not in names
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda h: h[:, [2, 3]],
+        lambda h: h[[0, 1]][..., [2, 3]],
+        lambda h: h[:, torch.tensor([2, 3], device=h.device)],
+        lambda h: h[:, torch.as_tensor([-3, -2], device=h.device)],
+    ],
+)
+def test_numbers_that_python_writes_out_are_known(take: Callable[[Tensor], Tensor]) -> None:
+    class Takes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(take(self.a(x)).relu())
+
+    real = ng.trace(Takes(), torch.randn(2, 3), verify=False)
+    assert real["a.weight:0.1"].size == 2, str(real)
+    with torch.device("meta"):
+        model = Takes()
+    assert described(ng.trace(model, torch.randn(2, 3))) == described(real)
 
 
 def test_a_question_that_weights_decide_is_an_error() -> None:

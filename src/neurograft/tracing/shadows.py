@@ -1,7 +1,9 @@
 """Record a network on the meta device, where tensors have no values, although its code asks for some.
 
 Masks and positions depend on no weight, so their values can be known: such tensors have a shadow on the CPU that every
-op is run on too, and a question for a value (`bool(mask.all())`) is answered from the shadow.
+op is run on too, and a question for a value (`bool(mask.all())`) is answered from the shadow. Numbers that Python writes
+out as an index (`x[:, [-2]]`) or gives `torch.tensor` have their values before they come to the meta device: they are
+made on the CPU first, where no mode has lost them.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from neurograft.tracing.tape import Recorder, storage_of, tensors_in
@@ -83,6 +86,31 @@ class MetaRecorder(Recorder):  # type: ignore[no-untyped-call]
                             del self.shadows[id(meta)]
 
 
+class Literals(TorchFunctionMode):
+    """Turns numbers that Python writes out into tensors on the CPU before torch puts them on the meta device itself.
+
+    Torch makes such tensors out of sight of any dispatch mode; only their way to the meta device is seen.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            args = (args[0], _index(args[1]), *args[2:])
+        elif func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu") == _META:
+            made: Tensor = func(*args, **{**kwargs, "device": "cpu"})
+            return made.to(_META)
+        return func(*args, **kwargs)
+
+
+def _index(index: Any) -> Any:
+    # an index with its lists of numbers as tensors
+    if isinstance(index, tuple):
+        return tuple(_index(part) for part in index)
+    if isinstance(index, list) and index and all(isinstance(n, (int, list)) for n in index):
+        return torch.tensor(index, device="cpu")
+    return index
+
+
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return func(*args, **kwargs)
@@ -101,4 +129,4 @@ def _on_meta(func: Any, taken: list[Tensor], kwargs: dict[str, Any]) -> dict[str
     return kwargs
 
 
-__all__ = ["MetaRecorder"]
+__all__ = ["Literals", "MetaRecorder"]

@@ -1,7 +1,7 @@
 """Record what a network really runs: every ATen op of one forward pass, in order, with its tensors kept alive."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -187,15 +187,17 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
     Raises:
         TraceError: if the network cannot run on `inputs`.
     """
-    from neurograft.tracing.shadows import MetaRecorder
+    from neurograft.tracing.shadows import Literals, MetaRecorder
 
     with as_found(model), module_paths(model) as path:
         recorder = Recorder(path)
+        literals: AbstractContextManager[object] = nullcontext()
         if on_meta(model):
             recorder = shadowing = MetaRecorder(path)
+            literals = Literals()
             inputs = tree_map_only(Tensor, shadowing.enter, inputs)
         try:
-            with recorder:
+            with literals, recorder:
                 outputs = call(model, inputs)
         except NeurograftError:
             raise
