@@ -121,6 +121,7 @@ class NeuronGraph:
     `groups` come in parameter order, `execution_order` names the free outermost groups as the run first makes
     them, `backward_order` as a depth-first walk from the output meets them (DESIGN: Torch-Pruning's order).
     `outputs` are the dotted paths of the returned tensors whose positions have a meaning ("" is the only one).
+    `products` names the parameters that are multiplied with each other before an activation meets them (U @ V).
     """
 
     groups: tuple[Group, ...]
@@ -135,6 +136,7 @@ class NeuronGraph:
     proven: str = "unproven"
     model_class: str = ""
     notes: tuple[str, ...] = field(default=())
+    products: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

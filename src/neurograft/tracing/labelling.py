@@ -1,6 +1,6 @@
 """Read tapes op by op with the table of rules, until every tensor's axes are known."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,10 @@ CONSUMING = {
     *("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_grouped_mm", "mkldnn_rnn_layer"),
     *("native_layer_norm", "native_batch_norm", "native_group_norm", "_fused_rms_norm"),
 }
+# contractions that may make a weight of two parameters
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot"}
+# contractions in which an activation's every position meets the same weight, and where that weight stands
+_READING = {"mm": (0, 1), "addmm": (1, 2), "linear": (0, 1), "mv": (0,), "addmv": (1,), "convolution": (1,)}
 # ops whose result is linear in the parameter, so that what the result's readers share can be moved in the parameter
 _LINEAR = {
     *("view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "alias"),
@@ -65,9 +69,48 @@ def consumes(name: str, module: str, parameters: int) -> bool:
     """Whether an op that sees parameters alone puts them to use, rather than making a weight of them.
 
     Learned queries enter layers as activations do; a parametrisation, or a norm that has no scale of its own and
-    standardises a weight, makes a weight.
+    standardises a weight, makes a weight. So may a product of parameters: see `makes_weight`.
     """
     return name in CONSUMING and "parametrizations" not in module and not ("norm" in name and parameters < 2)
+
+
+def makes_weight(op: Op, later: Sequence[Op], is_active: Callable[[Tensor], bool]) -> bool:
+    """Whether a product of parameters alone is a weight: all that meets it first are activations that it multiplies.
+
+    `linear(h, U @ V)` reads h with a weight of low rank; a learned query that goes through a layer is added to
+    activations, or compared with them head by head, and is one itself.
+    """
+    made = {id(r) for r in op.results if isinstance(r, Tensor)}
+    active: set[int] = set()
+    met = False
+    for other in later:
+        taken = list(op_tensors(other))
+        entering = any(id(x) in active or is_active(x) for x in taken)
+        if any(id(x) in made for x in taken):
+            if entering:
+                if not any(i < len(other.args) and id(other.args[i]) in made for i in _READING.get(other.name, ())):
+                    return False
+                met = True
+            elif "norm" in other.name and other.name in CONSUMING:
+                return False
+            else:
+                made.update(id(r) for r in other.results)
+        if entering:
+            active.update(id(r) for r in other.results)
+    return met
+
+
+def _is_linear(op: Op, derived: Sequence[Tensor]) -> bool:
+    # sums of parameters and their multiples too: zeros stay zeros
+    taken = sum(1 for _ in op_tensors(op))
+    if op.name in ("add", "sub"):
+        return taken == len(derived) == 2
+    return op.name in _LINEAR or (op.name in ("mul", "div") and taken == 1)
+
+
+def by_size(names: Iterable[str], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The parameters that a weight is made from, the largest first."""
+    return tuple(sorted(set(names), key=lambda n: (-tensors[n].numel(), n)))
 
 
 class Labelling:
@@ -82,6 +125,7 @@ class Labelling:
         self.unruled: dict[str, list[Axis]] = {}
         self.reached: set[str] = set()
         self.curved: set[str] = set()
+        self.products: set[tuple[str, ...]] = set()
         self.steps: list[Op] = []
         self.starts: list[int] = []
         self.rewritten: set[int] = set()
@@ -103,8 +147,8 @@ class Labelling:
         self.main.values = self.private.values = tape.values
         kept = live(tape)
         self.rewritten = {storage_of(x) for op in kept for x in op.mutates}
-        for op in kept:
-            self._step(op)
+        for i, op in enumerate(kept):
+            self._step(op, kept, i)
             self.steps.append(op)
         beside = unread_outputs(tape, kept) if outputs is None else ()
         for path, x in (*pinned_outputs(tape.outputs, outputs), *beside):
@@ -123,13 +167,20 @@ class Labelling:
             for name, x in self.tensors.by_name.items():
                 labels.know(x, axes[name], name)
 
-    def _step(self, op: Op) -> None:
+    def _step(self, op: Op, kept: Sequence[Op], at: int) -> None:
         taken = list(op_tensors(op))
         is_active = any(self.main.is_active(x) for x in taken)
         derived = [x for x in taken if self.private.known(x)]
         for x in derived:
             self.reached.update(self.private.names[id(x)])
-        alone = bool(derived) and not is_active and not consumes(op.name, op.module, len(derived))
+        product = (
+            op.name in _PRODUCTS
+            and bool(derived)
+            and not is_active
+            and "parametrizations" not in op.module
+            and makes_weight(op, kept[at + 1 :], self.main.is_active)
+        )
+        alone = product or (bool(derived) and not is_active and not consumes(op.name, op.module, len(derived)))
         old = [(x, self.main.of(x)) for x in op.mutates] if op.name not in _RESHAPING else []
         result = self._apply(self.main, op, mixing=bool(derived) and not alone)
         self._assign(self.main, op, result)
@@ -141,25 +192,26 @@ class Labelling:
             fresh = [r for r in op.results if isinstance(r, Tensor) and storage_of(r) not in self.rewritten]
             self.main.uniform.update(id(r) for r in fresh)
         if alone:
-            self._derive(op, derived)
+            self._derive(op, derived, product)
         elif is_active or derived:
             self.main.active.update(id(r) for r in op.results if isinstance(r, Tensor))
             self.main.written.update(storage_of(x) for x in op.mutates)
             if derived:
                 self._mark_rest(derived)
 
-    def _derive(self, op: Op, derived: Sequence[Tensor]) -> None:
+    def _derive(self, op: Op, derived: Sequence[Tensor], product: bool) -> None:
         # the result is computed from parameters alone
-        names = sorted({n for x in derived for n in self.private.names[id(x)]}, key=self._elements, reverse=True)
+        names = by_size({n for x in derived for n in self.private.names[id(x)]}, self.tensors.by_name)
+        self.private.multiplying = product
         self._assign(self.private, op, self._apply(self.private, op, mixing=False))
-        if op.name not in _LINEAR:
+        self.private.multiplying = False
+        if product:
+            self.products.add(tuple(sorted(names)))
+        if not product and not _is_linear(op, derived):
             self.curved.update(names)
         for r in op.results:
             if isinstance(r, Tensor):
-                self.private.names[id(r)] = tuple(names)
-
-    def _elements(self, name: str) -> int:
-        return int(self.tensors.by_name[name].numel())
+                self.private.names[id(r)] = names
 
     def _mark_rest(self, derived: Sequence[Tensor]) -> None:
         for x in derived:

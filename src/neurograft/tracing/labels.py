@@ -41,6 +41,16 @@ class UseNote:
 
 
 @dataclass(slots=True)
+class ProductNote:
+    """A weight that is the product of two: on private axes, what each contracts and what else it has."""
+
+    first: Axis
+    second: Axis
+    first_rest: Axes
+    second_rest: Axes
+
+
+@dataclass(slots=True)
 class Notes:
     """What rules note beside axes: reductions, bilinear contractions, roles (on private axes), kinds and uses."""
 
@@ -50,6 +60,7 @@ class Notes:
     makers: list[tuple[Op, Axis]] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)
     uses: list[UseNote] = field(default_factory=list)
+    products: list[ProductNote] = field(default_factory=list)
 
 
 class Labels:
@@ -69,6 +80,7 @@ class Labels:
         self.notes = Notes()
         self.op: Op | None = None
         self.mixing = False
+        self.multiplying = False
         self.marked: set[int] = set()
         self.active: set[int] = set()
         self.written: set[int] = set()
@@ -221,4 +233,4 @@ class Labels:
         )
 
 
-__all__ = ["Axes", "Labels", "Notes", "UseNote", "storage_key"]
+__all__ = ["Axes", "Labels", "Notes", "ProductNote", "UseNote", "storage_key"]

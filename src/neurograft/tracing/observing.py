@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from neurograft.tracing.graph import NeuronGraph, Use
-from neurograft.tracing.labelling import consumes, tensors_of_model
+from neurograft.tracing.labelling import by_size, consumes, tensors_of_model
 from neurograft.tracing.labels import storage_key
 from neurograft.tracing.tape import facts_of, module_paths, tensors_in
 
@@ -72,9 +72,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.observer = observer
         self.path = path
         self.uses = {(use.tensor, use.nth): use for use in graph.uses}
-        self.sizes = {name: x.numel() for name, x in tensors_of_model(model).by_name.items()}
-        self.own: dict[int, str] = {}
-        self.own_tensors = list(tensors_of_model(model).by_name.items())
+        self.products = frozenset(graph.products)
+        self.own = tensors_of_model(model).by_name
         self.by_storage: dict[Any, str] = {}
         self.begin(())
 
@@ -83,8 +82,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.active: Any = WeakIdKeyDictionary()
         self.derived: Any = WeakIdKeyDictionary()
         self.counts: dict[str, int] = {}
-        self.by_storage = {storage_key(x): name for name, x in self.own_tensors if x.numel()}
-        for name, x in self.own_tensors:
+        self.by_storage = {storage_key(x): name for name, x in self.own.items() if x.numel()}
+        for name, x in self.own.items():
             self.derived[x] = (name,)
         for x in tree_leaves(inputs):
             if isinstance(x, Tensor):
@@ -114,7 +113,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         own = sum(1 for x in taken if self.names(x))
         names = [n for x in taken for n in self.names(x)]
         active = any(x in self.active for x in taken)
-        alone = bool(names) and not active and not consumes(facts.name, self.path(), own)
+        product = tuple(sorted(set(names))) in self.products
+        alone = bool(names) and not active and (product or not consumes(facts.name, self.path(), own))
         use, given = (None, None) if alone or not names else self._use(facts.name, args)
         if use is not None:
             self.observer.before(use, given)
@@ -123,7 +123,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if use is not None:
             self.observer.after(use, given, results[0])
         if alone:
-            ordered = tuple(sorted(dict.fromkeys(names), key=lambda n: self.sizes[n], reverse=True))
+            ordered = by_size(names, self.own)
             for r in results:
                 self.derived.setdefault(r, ordered)
         elif active or names:

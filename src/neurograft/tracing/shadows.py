@@ -1,9 +1,9 @@
 """Record a network on the meta device, where tensors have no values, although its code asks for some.
 
 Masks and positions depend on no weight, so their values can be known: such tensors have a shadow on the CPU that every
-op is run on too, and a question for a value (`bool(mask.all())`) is answered from the shadow. Numbers that Python writes
-out as an index (`x[:, [-2]]`) or gives `torch.tensor` have their values before they come to the meta device: they are
-made on the CPU first, where no mode has lost them.
+op is run on too, and a question for a value (`bool(mask.all())`) is answered from the shadow. Numbers that Python
+writes out as an index (`x[:, [-2]]`) or gives `torch.tensor` have values before they come to the meta device: they are
+made on the CPU first.
 """
 
 from collections.abc import Callable, Mapping

@@ -63,6 +63,7 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
         backward_order=backward_order(labelling, named.names, outermost),
         unreached=unreached(labelling),
         unruled=tuple(labelling.unruled),
+        products=tuple(sorted(labelling.products)),
         model_class=f"{type(model).__module__}.{type(model).__qualname__}",
     )
     return graph, dict(named.variables)
@@ -144,11 +145,22 @@ def _kind(labelling: Labelling, name: str, x: Tensor, buffer: bool) -> Kind:
 
 def _marks(labelling: Labelling) -> dict[Var, frozenset[Role]]:
     # the roles of private variables
-    notes = labelling.main.notes.roles
     found: dict[Var, set[Role]] = {}
-    for axis, role in notes:
+
+    def note(axis: Axis, role: Role) -> None:
         for var in leaves(axis):
             found.setdefault(var, set()).add(role)
+
+    for axis, role in labelling.main.notes.roles:
+        note(axis, role)
+    # h (U V)ᵀ = (h Vᵀ) Uᵀ: what reads the activation makes the inner neurons, the other parameter reads them;
+    # later products first, since an earlier one may be a factor of theirs
+    for product in reversed(labelling.private.notes.products):
+        first, second = product.first, product.second
+        reads = {role for axis in product.second_rest for var in leaves(axis) for role in found.get(var, ())}
+        maker, reader = (second, first) if "in" in reads else (first, second)
+        note(maker, "out")
+        note(reader, "in")
     return {var: frozenset(roles) for var, roles in found.items()}
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from neurograft.tracing.algebra import Axis
-from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.labels import Axes, Labels, ProductNote
 from neurograft.tracing.rules.pointwise import broadcast, mark
 from neurograft.tracing.rules.table import Result, arg, rule, tensor
 from neurograft.tracing.tape import Op
@@ -17,9 +17,13 @@ def product(
     for i in range(batch):
         labels.unify(a[i], b[i])
     i, j = pairs
-    labels.unify(a[i], b[j])
     left = [d for d in range(batch, len(a)) if d != i]
     right = [d for d in range(batch, len(b)) if d != j]
+    if labels.multiplying:
+        # one parameter makes what the other reads: which of them does the product's reader say
+        labels.notes.products.append(ProductNote(a[i], b[j], _all_but(a, i), _all_but(b, j)))
+    else:
+        labels.unify(a[i], b[j])
     result = (*a[:batch], *(a[d] for d in left), *(b[d] for d in right))
     weight = labels.pick_weight(first, second)
     if weight is None:
@@ -38,6 +42,10 @@ def product(
     outputs = {d: offset + k for k, d in enumerate(made)}
     labels.use(weight, activation, result, {**along, read: faced}, {**along, **outputs}, bias)
     return result
+
+
+def _all_but(axes: Axes, dim: int) -> Axes:
+    return (*axes[:dim], *axes[dim + 1 :])
 
 
 def with_bias(labels: Labels, bias: Tensor, result: Axes) -> Axes:
