@@ -13,6 +13,7 @@ NeurograftError
 ├── TrainingDiverged      the loss became NaN or infinite
 ├── ResizeError           the module cannot be given other widths
 ├── CheckpointError       a checkpoint cannot be read or written
+├── StudyError            a study file says what cannot be run
 └── MissingExtra          an optional package is needed; the message says which extra to install
 """
 
@@ -70,6 +71,10 @@ class ResizeError(NeurograftError):
 
 class CheckpointError(NeurograftError):
     """A checkpoint cannot be read or written."""
+
+
+class StudyError(NeurograftError, ValueError):
+    """A study file has an unknown key or a value that cannot be meant, or its trials cannot be run."""
 
 
 class MissingExtra(NeurograftError, ImportError):

@@ -2,14 +2,16 @@
 
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from neurograft.experimenting.strict import Strict
 
 Scalar: TypeAlias = str | int | float | bool
 Relation: TypeAlias = Literal["above", "below", "not above", "not below", "equal"]
 Tuning: TypeAlias = Literal["none", "finetune", "distill"]
 
 
-class Figure(BaseModel):
+class Figure(Strict):
     """Which rows of a study a figure is taken from.
 
     Attributes:
@@ -25,8 +27,6 @@ class Figure(BaseModel):
         {'members': 4}
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     row: str
     recovery: str = "none"
     tuning: Tuning = "none"
@@ -34,7 +34,7 @@ class Figure(BaseModel):
     best_over: str | None = None
 
 
-class Claim(BaseModel):
+class Claim(Strict):
     """One claim of a paper: `figure` stands in relation `holds_if` to `against`, in every setting that has both.
 
     In a study file:
@@ -63,8 +63,6 @@ class Claim(BaseModel):
             or the path of another number in a row, such as `seconds.fuse`.
         where: fields that both figures' rows must have, as in `Figure.where`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str
     source: str

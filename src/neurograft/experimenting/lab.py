@@ -1,0 +1,151 @@
+"""What the trials of one process share: images, trained members, and the start that was made last."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.applying.pruning import prune
+from neurograft.checkpoints.loading import load_into
+from neurograft.evaluating.evaluation import Scores, evaluate
+from neurograft.experimenting.data import Images, Split, load_images
+from neurograft.experimenting.networks import MLP, convnet_for
+from neurograft.experimenting.trials import JSON, key_of
+from neurograft.planning.plan import FusionPlan
+
+Tick: TypeAlias = Callable[[str], None]
+Kept = TypeVar("Kept")
+NETWORKS_KEPT, STARTS_KEPT = 32, 3
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A network to measure or train on.
+
+    Attributes:
+        network: the start; it is only read.
+        plan: by which it was fused, None for starts that are no fusion.
+        fuse: seconds of fusing.
+        recover: seconds of recovering.
+    """
+
+    network: nn.Module
+    plan: FusionPlan | None
+    fuse: float
+    recover: float = 0.0
+
+
+class MemberStore(Protocol):
+    """Where rows and records are found, and members' tensors lie."""
+
+    folder: Path
+
+    def row(self, key: str) -> JSON:
+        """The record of a finished member."""
+        ...
+
+    def member_path(self, key: str) -> Path:
+        """The file of a member's tensors."""
+        ...
+
+    def __hash__(self) -> int:
+        """Stores are told apart by identity."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """One store on one device; what was loaded or made stays at hand for the next trial.
+
+    Attributes:
+        store: where members are.
+        data_folder: where local copies of data sets lie.
+        device: where networks and images are.
+    """
+
+    store: MemberStore
+    data_folder: Path | None
+    device: torch.device
+    _images: "OrderedDict[str, Images]" = field(default_factory=OrderedDict)
+    _networks: "OrderedDict[str, nn.Module]" = field(default_factory=OrderedDict)
+    starts: "OrderedDict[str, Made]" = field(default_factory=OrderedDict)
+
+    def images(self, data: Mapping[str, Any]) -> Images:
+        """The data set of `data` settings, on the device."""
+
+        def load() -> Images:
+            source = data["source"]
+            if source != "digits" and self.data_folder is not None:
+                source = str(self.data_folder / source)
+            return load_images(source, samples=data["samples"])
+
+        return keep(self._images, key_of({**data, "augment": None}), load, 2)
+
+    def member(self, entry: Mapping[str, Any], images: Images) -> nn.Module:
+        """A trained member, pruned if its entry says so."""
+
+        def load() -> nn.Module:
+            network = make_network(entry["network"], images.shape, images.classes)
+            load_into(network, self.store.member_path(entry["key"]))
+            if "pruned" in entry:
+                network = prune(network, example_of(images), ratio=entry["pruned"])
+            return network.to(self.device).eval()
+
+        return keep(self._networks, key_of(entry), load, NETWORKS_KEPT)
+
+    def untrained(self, network: Mapping[str, Any], images: Images, seed: int) -> nn.Module:
+        """A new network from a seed; the caller's random state is not touched."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return make_network(network, images.shape, images.classes).to(self.device)
+
+
+def keep(kept: "OrderedDict[str, Kept]", key: str, make: Callable[[], Kept], most: int) -> Kept:
+    """The thing kept under a key, made if it is not there; the one used longest ago makes room."""
+    if key not in kept:
+        value = make()
+        kept[key] = value
+        while len(kept) > most:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def make_network(settings: Mapping[str, Any], shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network of a study's settings."""
+    own = {key: value for key, value in settings.items() if key != "name"}
+    return MLP(shape, classes, **own) if settings["name"] == "mlp" else convnet_for(shape, classes)
+
+
+def example_of(images: Images) -> Tensor:
+    """Two images, as tracing takes them."""
+    return images.train.images[:2]
+
+
+def calibration_of(images: Images, samples: int) -> Sequence[Tensor]:
+    """Unlabelled training images in batches."""
+    return torch.split(images.train.images[:samples], 250)
+
+
+def scores_of(network: nn.Module, split: Split) -> JSON:
+    """What a row says of a network on a split."""
+    return scores_json(evaluate(network, split.batches()))
+
+
+def scores_json(scores: Scores) -> JSON:
+    """Scores as a row has them."""
+    return {
+        "accuracy": scores.accuracy,
+        "loss": scores.loss,
+        "calibration_error": scores.calibration_error,
+        "samples": scores.samples,
+    }
+
+
+def rank(scores: Mapping[str, Any]) -> tuple[float, float]:
+    """What "better" means when validation chooses: accuracy, then loss."""
+    return scores["accuracy"], -scores["loss"]

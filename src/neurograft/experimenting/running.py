@@ -1,0 +1,125 @@
+"""`run_task`: train a member, or make, recover, tune and measure what a trial asks for."""
+
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neurograft.checkpoints.writing import write_checkpoint
+from neurograft.experimenting.data import Images, Split
+from neurograft.experimenting.lab import Lab, Made, MemberStore, Tick, scores_of
+from neurograft.experimenting.provenance import provenance
+from neurograft.experimenting.starts import Ingredients, make_start
+from neurograft.experimenting.trials import JSON, Task
+from neurograft.experimenting.tunings import Tuned, finetuned, tuned
+
+
+def run_task(
+    task: Task,
+    store: MemberStore,
+    *,
+    data_folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    tick: Tick = lambda _: None,
+) -> JSON:
+    """Do one task; every random number comes from the seeds in its settings.
+
+    Args:
+        task: what to do.
+        store: holds the members a trial needs; a member's tensors are written to `store.member_path(key)`.
+        data_folder: where local copies of data sets lie.
+        device: where to compute.
+        tick: called with a few words after every epoch of training.
+
+    Returns:
+        A row for a trial; for a member its record, which the store keeps beside the tensors.
+
+    Raises:
+        NeurograftError: as data, networks, fusion and training do.
+    """
+    lab = _lab(store, data_folder, torch.device(device))
+    result = _member(task, lab, tick) if task.kind == "member" else _TRIALS[_kind(task)](task, lab, tick)
+    return {"key": task.key, "kind": task.kind, **task.labels, **result, "configuration": task.settings} | provenance()
+
+
+@lru_cache(maxsize=1)
+def _lab(store: MemberStore, data_folder: Path | None, device: torch.device) -> Lab:
+    return Lab(store, data_folder, device)
+
+
+def _kind(task: Task) -> str:
+    return next(name for name in _TRIALS if name in task.settings)
+
+
+def _member(task: Task, lab: Lab, tick: Tick) -> JSON:
+    settings = task.settings
+    images = lab.images(settings["data"])
+    started = time.perf_counter()
+    network = lab.untrained(settings["network"], images, settings["initial_seed"])
+    training = {**settings["training"], "lr": [settings["training"]["lr"]]}
+    part = part_of(images.train, settings["part"])
+    trained = finetuned(network, training, images, seed=settings["seed"], tick=tick, part=part)
+    path = lab.store.member_path(task.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(trained.network.cpu(), path, {"key": task.key, "label": task.label})
+    return _training_of(trained) | {"seconds": {"members": time.perf_counter() - started}}
+
+
+def part_of(split: Split, part: JSON | None) -> Split:
+    """The part of the training images that a member sees, drawn by the seed in the settings."""
+    if part is None:
+        return split
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(part["seed"])).to(split.labels.device)
+    if part["kind"] == "parts":
+        chosen = order[part["number"] :: part["of"]]
+    else:
+        labels = split.labels[order]
+        own, rest = order[labels == part["skill"]], order[labels != part["skill"]]
+        cut = round(part["share"] * len(rest))
+        chosen = torch.cat([own, rest[:cut]]) if part["number"] == 0 else rest[cut:]
+    return Split(split.images[chosen], split.labels[chosen])
+
+
+def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
+    settings = task.settings
+    images = lab.images(settings["data"])
+    entries = settings["members"]
+    members = [lab.member(entry, images) for entry in entries]
+    records = [_record(lab, entry, member, images) for entry, member in zip(entries, members, strict=True)]
+    made = make_start(Ingredients(settings, images, members, records, lab, tick))
+    spent = sum(
+        {entry["key"]: float(r["seconds"]["members"]) for entry, r in zip(entries, records, strict=True)}.values()
+    )
+    if settings["tuning"] is None:
+        validation = scores_of(made.network, images.validation)
+        found: JSON = {"lr": None, "epoch": 0, "curve": [validation["accuracy"]], "validation": validation}
+        network, seconds = made.network, 0.0
+    else:
+        result = tuned(made.network, settings["tuning"], images, members, seed=settings["seed"], tick=tick)
+        found, network, seconds = _training_of(result), result.network, result.seconds
+    return found | {"test": scores_of(network, images.test), "seconds": _seconds(spent, made, seconds)}
+
+
+def _record(lab: Lab, entry: JSON, member: torch.nn.Module, images: Images) -> JSON:
+    """What training a member gave; a pruned copy is measured on validation anew."""
+    record = lab.store.row(entry["key"])
+    return record if "pruned" not in entry else record | {"validation": scores_of(member, images.validation)}
+
+
+def _training_of(result: Tuned) -> JSON:
+    return {
+        "lr": result.lr,
+        "epoch": result.epoch,
+        "curve": list(result.curve),
+        "validation": result.validation,
+        "tried": [[lr, accuracy] for lr, accuracy in result.tried.items()],
+    }
+
+
+def _seconds(members: float, made: Made, tune: float) -> dict[str, Any]:
+    return {"members": members, "fuse": made.fuse, "recover": made.recover, "tune": tune}
+
+
+_TRIALS = {"start": _trial}

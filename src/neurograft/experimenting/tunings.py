@@ -1,0 +1,155 @@
+"""How a trial trains a start further: fine-tuned or distilled, the step size and the epoch chosen on validation."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neurograft.errors import TrainingDiverged
+from neurograft.evaluating.ensemble import Ensemble
+from neurograft.experimenting.data import Images, Split
+from neurograft.experimenting.lab import Tick, rank, scores_json
+from neurograft.experimenting.trials import JSON
+from neurograft.inputs import first_tensor
+from neurograft.training.distilling import distill, soft_loss
+from neurograft.training.finetuning import finetune
+from neurograft.training.loop import Epoch
+from neurograft.untouched import untouched
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A trained network and what validation chose.
+
+    Attributes:
+        network: at the chosen epoch.
+        lr: the chosen step size.
+        epoch: the chosen epoch, 0 for the start itself.
+        curve: validation accuracy before the first and after each epoch, at the chosen step size.
+        validation: scores at the chosen epoch.
+        seconds: of training at the chosen step size.
+        tried: step size -> best validation accuracy, None where training diverged.
+    """
+
+    network: nn.Module
+    lr: float
+    epoch: int
+    curve: tuple[float, ...]
+    validation: JSON
+    seconds: float
+    tried: Mapping[float, float | None]
+
+
+def tuned(
+    start: nn.Module, settings: JSON, images: Images, teachers: Sequence[nn.Module], *, seed: int, tick: Tick
+) -> Tuned:
+    """The start trained at every step size of the settings; validation chooses one of the results."""
+    found: list[Tuned] = []
+    tried: dict[float, float | None] = {}
+    kind: Callable[..., Tuned] = finetuned if settings["kind"] == "finetune" else _Distiller(teachers, settings, images)
+    for lr in settings["lr"]:
+        one = kind(start, {**settings, "lr": [lr]}, images, seed=seed, tick=tick)
+        found.append(one)
+        tried |= one.tried
+    best = max(found, key=lambda one: rank(one.validation))
+    return Tuned(best.network, best.lr, best.epoch, best.curve, best.validation, best.seconds, tried)
+
+
+def finetuned(
+    start: nn.Module, settings: JSON, images: Images, *, seed: int, tick: Tick, part: Split | None = None
+) -> Tuned:
+    """The start trained on labels, at one step size."""
+    split = images.train if part is None else part
+    return _trained(finetune, start, split.batches(settings["batch"], shuffle=True), settings, images, seed, tick)
+
+
+class _Distiller:
+    """Trains on what the teachers answer; without augmentation and labels they are asked once, not in every step."""
+
+    def __init__(self, teachers: Sequence[nn.Module], settings: JSON, images: Images) -> None:
+        chosen = settings["teachers"]
+        self.teachers = list(teachers) if chosen == "members" else [teachers[chosen]]
+        self.temperature, self.soft = float(settings["temperature"]), float(settings["soft"])
+        remembered = settings["hard"] == 0
+        self.answers = _answers(Ensemble(self.teachers), images.train) if remembered else None
+
+    def __call__(self, start: nn.Module, settings: JSON, images: Images, *, seed: int, tick: Tick) -> Tuned:
+        split = images.train if self.answers is None else Split(images.train.images, self.answers)
+        batches = split.batches(settings["batch"], shuffle=True)
+        if self.answers is not None:
+            return _trained(finetune, start, batches, settings, images, seed, tick, loss=self._loss)
+
+        def taught(student: nn.Module, given: Any, **course: Any) -> nn.Module:
+            return distill(
+                student,
+                self.teachers,
+                given,
+                temperature=self.temperature,
+                soft=self.soft,
+                hard=settings["hard"],
+                **course,
+            )
+
+        return _trained(taught, start, batches, settings, images, seed, tick)
+
+    def _loss(self, outputs: Any, wanted: Tensor) -> Tensor:
+        """Against answers while training, against labels on the validation images."""
+        logits = first_tensor(outputs)
+        if wanted.is_floating_point():
+            return self.soft * soft_loss(logits, wanted, self.temperature)
+        return F.cross_entropy(logits, wanted)
+
+
+def _answers(teacher: nn.Module, split: Split) -> Tensor:
+    """What the teacher says to every image, in their order."""
+    with untouched(teacher), torch.no_grad():
+        return torch.cat([first_tensor(teacher(images)) for images, _ in split.batches(512)])
+
+
+def _trained(
+    train: Callable[..., nn.Module],
+    start: nn.Module,
+    batches: Any,
+    settings: JSON,
+    images: Images,
+    seed: int,
+    tick: Tick,
+    **more: Any,
+) -> Tuned:
+    started = time.perf_counter()
+    history: list[Epoch] = []
+
+    def on_epoch(epoch: Epoch) -> None:
+        history.append(epoch)
+        if epoch.number:
+            tick(f"epoch {epoch.number} of {settings['epochs']}")
+
+    lr = settings["lr"][0]
+    try:
+        network = train(
+            start,
+            batches,
+            epochs=settings["epochs"],
+            lr=lr,
+            momentum=settings["momentum"],
+            weight_decay=settings["weight_decay"],
+            validation=images.validation.batches(),
+            seed=seed,
+            progress=False,
+            on_epoch=on_epoch,
+            **more,
+        )
+    except TrainingDiverged:
+        network = None
+    scores = [epoch.validation for epoch in history if epoch.validation is not None]
+    curve = tuple(score.accuracy for score in scores)
+    if network is None:  # the start, before the step size that was too large
+        lost = scores_json(scores[0])
+        return Tuned(start, lr, 0, curve, lost, time.perf_counter() - started, {lr: None})
+    chosen = max(range(len(scores)), key=lambda number: (scores[number].accuracy, -scores[number].loss))
+    best = scores_json(scores[chosen])
+    return Tuned(network.eval(), lr, chosen, curve, best, time.perf_counter() - started, {lr: max(curve)})

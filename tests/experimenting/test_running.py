@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+from tests.experimenting.stores import run_study
+from tests.experimenting.test_study_file import STUDY
+
+import neurograft as ng
+from neurograft.checkpoints.loading import load_into
+from neurograft.experimenting.data import load_images
+from neurograft.experimenting.lab import make_network
+from neurograft.experimenting.study_file import load_study
+
+
+@pytest.fixture
+def study(tmp_path):
+    def made(text=STUDY):
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        return load_study(path)
+
+    return made
+
+
+def find(rows, **wanted):
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def test_rows_say_what_was_measured(tmp_path):
+    rows = run_study(load_study("comparison"), "smoke", tmp_path)
+    json.dumps(rows, allow_nan=False)
+    (best,), (fused,) = find(rows, row="best member"), find(rows, row="transplant", tuning="none")
+    members = find(rows, row="member 0") + find(rows, row="member 1")
+    assert best["validation"]["accuracy"] == max(row["validation"]["accuracy"] for row in members)
+    for row in rows:
+        assert row["validation"]["samples"] == 400
+        assert row["test"]["samples"] == 997
+        assert row["curve"][row["epoch"]] == row["validation"]["accuracy"] == max(row["curve"])
+        assert set(row["seconds"]) == {"members", "fuse", "recover", "tune"}
+        assert {"commit", "versions", "hardware", "configuration"} <= set(row)
+    assert fused["seconds"]["fuse"] > 0
+    tuned = find(rows, row="transplant", tuning="finetune")[0]
+    assert tuned["curve"][0] == fused["validation"]["accuracy"]
+    assert tuned["lr"] == 0.05
+
+
+def test_a_row_is_what_the_public_functions_give(study, tmp_path):
+    rows = run_study(study(), "smoke", tmp_path, seeds=[0])
+    digits = load_images("digits")
+    members = [make_network({"name": "mlp", "width": 16}, digits.shape, 10) for _ in "ab"]
+    fused_row = find(rows, row="transplant", tuning="finetune")[0]
+    for member, entry in zip(members, fused_row["configuration"]["members"], strict=True):
+        load_into(member, tmp_path / f"{entry['key']}.safetensors")
+    fused = ng.fuse(members, digits.train.images[:2], recover=None)
+    found = []
+    for lr in (0.1, 0.01):
+        tuned = ng.finetune(
+            fused,
+            digits.train.batches(256, shuffle=True),
+            epochs=1,
+            lr=lr,
+            validation=digits.validation.batches(),
+            seed=0,
+        )
+        found.append((ng.evaluate(tuned, digits.validation.batches()).accuracy, lr, tuned))
+    accuracy, lr, tuned = max(found, key=lambda one: one[0])
+    assert (fused_row["validation"]["accuracy"], fused_row["lr"]) == (accuracy, lr)
+    assert fused_row["test"]["accuracy"] == ng.evaluate(tuned, digits.test.batches()).accuracy
+    assert dict(fused_row["tried"]) == {one[1]: max(one[0], fused_row["curve"][0]) for one in found}
+
+
+def test_the_same_task_gives_the_same_row(study, tmp_path):
+    text = STUDY.replace("tuning:", "tuning:\n  distill: {epochs: 1, lr: 0.1}").replace("{}", "{recoveries: [refit]}")
+    first = run_study(study(text), "smoke", tmp_path / "a", seeds=[0])
+    torch.manual_seed(99)
+    second = run_study(study(text), "smoke", tmp_path / "b", seeds=[0])
+    for one, other in zip(first, second, strict=True):
+        assert [one[name] for name in ("curve", "test", "epoch", "lr")] == [
+            other[name] for name in ("curve", "test", "epoch", "lr")
+        ]
+
+
+def test_a_step_size_that_diverges_loses(study, tmp_path):
+    rows = run_study(study(STUDY.replace("[0.1, 0.01]", "[0.01, 1.0e+30]")), "smoke", tmp_path, seeds=[0])
+    for row in find(rows, tuning="finetune"):
+        assert row["lr"] == 0.01
+        assert row["tried"][1] == [1e30, None]
