@@ -8,7 +8,7 @@ import pytest
 SOURCES = Path(__file__).parents[1] / "src" / "neurograft"
 STAGES = [
     "errors",
-    "inputs untouched checkpoints parametrised",
+    "inputs untouched checkpoints parametrised factories",
     "tracing",
     "planning",
     "applying",

@@ -1,16 +1,15 @@
 """What the subcommands have in common: factories, example inputs and options given as text."""
 
-import importlib
 import json
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neurograft.errors import CheckpointError, InputError, NeurograftError, OptionError, closest
+from neurograft.factories import find_factory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,42 +41,6 @@ Fixed = Annotated[
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 SHAPE = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?$")
-
-
-def find_factory(text: str) -> Callable[[], Any]:
-    """The function that `package.module:function` names.
-
-    Raises:
-        InputError: if the text, the module or the function is not right.
-
-    Example:
-        >>> find_factory("neurograft.experimenting.networks:digits_mpl")
-        Traceback (most recent call last):
-        neurograft.errors.InputError: neurograft.experimenting.networks has no 'digits_mpl'; did you mean ...
-    """
-    module_name, separator, name = text.partition(":")
-    if not separator or not module_name or not name:
-        there = (
-            "; this is a file or folder of weights, what is asked for is the function that builds the network "
-            "(`neurograft plan` takes Hugging Face folders and shows their groups)"
-        )
-        raise InputError(
-            f"factory {text!r} must read package.module:function, such as torchvision.models:resnet18"
-            + (there if Path(text).exists() else "")
-        )
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(f"factory {text!r}: {module_name} cannot be imported: {error}") from error
-    if not hasattr(module, name):
-        public = [known for known, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
-        raise InputError(f"{module_name} has no {name!r}; {closest(name, public)}")
-    function = getattr(module, name)
-    if not callable(function):
-        raise InputError(f"factory {text!r} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
 
 
 def build(text: str, seed: int) -> "nn.Module":

@@ -1,0 +1,147 @@
+"""Networks from settings, as a study file holds them: by name, by factory, or by a Hugging Face configuration."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from neurograft.errors import InputError, NeurograftError, OptionError, closest
+from neurograft.experimenting.networks.convnet import convnet
+from neurograft.experimenting.networks.huggingface import from_configuration
+from neurograft.experimenting.networks.lenet import lenet
+from neurograft.experimenting.networks.mlp import mlp
+from neurograft.experimenting.networks.resnet import resnet8, resnet18, resnet20
+from neurograft.experimenting.networks.shapes import Shape
+from neurograft.experimenting.networks.vgg import vgg11
+from neurograft.experimenting.networks.vit import ViT
+from neurograft.factories import find_factory
+from neurograft.inputs import first_tensor
+from neurograft.planning.options import check_count
+from neurograft.untouched import untouched
+
+NAMED: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "lenet": lenet,
+    "vgg11": vgg11,
+    "resnet18": resnet18,
+    "vit": ViT,
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "convnet": convnet,
+}
+"""Name in a study file -> how it is built: called with shape and classes, options by keyword."""
+
+
+def make_network(settings: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
+    """An untrained network for images of a shape; its weights are drawn from torch's random state.
+
+    `{"name": "vgg11", "share": 0.25, "batch_norm": True}` is one of `NAMED`, the rest are its options.
+    `{"name": "package.module:factory", …}` calls any function: with `shape` and `classes` where it has parameters of
+    these names, and with the options. `{"huggingface": {"model_type": "vit", …}}` is an image classifier of
+    transformers, see `from_configuration`; instead of the mapping, a folder with a config.json.
+
+    Args:
+        settings: what to build.
+        shape: channels, height and width of an image.
+        classes: outputs.
+
+    Raises:
+        OptionError: for a name or an option that is not known, with the closest known ones, and for a value that an
+            option does not take.
+        InputError: if a factory cannot be found or called, or its network does not answer images of this shape with
+            one logit per class.
+
+    Example:
+        >>> make_network({"name": "mlp", "width": 16, "depth": 1}, (1, 8, 8), 10).head
+        Linear(in_features=16, out_features=10, bias=False)
+        >>> make_network({"name": "restnet18"}, (3, 32, 32), 10)
+        Traceback (most recent call last):
+        neurograft.errors.OptionError: unknown network 'restnet18'; did you mean 'resnet18' ...
+    """
+    options = dict(settings)
+    if "huggingface" in options:
+        network = from_configuration(options.pop("huggingface"), shape, classes)
+        if options:
+            raise OptionError(f"{sorted(options)[0]!r} beside 'huggingface': its configuration holds all options")
+        return _answering(network, "the Hugging Face configuration", shape, classes)
+    name = options.pop("name", None)
+    if name in NAMED:
+        check_options(name, options)
+        return NAMED[name](shape, classes, **options)
+    if not isinstance(name, str) or ":" not in name:
+        raise OptionError(f"unknown network {name!r}; {closest(str(name), NAMED)}, or package.module:function")
+    return _answering(_called(name, options, shape, classes), f"factory {name!r}", shape, classes)
+
+
+def check_network(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that `make_network` would refuse, as far as can be told without building anything.
+
+    Raises:
+        OptionError: for a name or an option that is not known, and for a value that an option does not take.
+        InputError: if a factory cannot be found.
+    """
+    options = dict(settings)
+    if "huggingface" in options:
+        return
+    name = options.pop("name", None)
+    if isinstance(name, str) and ":" in name:
+        find_factory(name)
+    elif name not in NAMED:
+        raise OptionError(f"unknown network {name!r}; {closest(str(name), NAMED)}, or package.module:function")
+    else:
+        check_options(name, options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a named network does not have, and values of another kind than their defaults.
+
+    Raises:
+        OptionError: with the closest known options, or the value.
+    """
+    taken = {p.name: p.default for p in inspect.signature(NAMED[name]).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for option, value in options.items():
+        if option not in taken:
+            raise OptionError(f"network {name!r} has no option {option!r}; {closest(option, taken)}")
+        default = taken[option]
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise OptionError(f"{option} is True or False, got {value!r}")
+        elif isinstance(default, int):
+            check_count(option, value)
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise OptionError(f"{option} is a number, got {value!r}")
+
+
+def _called(name: str, options: dict[str, Any], shape: Shape, classes: int) -> nn.Module:
+    factory = find_factory(name)
+    try:
+        taken = set(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):  # written in C, without a signature
+        taken = set()
+    given = {key: value for key, value in (("shape", shape), ("classes", classes)) if key in taken}
+    try:
+        network = factory(**given | options)
+    except NeurograftError:
+        raise
+    except Exception as error:
+        raise InputError(f"factory {name!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"factory {name!r} gave a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _answering(network: nn.Module, what: str, shape: Shape, classes: int) -> nn.Module:
+    """The network, if it gives logits of shape `(samples, classes)`."""
+    with untouched(network), torch.no_grad():
+        try:
+            outputs = network(torch.zeros(2, *shape))
+        except Exception as error:
+            raise InputError(
+                f"{what} gave a network that does not take images of shape {shape}: {type(error).__name__}: {error}"
+            ) from error
+    found = tuple(first_tensor(outputs).shape)
+    if found != (2, classes):
+        raise InputError(f"{what} gave a network whose logits for 2 images have shape {found}, expected (2, {classes})")
+    return network
