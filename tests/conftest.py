@@ -1,9 +1,18 @@
 """Where tests find the data that lies beside the project's folder."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_files_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images are kept among the tests' files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEUROGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

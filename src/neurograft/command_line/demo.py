@@ -9,7 +9,10 @@ import typer
 def demo(
     data: Annotated[
         str,
-        typer.Option(help="`digits` (ships inside scikit-learn), or a folder with train*.parquet and test*.parquet."),
+        typer.Option(
+            help="`digits` (ships inside scikit-learn); `mnist`, `fashion_mnist`, `svhn`, `cifar10`, `cifar100` or "
+            "another name on the Hugging Face hub; or a folder of parquet files, or of images per class."
+        ),
     ] = "digits",
     output: Annotated[Path, typer.Option(help="Folder for the page, the result rows and the networks.")] = Path(
         "runs/demo"

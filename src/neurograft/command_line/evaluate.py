@@ -15,7 +15,10 @@ def evaluate(
     ],
     data: Annotated[
         str,
-        typer.Option(help="`digits` (ships inside scikit-learn), or a folder with train*.parquet and test*.parquet."),
+        typer.Option(
+            help="`digits` (ships inside scikit-learn); `mnist`, `fashion_mnist`, `svhn`, `cifar10`, `cifar100` or "
+            "another name on the Hugging Face hub; or a folder of parquet files, or of images per class."
+        ),
     ] = "digits",
     split: Annotated[
         str, typer.Option(help="`validation` to choose, `test` once at the end, or `train`.")

@@ -110,7 +110,7 @@ def compare(
     plans, calibration = {}, images.train.batches()
     for method in methods:
         started = time.perf_counter()
-        plans[method] = plan(members, images.train.images[:2], method, calibration=calibration, seed=budget.seed)
+        plans[method] = plan(members, images.train.examples(), method, calibration=calibration, seed=budget.seed)
         starts[method] = apply(plans[method], members), time.perf_counter() - started
     for row, (network, seconds) in starts.items():
         if row in plans:
