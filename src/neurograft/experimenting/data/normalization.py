@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 5000  # images that are floats at the same time
-
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
@@ -45,19 +43,18 @@ class Normalization:
             >>> normalization(torch.tensor([[[[1.0]]]])).item()
             0.0
         """
+        values, counts = _histogram(pixels) if pixels.dtype == torch.uint8 else (pixels.double(), torch.ones(1))
         count = pixels.numel() // pixels.shape[1]
-        mean = _total(pixels, torch.zeros(1), 1) / count
-        deviation = (_total(pixels, mean, 2) / max(1, count - 1)).sqrt()
+        mean = (values * counts).sum((0, 2, 3), keepdim=True) / count
+        squares = ((values - mean) ** 2 * counts).sum((0, 2, 3), keepdim=True)
+        deviation = (squares / max(1, count - 1)).sqrt()
         return Normalization(mean.float(), torch.where(deviation > 0, deviation, 1.0).float())
 
 
-def _total(pixels: Tensor, mean: Tensor, power: int) -> Tensor:
-    """`Σ (x − mean)^power` per channel, float64 of shape `(1, channels, 1, 1)`, a chunk of images at a time."""
-    total = torch.zeros(1, pixels.shape[1], 1, 1, dtype=torch.float64)
-    for start in range(0, len(pixels), CHUNK):
-        part = scaled(pixels[start : start + CHUNK]).double()
-        total += ((part - mean) ** power).sum((0, 2, 3), keepdim=True)
-    return total
+def _histogram(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The values that bytes can have, shape `(256, 1, 1, 1)`, and how often they occur, `(256, channels, 1, 1)`."""
+    counts = [torch.bincount(pixels[:, channel].flatten(), minlength=256) for channel in range(pixels.shape[1])]
+    return torch.arange(256).view(256, 1, 1, 1).double() / 255, torch.stack(counts, 1)[:, :, None, None]
 
 
 def scaled(pixels: Tensor) -> Tensor:
