@@ -270,3 +270,9 @@ def test_the_same_seed_gives_the_same_network():
         first, again = small(name, seed=3), small(name, seed=3)
         torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
     assert {name.partition(" ")[0] for name in SMALL} == set(NAMED)
+
+
+def test_the_page_lists_every_named_network():
+    from tools.named_networks import PAGE, table
+
+    assert table() in PAGE.read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def run_demo(
     """Train members of each kind of network, fuse them, recover them, and write a page, result rows and checkpoints.
 
     Args:
-        source: "digits" or a folder of parquet files, see `load_images`.
+        source: "digits", another data set or a folder, see `load_images`.
         output: the folder for `report.html`, `results.jsonl` and the networks; made if it is missing.
         networks: names in `neurograft.experimenting.networks.NETWORKS`.
         methods: names in `neurograft.planning.methods.METHODS`.
