@@ -176,7 +176,7 @@ def test_poolings_stop_at_a_single_pixel():
         ({"name": "mlp", "width": 0}, (3, 32, 32), "width is a whole number of at least 1, got 0"),
         ({"name": "mlp", "bias": "no"}, (3, 32, 32), "bias is True or False, got 'no'"),
         ({"name": "vit", "dropout": "a"}, (3, 32, 32), "dropout is a number, got 'a'"),
-        ({"huggingface": {}, "bias": True}, (1, 8, 8), "model_type None is no image classifier"),
+        ({"huggingface": {}}, (1, 8, 8), "model_type None is no image classifier"),
         ({"huggingface": {"model_type": "vti"}}, (1, 8, 8), "did you mean 'vit'"),
         ({"huggingface": {"model_type": "bert"}}, (1, 8, 8), "model_type 'bert' is no image classifier"),
         (

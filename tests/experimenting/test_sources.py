@@ -12,6 +12,7 @@ from PIL import Image
 from neurograft.errors import InputError, MissingExtra, OptionError
 from neurograft.experimenting.data import KNOWN, keeping, load_images
 from neurograft.experimenting.data.decoding import Found, decode
+from neurograft.experimenting.data.hub import find_on_hub
 
 
 @pytest.fixture(autouse=True)
@@ -267,23 +268,23 @@ def test_what_the_hub_lacks_is_said(hub, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_library_gives_what_the_hub_would(tmp_path, monkeypatch):
+def test_the_real_library_reads_a_repository_of_the_hub(tmp_path, monkeypatch):
     import datasets
 
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "arrow"))
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=3)})
-
-    def split(numbers):
-        rows = {"img": [Image.fromarray(picture(n)) for n in numbers], "label": [n % 3 for n in numbers]}
-        return datasets.Dataset.from_dict(rows, features=features)
-
-    datasets.DatasetDict({"train": split(range(20)), "test": split(range(100, 103))}).save_to_disk(tmp_path / "saved")
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, configuration: datasets.load_from_disk(tmp_path / "saved")
-    )
-    images = load_images("cifar10")
-    assert sorted(numbers(images.train) + numbers(images.validation)) == list(range(20))
-    assert numbers(images.test) == [100, 101, 102]
-    assert len(list(keeping.kept_folder().glob("cifar10-*.safetensors"))) == 1
+    folder = tmp_path / "repository" / "data"
+    folder.mkdir(parents=True)
+    for name, wanted in (("train", range(20)), ("test", range(100, 103))):
+        rows = {"img": [Image.fromarray(picture(n)) for n in wanted], "label": [n % 3 for n in wanted]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    found = find_on_hub(str(tmp_path / "repository"), None, "org/photos")
+    assert found.files
+    assert all(file.suffix == ".arrow" for file in found.files)
+    decoded = keeping.kept(found, None, 0)
+    assert decoded.train_pixels[:, 0, 0, 0].tolist() == list(range(20))
+    assert decoded.test_labels.tolist() == [1, 2, 0]
+    assert len(list(keeping.kept_folder().glob("org-photos-*.safetensors"))) == 1
 
 
 @pytest.fixture

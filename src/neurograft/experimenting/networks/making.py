@@ -60,18 +60,14 @@ def make_network(settings: Mapping[str, Any], shape: Shape, classes: int) -> nn.
         Traceback (most recent call last):
         neurograft.errors.OptionError: unknown network 'restnet18'; did you mean 'resnet18' ...
     """
+    check_network(settings)
     options = dict(settings)
     if "huggingface" in options:
-        network = from_configuration(options.pop("huggingface"), shape, classes)
-        if options:
-            raise OptionError(f"{sorted(options)[0]!r} beside 'huggingface': its configuration holds all options")
+        network = from_configuration(options["huggingface"], shape, classes)
         return _answering(network, "the Hugging Face configuration", shape, classes)
-    name = options.pop("name", None)
+    name = options.pop("name")
     if name in NAMED:
-        check_options(name, options)
         return NAMED[name](shape, classes, **options)
-    if not isinstance(name, str) or ":" not in name:
-        raise OptionError(f"unknown network {name!r}; {closest(str(name), NAMED)}, or package.module:function")
     return _answering(_called(name, options, shape, classes), f"factory {name!r}", shape, classes)
 
 
@@ -84,14 +80,17 @@ def check_network(settings: Mapping[str, Any]) -> None:
     """
     options = dict(settings)
     if "huggingface" in options:
+        if len(options) > 1:
+            beside = sorted(options.keys() - {"huggingface"})[0]
+            raise OptionError(f"{beside!r} beside 'huggingface': its configuration holds all options")
         return
     name = options.pop("name", None)
-    if isinstance(name, str) and ":" in name:
-        find_factory(name)
-    elif name not in NAMED:
-        raise OptionError(f"unknown network {name!r}; {closest(str(name), NAMED)}, or package.module:function")
-    else:
+    if name in NAMED:
         check_options(name, options)
+    elif isinstance(name, str) and ":" in name:
+        find_factory(name)
+    else:
+        raise OptionError(f"unknown network {name!r}; {closest(str(name), NAMED)}, or package.module:function")
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
