@@ -49,12 +49,10 @@ class Augmentation:
             pixels: shape `(samples, channels, height, width)`, before normalisation, so that 0 is black.
             draws: shape `(samples, 3)`, on the same device.
         """
-        height, width = pixels.shape[2:]
+        samples, channels, height, width = pixels.shape
         border = torch.nn.functional.pad(pixels, (self.padding,) * 4)
         rows = draws[:, :1] + torch.arange(height, device=pixels.device)
-        columns = torch.arange(width, device=pixels.device).expand(len(pixels), width)
+        columns = torch.arange(width, device=pixels.device).expand(samples, width)
         columns = torch.where(draws[:, 2:] == 1, width - 1 - columns, columns) + draws[:, 1:2]
-        samples = torch.arange(len(pixels), device=pixels.device)[:, None, None]
-        return (
-            border.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-        )
+        places = (rows[:, :, None] * border.shape[3] + columns[:, None, :]).view(samples, 1, -1)
+        return border.flatten(2).gather(2, places.expand(-1, channels, -1)).view(pixels.shape)
