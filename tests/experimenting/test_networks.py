@@ -172,6 +172,8 @@ def test_poolings_stop_at_a_single_pixel():
         ({"name": "resnet18", "share": -1}, (1, 8, 8), "share is a factor on every width, above 0, got -1"),
         ({"name": "vgg_11"}, (3, 32, 32), "unknown network 'vgg_11'; did you mean 'vgg11'"),
         ({"width": 3}, (3, 32, 32), "unknown network None; known: convnet, lenet"),
+        ({"name": ["mlp"]}, (3, 32, 32), r"unknown network \['mlp'\]"),
+        ("mlp", (3, 32, 32), "settings are a mapping such as {'name': 'mlp'}, got 'mlp'"),
         ({"name": "mlp", "widht": 3}, (3, 32, 32), "network 'mlp' has no option 'widht'; did you mean 'width'"),
         ({"name": "mlp", "width": 0}, (3, 32, 32), "width is a whole number of at least 1, got 0"),
         ({"name": "mlp", "bias": "no"}, (3, 32, 32), "bias is True or False, got 'no'"),

@@ -1,6 +1,8 @@
 """Where images come from: parquet files, folders per class, the hub; and that they are decoded once."""
 
 import io
+import subprocess
+import sys
 import threading
 from types import ModuleType, SimpleNamespace
 
@@ -128,6 +130,9 @@ def test_what_a_folder_lacks_is_said(tmp_path):
     write_classes(tmp_path / "animals" / "test", ("cat", "mouse"), 2)
     with pytest.raises(InputError, match="mouse is a class that the training images do not have: cat, dog"):
         load_images(tmp_path / "animals")
+    (tmp_path / "svhn").mkdir()
+    with pytest.raises(InputError, match=r"svhn holds no train.* `hf download ufldl-stanford/svhn .*/svhn` fetches"):
+        load_images("svhn", folder=tmp_path)
     with pytest.raises(InputError, match="nowhere: no such folder"):
         load_images(tmp_path / "nowhere")
 
@@ -228,7 +233,7 @@ def hub(monkeypatch):
         return state.splits
 
     module.load_dataset = load_dataset
-    monkeypatch.setitem(__import__("sys").modules, "datasets", module)
+    monkeypatch.setitem(sys.modules, "datasets", module)
     return state
 
 
@@ -262,7 +267,7 @@ def test_what_the_hub_lacks_is_said(hub, monkeypatch):
     hub.splits = {"train": text, "validation": text}
     with pytest.raises(InputError, match="org/texts has no column of images; its columns are text, id, label"):
         load_images("org/texts")
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"cifar10: no folder cifar10, and .*pip install 'neurograft\[data\]'"):
         load_images("cifar10")
 
@@ -337,6 +342,23 @@ def test_many_at_once_decode_once(counted, cache):
     assert len(found) == 6
     assert all(one == found[0] for one in found)
     assert not list(cache.glob(".*part"))
+
+
+@pytest.mark.slow
+def test_many_processes_decode_once(counted, tmp_path):
+    folder, _ = counted
+    program = (
+        "import sys; from neurograft.experimenting.data import load_images; "
+        "from neurograft.experimenting.data.decoding import Found; decoded = Found.decoded\n"
+        "def counting(self, size):\n"
+        "    open(sys.argv[2], 'a').write('decoded ')\n"
+        "    return decoded(self, size)\n"
+        "Found.decoded = counting; print(len(load_images(sys.argv[1]).train))"
+    )
+    command = [sys.executable, "-c", program, str(folder), str(tmp_path / "log")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0].strip() for process in running] == ["16"] * 4
+    assert (tmp_path / "log").read_text().split() == ["decoded"]
 
 
 def test_without_a_place_to_keep_them_images_are_decoded_again(counted, tmp_path, monkeypatch):

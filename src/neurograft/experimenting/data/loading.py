@@ -92,7 +92,10 @@ def find(name: str, folder: str | Path | None, seed: int) -> Found:
     places.append(Path(name))
     for place in places:
         if place.is_dir():
-            return find_folder(place, place.resolve().name, named.configuration if named else "data", seed)
+            try:
+                return find_folder(place, place.resolve().name, named.configuration if named else "data", seed)
+            except InputError as error:
+                raise InputError(f"{error}{_fetching(named.hub, place) if named else ''}") from error
     looked = f"no folder {' or '.join(str(place) for place in places)}"
     if known is None and not _hub_name(name):
         if len(Path(name).parts) > 1:
@@ -105,10 +108,14 @@ def find(name: str, folder: str | Path | None, seed: int) -> Found:
     try:
         return find_on_hub(hub, configuration, name)
     except (InputError, MissingExtra) as error:
-        raise type(error)(
-            f"{name}: {looked}, and {error}. Where there is a network, `hf download {hub} --repo-type dataset "
-            f"--local-dir {places[0]}` fetches its parquet files (train*.parquet, test*.parquet)"
-        ) from error
+        raise type(error)(f"{name}: {looked}, and {error}{_fetching(hub, places[0])}") from error
+
+
+def _fetching(hub: str, place: Path) -> str:
+    return (
+        f". Where there is a network, `hf download {hub} --repo-type dataset --local-dir {place}` fetches its parquet "
+        "files (train*.parquet, test*.parquet)"
+    )
 
 
 def _hub_name(name: str) -> bool:

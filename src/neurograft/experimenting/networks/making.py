@@ -78,6 +78,8 @@ def check_network(settings: Mapping[str, Any]) -> None:
         OptionError: for a name or an option that is not known, and for a value that an option does not take.
         InputError: if a factory cannot be found.
     """
+    if not isinstance(settings, Mapping):
+        raise OptionError(f"a network's settings are a mapping such as {{'name': 'mlp'}}, got {settings!r}")
     options = dict(settings)
     if "huggingface" in options:
         if len(options) > 1:
@@ -85,10 +87,10 @@ def check_network(settings: Mapping[str, Any]) -> None:
             raise OptionError(f"{beside!r} beside 'huggingface': its configuration holds all options")
         return
     name = options.pop("name", None)
-    if name in NAMED:
-        check_options(name, options)
-    elif isinstance(name, str) and ":" in name:
+    if isinstance(name, str) and ":" in name:
         find_factory(name)
+    elif isinstance(name, str) and name in NAMED:
+        check_options(name, options)
     else:
         raise OptionError(f"unknown network {name!r}; {closest(str(name), NAMED)}, or package.module:function")
 
