@@ -181,7 +181,11 @@ def _check_kept_apart(graph: NeuronGraph) -> None:
         PlanError: with the first groups in the way.
     """
     moved = {group.name for group in graph.outermost}
-    found = []
+    found = [
+        f"{group.name} is chosen from by {group.ranked_by[0]}, which would choose among all members' units at once"
+        for group in graph.outermost
+        if group.ranked_by
+    ]
     for info in graph.tensors.values():
         made = [g for dim in info.roles for g, roles in dim.items() if "out" in roles and g not in moved]
         inside = [graph[g] for g in made if not str(graph[g].why).startswith("the output")]

@@ -11,7 +11,9 @@ from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.layout import Factor, Layout, layout_size, segment_size
 
 # names that speak of widths, and names that speak of something else although they hold such a word
-WIDTH = re.compile(r"head|hidden|dim|size|width|feature|channel|embed|embd|inner|split|state|rank|group|^d_|^n[fx]$")
+WIDTH = re.compile(
+    r"head|hidden|dim|size|width|feature|channel|embed|embd|inner|split|state|rank|group|experts$|^d_|^n[fx]$"
+)
 OTHER = re.compile(
     r"shift|window|patch|image|kernel|vocab|position|batch|layer|stride|label|class|idx|index|token|max_|padding"
 )
@@ -20,6 +22,8 @@ STREAM = re.compile(r"^(hidden_sizes?|n_embd|d_model|model_dim|embed_dim|hidden_
 COUNT = re.compile(r"^n_|num_|heads?$|groups?$|rank|state")
 # counts of what holds neurons of its own: as many heads as a head is wide must not confuse them
 LEADING = re.compile(r"(heads?|groups?)$")
+# counts of what every weight is stacked along: whole dimensions, although they are counts
+STACKED = re.compile(r"experts$")
 
 # torch's own modules that declare widths which no kind of their own keeps true
 DECLARING = (nn.MultiheadAttention, nn.RNNBase, nn.Transformer)
@@ -72,11 +76,13 @@ def _declare(holder: object, path: str, old: NeuronGraph, new: NeuronGraph) -> l
     wholes, factors, leading = _widths(path, old, new)
     changed = []
     for name, value in named.items():
-        tables: tuple[dict[int, set[int]], ...] = (factors, wholes) if COUNT.search(name) else (wholes, factors)
+        stacked = bool(STACKED.search(name))
+        counting = bool(COUNT.search(name)) and not stacked
+        tables: tuple[dict[int, set[int]], ...] = (factors, wholes) if counting else (wholes, factors)
         if LEADING.search(name):
             tables = (leading, *tables)
         # three heads beside the three parts of a fused projection: what did not change says nothing
-        changing = bool(STREAM.search(name) or LEADING.search(name))
+        changing = stacked or bool(STREAM.search(name) or LEADING.search(name))
         fresh: Any = (
             _became(value, tables, changing)
             if isinstance(value, int)

@@ -188,8 +188,13 @@ def cut_warnings(graph: NeuronGraph, shares: Mapping[str, tuple[float, ...]]) ->
 
 
 def weight_warnings(graph: NeuronGraph, filling: Filling) -> tuple[str, ...]:
-    """Where owned neurons cannot carry the members' weights: tied tensors, products, members of weight 0."""
-    found = []
+    """Where owned neurons cannot carry the members' weights: tied tensors, products, rankings, members of weight 0."""
+    found = [
+        f"{group} holds units of several members, and {graph[group].ranked_by[0]} chooses among all of them: every "
+        "unit is whole, but what it competes with is not what it was trained against"
+        for group, maps in filling.maps.items()
+        if graph[group].ranked_by and sum(share > 0 for share in kept_share(maps)) > 1
+    ]
     if max(filling.weights) < 1:
         found += [
             f"{tied.tensor} makes the neurons of {tied.group} and reads them, and no norm in front can carry the "
@@ -200,7 +205,7 @@ def weight_warnings(graph: NeuronGraph, filling: Filling) -> tuple[str, ...]:
         found += [
             f"{group} is contracted on both sides as it is made ({', '.join(graph[group].bilinear)}), where no tensor "
             "carries the members' weights: the result is the sum over the members' kept neurons, not their weighted "
-            "mean (a weight that is a product of parameters is seen so too); keep it whole with fixed=[...]"
+            "mean; keep it whole with fixed=[...]"
             for group in filling.maps
             if graph[group].bilinear
         ]

@@ -12,7 +12,8 @@ def fused_sizes(members: Members, ratio: float | None, width: int | Mapping[str,
 
     Args:
         members: the networks.
-        ratio: the share of all members' neurons to remove, in [0, 1); at least one neuron stays.
+        ratio: the share of all members' neurons to remove, in [0, 1); at least one neuron stays, or as many as
+            the network chooses at once (the experts of a token).
         width: neurons per group, one number for all, or a mapping of patterns (of group names or of the tensors
             that make a group) to numbers; groups it does not name keep member 0's number.
 
@@ -28,10 +29,12 @@ def fused_sizes(members: Members, ratio: float | None, width: int | Mapping[str,
     for group in members.graph.outermost:
         own = members.sizes(group.name)
         total = sum(own)
-        n = asked.get(group.name, own[0] if ratio is None else max(1, total - round(ratio * total)))
-        if not 1 <= n <= total:
+        n = asked.get(group.name, own[0] if ratio is None else max(group.least, total - round(ratio * total)))
+        if not group.least <= n <= total:
+            chosen = f" ({group.ranked_by[0]} chooses as many)" if group.least > 1 else ""
             raise OptionError(
-                f"group {group.name} cannot have {n} neurons: at least 1, at most {total}, all members' together"
+                f"group {group.name} cannot have {n} neurons: at least {group.least}{chosen}, at most {total}, all "
+                "members' together"
             )
         sizes[group.name] = n
     return sizes

@@ -1,12 +1,15 @@
 """The deep proof: every intermediate tensor of the permuted network is the permuted intermediate of the original."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neurograft.tracing.algebra import Axis, Var, axis_size, leaves, positions
 from neurograft.tracing.labelling import Labelling
+from neurograft.tracing.numbering import Numbers, Order
 from neurograft.tracing.permutation import permuted_tensor
 from neurograft.tracing.proof import Bench, change
 from neurograft.tracing.slots import build_graph
@@ -19,22 +22,22 @@ def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> t
     bench.put({})
     labelling = Labelling(bench.model)
     tapes = []
-    labels: list[dict[int, tuple[Axis, ...]]] = []
+    labels: list[tuple[dict[int, tuple[Axis, ...]], Numbers]] = []
     for example in bench.examples:
         tape = _record(bench, example)
         labelling.read(tape, bench.outputs or None)
         tapes.append(tape)
-        labels.append(dict(labelling.main.axes))
+        labels.append((dict(labelling.main.axes), labelling.main.numbers.kept()))
     graph, variables = build_graph(labelling, bench.model)
     known = {name: var for name, var in variables.items() if not var.fixed}
     chosen = {name: index for name, index in moved.items() if name in known and known[name].size == len(index)}
     changed = {name: permuted_tensor(x, graph.tensors[name], chosen) for name, x in bench.original.items()}
     by_variable = {variables[name]: index.numpy() for name, index in chosen.items()}
-    for example, tape, axes in zip(bench.examples, tapes, labels, strict=True):
+    for example, tape, (axes, numbers) in zip(bench.examples, tapes, labels, strict=True):
         bench.put(changed)
         other = _record(bench, example)
         bench.put({})
-        error, first = _compare(tape, other, axes, by_variable, tolerance)
+        error, first = _compare(tape, other, axes, numbers, by_variable, tolerance)
         worst, where = max(worst, error), where or first
     return worst, where
 
@@ -46,29 +49,58 @@ def _record(bench: Bench, example: object) -> Tape:
 
 
 def _compare(
-    before: Tape, after: Tape, axes: Mapping[int, tuple[Axis, ...]], moved: Mapping[Var, object], tolerance: float
+    before: Tape,
+    after: Tape,
+    axes: Mapping[int, tuple[Axis, ...]],
+    numbers: Numbers,
+    by_variable: Mapping[Var, NDArray[Any]],
+    tolerance: float,
 ) -> tuple[float, str | None]:
     ours, theirs = live(before), live(after)
     if [op.name for op in ours] != [op.name for op in theirs]:
         return float("inf"), "the permuted network ran other ops"
+    moved = dict(by_variable)
     worst, where = 0.0, None
     for one, other in zip(ours, theirs, strict=True):
         if one.name.startswith(("empty", "new_empty")) or one.name == "mkldnn_rnn_layer":
             continue
         for x, y in zip(one.results, other.results, strict=True):
-            if not isinstance(x, Tensor) or id(x) not in axes:
+            if isinstance(x, Tensor) and id(x) in numbers.sorting and one is numbers.sorting[id(x)].op:
+                moved |= _rows_moved(numbers.sorting[id(x)], y)
+        for x, y in zip(one.results, other.results, strict=True):
+            meaning = numbers.of(x) if isinstance(x, Tensor) else None
+            if not isinstance(x, Tensor) or id(x) not in axes or (meaning and meaning.kind in ("bounds", "range")):
                 continue
-            error = change(_moved(x, axes[id(x)], moved), y)
+            expected = _moved(x, axes[id(x)], moved)
+            if meaning is not None and meaning.kind == "units":
+                expected = _renumbered(expected, meaning.axis, moved)
+            error = change(expected, y)
             worst = max(worst, error)
             if error > tolerance and where is None:
                 where = str(one)
     return worst, where
 
 
-def _moved(x: Tensor, axes: tuple[Axis, ...], moved: Mapping[Var, object]) -> Tensor:
+def _rows_moved(order: Order, after: Tensor) -> dict[Var, NDArray[Any]]:
+    # where each row of the new order was in the old one
+    (rows,) = list(leaves(order.rows)) or (None,)
+    if rows is None:
+        return {}
+    old = order.indices.flatten().argsort()
+    return {rows: old[after.flatten()].cpu().numpy()}
+
+
+def _renumbered(x: Tensor, axis: Axis, moved: Mapping[Var, NDArray[Any]]) -> Tensor:
+    # numbers of units after the units have moved; numbers beyond them stay
+    now = torch.from_numpy(positions(axis, moved)).argsort().to(x.device)
+    inside = (x >= 0) & (x < len(now))
+    return torch.where(inside, now[x.long().clamp(0, max(len(now) - 1, 0))].to(x.dtype), x)
+
+
+def _moved(x: Tensor, axes: tuple[Axis, ...], moved: Mapping[Var, NDArray[Any]]) -> Tensor:
     for dim, axis in enumerate(axes):
         if axis_size(axis) > 1 and any(var in moved for var in leaves(axis)):
-            index = torch.from_numpy(positions(axis, moved))  # type: ignore[arg-type]
+            index = torch.from_numpy(positions(axis, moved))
             x = x.index_select(dim, index.to(x.device))
     return x
 

@@ -49,7 +49,9 @@ class Group:
 
     `fixed` groups never move and `why` says what fixed them (op and module path). `inside` names the
     group whose units contain these (the channels of a head). `reduced_by` lists ops that reduce over the
-    units (LayerNorm, softmax, mean) and `bilinear` ops that contract two activations over them (q·k).
+    units (LayerNorm, softmax, mean) and `bilinear` ops that contract two activations over them (q·k). `ranked_by`
+    lists those of the former that choose units by their values (the experts of a mixture, by `topk`): there must
+    be at least as many as they choose, `least`.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Group:
     inside: str | None = None
     reduced_by: tuple[str, ...] = ()
     bilinear: tuple[str, ...] = ()
+    ranked_by: tuple[str, ...] = ()
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,8 @@ class Labelling:
         beside = unread_outputs(tape, kept) if outputs is None else ()
         for path, x in (*pinned_outputs(tape.outputs, outputs), *beside):
             self.pinned.append((tape, path, x))
-            for axis in self.main.of(x):
+            meaning = self.main.numbers.of(x)
+            for axis in (*self.main.of(x), *(() if meaning is None else (meaning.axis,))):
                 fix(axis, f"the output {path}".strip())
 
     def _forget_activations(self) -> None:
@@ -164,6 +165,7 @@ class Labelling:
             labels.axes.clear()
             labels.names.clear()
             labels.strangers.clear()
+            labels.numbers.forget()
             for name, x in self.tensors.by_name.items():
                 labels.know(x, axes[name], name)
 
@@ -181,8 +183,9 @@ class Labelling:
             and makes_weight(op, kept[at + 1 :], self.main.is_active)
         )
         alone = product or (bool(derived) and not is_active and not consumes(op.name, op.module, len(derived)))
+        dealt = not alone and self._is_dealt(op, derived)
         old = [(x, self.main.of(x)) for x in op.mutates] if op.name not in _RESHAPING else []
-        result = self._apply(self.main, op, mixing=bool(derived) and not alone)
+        result = self._apply(self.main, op, mixing=bool(derived) and not (alone or dealt))
         self._assign(self.main, op, result)
         for x, axes in old:
             for a, b in zip(axes, self.main.of(x), strict=False):
@@ -193,11 +196,24 @@ class Labelling:
             self.main.uniform.update(id(r) for r in fresh)
         if alone:
             self._derive(op, derived, product)
+        elif dealt:
+            # every row of the result is the whole weight of the unit that its number names
+            self.main.notes.roles.append((self.private.of(derived[0])[0], "elementwise"))
+            self._assign(self.private, op, self._apply(self.private, op, mixing=False))
+            self.private.names[id(op.results[0])] = ()
         elif is_active or derived:
             self.main.active.update(id(r) for r in op.results if isinstance(r, Tensor))
             self.main.written.update(storage_of(x) for x in op.mutates)
             if derived:
                 self._mark_rest(derived)
+
+    def _is_dealt(self, op: Op, derived: Sequence[Tensor]) -> bool:
+        # a stack of weights of which the input's routing chooses (experts looked up by number): still weights
+        if op.name != "index" or len(derived) != 1 or op.args[0] is not derived[0] or len(op.args[1]) != 1:
+            return False
+        chosen = op.args[1][0]
+        meaning = None if chosen is None else self.main.numbers.moving(chosen)
+        return meaning is not None and meaning.kind == "units"
 
     def _derive(self, op: Op, derived: Sequence[Tensor], product: bool) -> None:
         # the result is computed from parameters alone
@@ -231,10 +247,13 @@ class Labelling:
         results: list[Axes | None] = list(result) if isinstance(result, list) else [result]
         if not _fits(op, results):
             return self._unruled(labels, op, " (its rule gave other shapes)")
+        labels.numbers.settle(op, op.name in UNIFORM)
         return results
 
     def _unruled(self, labels: Labels, op: Op, how: str) -> list[Axes | None]:
         # nothing is known: whatever enters is fixed, and so is what leaves
+        labels.numbers.understood.clear()
+        labels.numbers.settle(op, False)
         entering = [axis for x in op_tensors(op) for axis in labels.of(x)]
         if labels is self.main:
             movable = [axis for axis in entering if any(not v.fixed for v in leaves(axis))]

@@ -10,6 +10,7 @@ from torch import Tensor
 from neurograft.tracing import algebra
 from neurograft.tracing.algebra import Axis, axis_size, canon, fixed, merge, unify
 from neurograft.tracing.graph import Kind, Role
+from neurograft.tracing.numbering import Numbers
 from neurograft.tracing.tape import Op, storage_of
 
 Axes: TypeAlias = tuple[Axis, ...]
@@ -56,6 +57,7 @@ class Notes:
 
     reduced: list[tuple[Axis, str]] = field(default_factory=list)
     bilinear: list[tuple[Axis, str]] = field(default_factory=list)
+    ranked: list[tuple[Axis, str, int]] = field(default_factory=list)
     roles: list[tuple[Axis, Role]] = field(default_factory=list)
     makers: list[tuple[Op, Axis]] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Labels:
         self.names_by_storage: dict[Key, tuple[str, ...]] = {}
         self.strangers: set[int] = set()
         self.notes = Notes()
+        self.numbers = Numbers()
         self.op: Op | None = None
         self.mixing = False
         self.multiplying = False
@@ -159,6 +162,15 @@ class Labels:
         """The axis' positions have a meaning."""
         algebra.fix(axis, why or self.why)
 
+    def look_up(self, axis: Axis, index: Tensor, why: str = "") -> None:
+        """Positions of `axis` are found by number: those of units are found wherever the units went, others fix it."""
+        meaning = self.numbers.understand(index)
+        size = 0 if meaning is None else axis_size(axis) - axis_size(meaning.axis)
+        if meaning is None or size < 0:
+            self.fix(axis, why)
+        if meaning is not None:
+            self.unify(axis, meaning.axis + algebra.free(size)) if size >= 0 else self.fix(meaning.axis)
+
     def fixed(self, size: int, why: str = "") -> Axis:
         """A new fixed axis; only sound if every axis it came from is fixed."""
         return fixed(size, why or self.why)
@@ -167,6 +179,12 @@ class Labels:
         """The op reduces over the units of `axis`."""
         if self.private is not None:
             self.notes.reduced.append((axis, self.why))
+
+    def ranked(self, axis: Axis, count: int) -> None:
+        """The op chooses `count` units of `axis`, those with the largest values."""
+        self.reduced(axis)
+        if self.private is not None:
+            self.notes.ranked.append((axis, self.why, count))
 
     def bilinear(self, axis: Axis) -> None:
         """The op contracts two activations over `axis`."""

@@ -306,7 +306,10 @@ def _permuted(bench: Bench, graph: NeuronGraph, moved: Mapping[str, Tensor]) -> 
 
 
 def _role_checkable(group: Group, graph: NeuronGraph) -> bool:
-    # a dim that is made and read at once (tied), or read through a norm of the weight, cannot be shared out
+    # a dim that is made and read at once (tied), or read through a norm of the weight, cannot be shared out; of two
+    # equal units a ranking chooses one
+    if group.ranked_by:
+        return False
     for slot in group.slots:
         info = graph.tensors[slot.tensor]
         roles = info.roles[slot.dim][group.name]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, free, leaves, segment_size, unify
+from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, free, leaves, reason, segment_size, unify
 from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Use, slots_by_group
 from neurograft.tracing.labelling import Labelling, resolved
 from neurograft.tracing.labels import Axes, UseNote
@@ -32,12 +32,15 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
     """The graph as it is known by now, and the variable behind each group."""
     pin_unreached(labelling)
     pin_unread(labelling)
+    pin_dealt(labelling)
     named = name_groups(labelling)
     marks = _marks(labelling)
     tensors = {name: _tensor_info(labelling, name, named, marks) for name in labelling.tensors.by_name}
     slots = slots_by_group(tensors)
     reduced = _notes_by_group(labelling.main.notes.reduced, named)
     bilinear = _notes_by_group(labelling.main.notes.bilinear, named)
+    ranked = _notes_by_group([(axis, why) for axis, why, _ in labelling.main.notes.ranked], named)
+    least = _least(labelling, named)
     inside = _nesting(tensors, named)
     groups = tuple(
         Group(
@@ -49,6 +52,8 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
             inside.get(name),
             reduced.get(name, ()),
             bilinear.get(name, ()),
+            ranked.get(name, ()),
+            least.get(name, 1),
         )
         for name, var in named.variables.items()
     )
@@ -94,6 +99,18 @@ def pin_unread(labelling: Labelling) -> None:
             for part, seen in zip(parts, read, strict=True):
                 if not seen:
                     fix(part, "no example input reached it")
+
+
+def pin_dealt(labelling: Labelling) -> None:
+    """Fix the units whose numbers have put rows in an order that means something, or that parameters know."""
+    for labels, own in ((labelling.main, labelling.parameter_axes), (labelling.private, labelling.private_axes)):
+        while True:
+            known = {var for axes in own.values() for axis in axes for var in leaves(axis)}
+            broken = [order for order in labels.numbers.broken(known) if reason(order.by) is None]
+            if not broken:
+                break
+            for order in broken:
+                fix(order.by, order.why)
 
 
 def name_groups(labelling: Labelling) -> Named:
@@ -224,18 +241,30 @@ def _notes_by_group(notes: list[tuple[Axis, str]], named: Named) -> dict[str, tu
     return {name: tuple(whys) for name, whys in found.items()}
 
 
+def _least(labelling: Labelling, named: Named) -> dict[str, int]:
+    # how many units of a group the run has chosen at once
+    found: dict[str, int] = {}
+    for axis, _, count in labelling.main.notes.ranked:
+        units = list(leaves(axis))
+        if len(units) == 1 and units[0] in named.names:
+            name = named.names[units[0]]
+            found[name] = max(found.get(name, 1), count)
+    return found
+
+
 def _nesting(tensors: Mapping[str, TensorInfo], named: Named) -> dict[str, str]:
-    # a group is inside the free group whose units hold it wherever it is made: channels of heads, never
-    # the channels beside tokens, which are made on their own somewhere
+    # a group is inside the free group whose units hold it wherever it is made: channels of heads, hidden neurons
+    # of stacked experts, never the channels beside tokens, which are made on their own somewhere
     order = {name: i for i, name in enumerate(named.variables)}
     made: dict[str, list[set[str]]] = {}
     anywhere: dict[str, list[set[str]]] = {}
     for info in tensors.values():
         for dim, layout in enumerate(info.layouts):
+            stacks = _stacks(info, dim)
             for name, outer in _outer_groups(layout):
                 anywhere.setdefault(name, []).append(outer)
                 if "out" in info.roles[dim][name] and info.kind == "weight":
-                    made.setdefault(name, []).append(outer)
+                    made.setdefault(name, []).append(outer | stacks)
     inside: dict[str, str] = {}
     for name in named.variables:
         if named.variables[name].fixed:
@@ -248,6 +277,12 @@ def _nesting(tensors: Mapping[str, TensorInfo], named: Named) -> dict[str, str]:
         if outer_names:
             inside[name] = min(outer_names, key=order.__getitem__)
     return inside
+
+
+def _stacks(info: TensorInfo, dim: int) -> set[str]:
+    # groups along the other dims of a stack of weights, one weight per unit
+    others = (roles for d, roles in enumerate(info.roles) if d != dim)
+    return {group for roles in others for group, played in roles.items() if played == {"elementwise"}}
 
 
 def _chain(inside: Mapping[str, str], name: str) -> Iterator[str]:

@@ -59,7 +59,16 @@ def counted(labels: Labels, op: Op) -> Result:
         if hasattr(x, "untyped_storage"):
             for axis in labels.of(x):
                 labels.fix(axis)
+    if op.name == "arange" and _from_zero(op):
+        labels.numbers.counting.add(id(op.results[0]))
     return tuple(labels.fixed(n) for n in result_shape(op))
+
+
+def _from_zero(op: Op) -> bool:
+    # 0, 1, 2, …: the numbers of its own positions
+    (count,) = result_shape(op)
+    numbers = {"default": (0, *op.args, 1), "start": (*op.args, 1)}.get(op.overload, op.args)
+    return numbers == (0, count, 1)
 
 
 @rule("_local_scalar_dense", "item", "is_nonzero", "equal", "is_same_size", "_assert_async", "_assert_tensor_metadata")
@@ -67,6 +76,7 @@ def scalar(labels: Labels, op: Op) -> Result:
     """A value read by Python: every dim of what it is read from is fixed."""
     for x in op.args:
         if hasattr(x, "untyped_storage") and op.name in ("_local_scalar_dense", "item", "equal"):
+            labels.numbers.understand(x, "range")
             for axis in labels.of(x):
                 labels.fix(axis)
     return [None for _ in op.results]

@@ -107,15 +107,21 @@ def linear(labels: Labels, op: Op) -> Result:
     return result if bias is None else with_bias(labels, bias, result)
 
 
-@rule("_grouped_mm", "grouped_mm", "_scaled_grouped_mm")
+@rule("_grouped_mm", "grouped_mm", "_scaled_grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_mm(labels: Labels, op: Op) -> Result:
-    """out[t, k] = sum_j a[t, j] b[e(t), j, k]: rows are dealt to experts by running counts."""
-    first, second = tensor(op, 0), tensor(op, 1)
+    """out[t, k] = sum_j a[t, j] b[e(t), j, k]: rows in the order of the experts, dealt to them by running counts."""
+    first, second, ends = tensor(op, 0), tensor(op, 1), arg(op, 2)
     a, b = labels.of(first), labels.of(second)
     if (len(a), len(b)) != (2, 3):
         raise ValueError("only a matrix times a stack of matrices is known")
-    labels.fix(a[0], f"dealt to experts by index: {labels.why}")
-    labels.fix(b[0], f"experts are looked up by index: {labels.why}")
+    bounds = labels.numbers.understand(ends, "bounds") if isinstance(ends, Tensor) else None
+    if bounds is not None and labels.numbers.dealt(a[0], bounds):
+        labels.unify(b[0], bounds.axis)
+    else:
+        labels.fix(a[0], f"dealt to experts by index: {labels.why}")
+        labels.fix(b[0], f"experts are looked up by index: {labels.why}")
+        if bounds is not None:
+            labels.fix(bounds.axis, f"experts are looked up by index: {labels.why}")
     labels.unify(a[1], b[1])
     result = (a[0], b[2])
     if labels.is_weight(second):

@@ -1,4 +1,4 @@
-"""Indexing by tensors: the dim that is looked up has a meaning, the others pass."""
+"""Indexing by tensors: the dim that is looked up has a meaning, or is the one whose units the index names."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from neurograft.tracing.algebra import ONE, Axis, axis_size, reason
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.joining import cut
+from neurograft.tracing.rules.numbering import inverted
 from neurograft.tracing.rules.pointwise import broadcast, mark
 from neurograft.tracing.rules.table import Result, arg, dim_of, replaced, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
@@ -17,7 +18,7 @@ def embedding(labels: Labels, op: Op) -> Result:
     """out[..., j] = table[index[...], j]."""
     table, index = tensor(op, 0), tensor(op, 1)
     rows, columns = labels.of(table)
-    labels.fix(rows, f"looked up by index: {labels.why}")
+    labels.look_up(rows, index, f"looked up by index: {labels.why}")
     result = (*labels.of(index), columns)
     labels.role(table, 0, "out", "weight")
     labels.role(table, 1, "out", "weight")
@@ -48,9 +49,12 @@ def _indexed(labels: Labels, axes: Axes, indices: list[Any]) -> Axes:
             expanded.append((d, axes[at]))
             at += 1
             continue
-        width = index.dim() if str(index.dtype) in ("torch.bool", "torch.uint8") else 1
-        for _ in range(width):
-            labels.fix(axes[at])
+        if str(index.dtype) in ("torch.bool", "torch.uint8"):
+            for axis in axes[at : at + index.dim()]:
+                labels.fix(axis)
+            at += index.dim()
+        else:
+            labels.look_up(axes[at], index)
             at += 1
         tensors.append(index)
     looked = broadcast(labels, [_index_axes(labels, index) for index in tensors])
@@ -76,7 +80,7 @@ def _with_counts(axes: Axes, shape: tuple[int, ...], labels: Labels) -> Axes:
 
 @rule("index", "_unsafe_index")
 def index(labels: Labels, op: Op) -> Result:
-    """Out = x[i, j, ...]: the looked up dims are fixed and give way to those of the indices."""
+    """Out = x[i, j, ...]: the looked up dims give way to those of the indices."""
     part = _run(labels, op)
     if part is not None:
         return part
@@ -103,6 +107,9 @@ def _run(labels: Labels, op: Op) -> Axes | None:
 @rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
 def index_put(labels: Labels, op: Op) -> Result:
     """x[i, j, ...] = values: the values meet what they replace."""
+    turned = inverted(labels, op)
+    if turned is not None:
+        return turned
     x, values = tensor(op, 0), tensor(op, 2)
     axes = labels.of(x)
     place = _indexed(labels, axes, arg(op, 1))
@@ -121,7 +128,8 @@ def index_select(labels: Labels, op: Op) -> Result:
     """Out = x with positions of one dim looked up."""
     axes = labels.of(tensor(op, 0))
     dim = dim_of(arg(op, 1), axes)
-    labels.fix(axes[dim])
+    if axes:
+        labels.look_up(axes[dim], tensor(op, 2))
     looked = labels.of(tensor(op, 2))
     return replaced(axes, dim, looked[0] if looked else ONE) if axes else axes
 
@@ -130,13 +138,11 @@ def index_select(labels: Labels, op: Op) -> Result:
 def index_add(labels: Labels, op: Op) -> Result:
     """x[index] += source along one dim."""
     axes, source = labels.of(tensor(op, 0)), labels.of(tensor(op, 3))
-    dim = dim_of(arg(op, 1), axes)
-    labels.fix(axes[dim])
+    dim, index = dim_of(arg(op, 1), axes), tensor(op, 2)
+    labels.look_up(axes[dim], index)
+    places = labels.of(index)
     for d, (a, b) in enumerate(zip(axes, source, strict=True)):
-        if d == dim:
-            labels.fix(b)
-        else:
-            labels.unify(a, b)
+        labels.unify(a if d != dim else places[0] if places else b, b)
     mark(labels, tensor(op, 3), "out")
     return axes
 
@@ -146,14 +152,14 @@ def gather(labels: Labels, op: Op) -> Result:
     """out[i, j] = x[i, index[i, j]]: the looked up dim is fixed, the others meet where sizes agree."""
     x, chosen = labels.of(tensor(op, 0)), labels.of(tensor(op, 2))
     dim = dim_of(arg(op, 1), x)
-    _meet_beside(labels, x, chosen, dim)
+    _meet_beside(labels, x, chosen, dim, tensor(op, 2))
     return chosen
 
 
-def _meet_beside(labels: Labels, x: Axes, other: Axes, dim: int) -> None:
+def _meet_beside(labels: Labels, x: Axes, other: Axes, dim: int, index: Tensor) -> None:
     for d, (a, b) in enumerate(zip(x, other, strict=True)):
         if d == dim:
-            labels.fix(a)
+            labels.look_up(a, index)
         elif axis_size(a) == axis_size(b):
             labels.unify(a, b)
         else:
@@ -166,7 +172,7 @@ def scatter(labels: Labels, op: Op) -> Result:
     """x[i, index[i, j]] = source[i, j]: the written dim is fixed, the others meet."""
     x, chosen = labels.of(tensor(op, 0)), labels.of(tensor(op, 2))
     dim = dim_of(arg(op, 1), x)
-    _meet_beside(labels, x, chosen, dim)
+    _meet_beside(labels, x, chosen, dim, tensor(op, 2))
     source = arg(op, 3)
     if isinstance(source, Tensor):
         for a, b in zip(chosen, labels.of(source), strict=True):

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from neurograft.tracing.algebra import ONE, Axis, axis_size
 from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.rules.numbering import compared
 from neurograft.tracing.rules.table import Result, rule, same_results
 from neurograft.tracing.tape import Op, op_tensors
 
@@ -57,6 +58,9 @@ def broadcast(labels: Labels, operands: list[Axes]) -> Axes:
 )
 def pointwise(labels: Labels, op: Op) -> Result:
     """out[i] = f(a[i], b[i], ...): one axis for all."""
+    units = compared(labels, op)
+    if units is not None:
+        return units
     operands = [x for x in op_tensors(op) if x is not op.kwargs.get("out")]
     result = broadcast(labels, [labels.of(x) for x in operands])
     role = "out" if op.name in _MAKING else "elementwise"

@@ -1,9 +1,9 @@
 """Reductions: the reduced dims leave (or stay with size 1); their order did not matter."""
 
-from neurograft.tracing.algebra import ONE, axis_size
+from neurograft.tracing.algebra import ONE
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.pointwise import pointwise
-from neurograft.tracing.rules.table import Result, arg, dim_of, dims_of, result_shape, rule, tensor
+from neurograft.tracing.rules.table import Result, arg, dims_of, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -13,7 +13,7 @@ def _drop(axes: Axes, dims: tuple[int, ...], rank: int) -> Axes:
     return tuple(axis for d, axis in enumerate(axes) if d not in dims)
 
 
-@rule("sum", "mean", "amax", "amin", "any", "all", "prod", "logsumexp", "nansum", "count_nonzero", "aminmax")
+@rule("sum", "mean", "amax", "amin", "any", "all", "prod", "logsumexp", "nansum", "count_nonzero")
 def reduction(labels: Labels, op: Op) -> Result:
     """Out = f over a set of positions."""
     return _reduce(labels, op, arg(op, 1) if op.overload not in ("", "default") or op.name in _DIM_FIRST else None)
@@ -47,47 +47,8 @@ def variance(labels: Labels, op: Op) -> Result:
 
 @rule("max", "min")
 def extreme(labels: Labels, op: Op) -> Result:
-    """The largest value; if its position is returned too, positions have a meaning."""
-    if op.overload == "other":
-        return pointwise(labels, op)
-    if op.overload == "dim":
-        axes = labels.of(tensor(op, 0))
-        dim = dim_of(arg(op, 1), axes)
-        if axes:
-            labels.fix(axes[dim])
-        return [_drop(axes, (dim,), len(s or ())) for s in op.shapes]
-    return _reduce(labels, op, None)
-
-
-@rule("argmax", "argmin")
-def position(labels: Labels, op: Op) -> Result:
-    """The position of a value: the dim gets a meaning."""
-    axes = labels.of(tensor(op, 0))
-    dims = dims_of(arg(op, 1), axes)
-    for dim in dims:
-        labels.fix(axes[dim])
-    return _drop(axes, dims, len(result_shape(op)))
-
-
-@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "topk", "argsort", "cumsum_", "roll", "flip")
-def ordered(labels: Labels, op: Op) -> Result:
-    """The order along the dim has a meaning; its size may change."""
-    axes = labels.of(tensor(op, 0))
-    position = 2 if op.name in ("topk", "roll") else 1
-    default = -1 if op.name in ("topk", "sort", "argsort") else None
-    if op.name == "sort" and op.overload == "stable":
-        position = 2
-    for dim in dims_of(arg(op, position, default), axes):
-        labels.fix(axes[dim])
-    return _resized(labels, op, axes)
-
-
-def _resized(labels: Labels, op: Op, axes: Axes) -> Result:
-    results: list[Axes | None] = [
-        None if s is None else tuple(a if axis_size(a) == n else labels.fixed(n) for a, n in zip(axes, s, strict=True))
-        for s in op.shapes
-    ]
-    return results if len(results) > 1 else results[0] or ()
+    """The largest value, or of two the larger."""
+    return pointwise(labels, op) if op.overload == "other" else _reduce(labels, op, None)
 
 
 @rule("tril", "triu", "tril_", "triu_")
@@ -99,7 +60,7 @@ def triangle(labels: Labels, op: Op) -> Result:
     return axes
 
 
-@rule("rot90", "_fft_c2c", "_fft_r2c", "_fft_c2r", "bincount", "histc", "nonzero", "unique_dim", "_unique2")
+@rule("rot90", "_fft_c2c", "_fft_r2c", "_fft_c2r", "nonzero", "unique_dim", "_unique2")
 def meaningful(labels: Labels, op: Op) -> Result:
     """Every position has a meaning."""
     for x in op.args:
