@@ -173,7 +173,22 @@ def test_the_same_members_give_the_same_plan() -> None:
             assert torch.equal(a.merge.source, b.merge.source)  # type: ignore[union-attr]
 
 
-def test_a_product_of_parameters_is_warned_of() -> None:
+def test_neurons_contracted_as_they_are_made_are_warned_of() -> None:
+    class Towers(nn.Module):
+        """How alike two inputs are."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(5, 8), nn.Linear(5, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.left(x) @ self.right(x).t()
+
+    models, x = [Towers(), Towers()], torch.randn(4, 5)
+    assert any("left.weight:0 is contracted on both sides" in warning for warning in ng.plan(models, x).warnings)
+
+
+def test_a_product_of_parameters_is_a_weight_like_any_other() -> None:
     class LowRank(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -183,7 +198,9 @@ def test_a_product_of_parameters_is_warned_of() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.linear(self.stem(x).relu(), self.up @ self.down)
 
-    models, x = [LowRank(), LowRank()], torch.randn(4, 5)
-    assert any("down:1 is contracted on both sides" in warning for warning in ng.plan(models, x).warnings)
-    whole = ng.fuse([models[0], models[0]], x, fixed=["down", "up"])
-    torch.testing.assert_close(whole(x), models[0](x))
+    plan = ng.plan([LowRank(), LowRank()], torch.randn(4, 5))
+    assert set(plan.maps) == {"up:1", "down:1"}
+    assert not any("contracted" in warning for warning in plan.warnings)
+    # what makes outputs is averaged, what makes neurons is not
+    assert plan.coefficients("up") == (0.5, 0.5)
+    assert plan.coefficients("down") == (1.0, 1.0)

@@ -197,6 +197,8 @@ EXPECTED: dict[str, Groups] = {
     "mixtral": {
         "model.embed_tokens.weight:1": 32,
         **without(rotary("model.layers.{}", shared=2), *(f"model.layers.{i}.mlp.gate_proj.weight:0" for i in (0, 1))),
+        # the experts, and the hidden neurons of each
+        **{f"model.layers.{i}.mlp.gate.weight:0": 3 for i in (0, 1)},
         **{f"model.layers.{i}.mlp.experts.gate_up_proj:1": 40 for i in (0, 1)},
     },
     # the relative position bias of the first layer is used in all: they share their heads

@@ -288,8 +288,9 @@ def culprits(
 
 
 def _shuffle(size: int, generator: torch.Generator) -> Tensor:
-    order = torch.randperm(size, generator=generator)
-    return order if not torch.equal(order, torch.arange(size)) else order.roll(1)
+    # a random cycle: no unit stays where it was
+    cycle = torch.randperm(size, generator=generator)
+    return torch.empty_like(cycle).index_copy(0, cycle, cycle.roll(1))
 
 
 def _pair(size: int, generator: torch.Generator) -> tuple[int, int]:

@@ -253,24 +253,27 @@ def _least(labelling: Labelling, named: Named) -> dict[str, int]:
 
 
 def _nesting(tensors: Mapping[str, TensorInfo], named: Named) -> dict[str, str]:
-    # a group is inside the free group whose units hold it wherever it is made: channels of heads, hidden neurons
-    # of stacked experts, never the channels beside tokens, which are made on their own somewhere
+    # a group is inside the free group whose units hold it wherever it is made: channels of heads, never
+    # the channels beside tokens, which are made on their own somewhere; or along which all is stacked that it
+    # has a place in: the hidden neurons of experts
     order = {name: i for i, name in enumerate(named.variables)}
     made: dict[str, list[set[str]]] = {}
     anywhere: dict[str, list[set[str]]] = {}
+    stacked: dict[str, list[set[str]]] = {}
     for info in tensors.values():
         for dim, layout in enumerate(info.layouts):
             stacks = _stacks(info, dim)
             for name, outer in _outer_groups(layout):
                 anywhere.setdefault(name, []).append(outer)
+                stacked.setdefault(name, []).append(stacks)
                 if "out" in info.roles[dim][name] and info.kind == "weight":
-                    made.setdefault(name, []).append(outer | stacks)
+                    made.setdefault(name, []).append(outer)
     inside: dict[str, str] = {}
     for name in named.variables:
         if named.variables[name].fixed:
             continue
         places = made.get(name) or anywhere.get(name) or [set()]
-        shared = set.intersection(*places)
+        shared = set.intersection(*places) | set.intersection(*stacked.get(name, [set()]))
         outer_names = [
             o for o in shared if o != name and not named.variables[o].fixed and name not in _chain(inside, o)
         ]
@@ -280,9 +283,9 @@ def _nesting(tensors: Mapping[str, TensorInfo], named: Named) -> dict[str, str]:
 
 
 def _stacks(info: TensorInfo, dim: int) -> set[str]:
-    # groups along the other dims of a stack of weights, one weight per unit
-    others = (roles for d, roles in enumerate(info.roles) if d != dim)
-    return {group for roles in others for group, played in roles.items() if played == {"elementwise"}}
+    # the groups that a tensor is a stack along: one weight per unit
+    above = (group for roles in info.roles[:dim] for group, played in roles.items() if "in" not in played)
+    return set(above)
 
 
 def _chain(inside: Mapping[str, str], name: str) -> Iterator[str]:

@@ -46,7 +46,9 @@ def _state(group: Group) -> str:
     notes = ["free"]
     if group.inside:
         notes.append(f"inside {group.inside}")
-    if group.reduced_by:
+    if group.ranked_by:
+        notes.append(f"chosen from by {group.ranked_by[0]}" + _others(group.ranked_by))
+    elif group.reduced_by:
         notes.append(f"reduced by {group.reduced_by[0]}" + _others(group.reduced_by))
     if group.bilinear:
         notes.append(f"contracted in {group.bilinear[0]}" + _others(group.bilinear))

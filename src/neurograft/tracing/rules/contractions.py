@@ -132,7 +132,7 @@ def grouped_mm(labels: Labels, op: Op) -> Result:
     return result
 
 
-@rule("_cdist_forward", "cdist")
+@rule("_cdist_forward", "_euclidean_dist", "cdist")
 def distances(labels: Labels, op: Op) -> Result:
     """out[..., i, k] = |a[..., i] - b[..., k]|."""
     a, b = labels.of(tensor(op, 0)), labels.of(tensor(op, 1))
