@@ -5,11 +5,12 @@ from typing import Any
 from neurograft.experimenting.comparison import BEST, CONTINUE, ENSEMBLE, Comparison, Outcome, Recovery, noise, rank
 from neurograft.experimenting.data import Images
 from neurograft.experimenting.networks import NETWORKS
+from neurograft.reporting.document import Document, Facts, Heading, Paragraph, Part, Picture, Section
 from neurograft.reporting.groups import groups_table
-from neurograft.reporting.html import Section, facts, heading, page, paragraph
+from neurograft.reporting.html import html_page
 from neurograft.reporting.origins import origins_picture
 from neurograft.reporting.plots import Curve, accuracy_chart
-from neurograft.reporting.tables import Table, html_table
+from neurograft.reporting.tables import Table
 
 RECOVERIES: tuple[tuple[Recovery, str], ...] = (
     ("none", "at once"),
@@ -97,14 +98,14 @@ def demo_page(
 ) -> str:
     """The whole page as HTML."""
     sections = [_section(name, comparison, images) for name, comparison in comparisons.items()]
-    sections.append(Section("How this was made", (_facts(settings, made, seconds), paragraph(_HONESTY, "note"))))
+    sections.append(Section("How this was made", (_facts(settings, made, seconds), Paragraph(_HONESTY, "note"))))
     members = settings["members"]
     lead = (
         f"{members} networks were trained from different seeds on the same {len(images.train)} images, fused into one "
         f"network of the same size, and trained on. The question is whether that one network can stand in for all "
         f"{members}."
     )
-    return page(f"neurograft: {members} networks into one", lead, sections)
+    return html_page(Document(f"neurograft: {members} networks into one", lead, tuple(sections)))
 
 
 _HONESTY = (
@@ -126,27 +127,28 @@ _ALIGNED = (
 def _section(name: str, comparison: Comparison, images: Images) -> Section:
     title = NETWORKS[name][0]
     graph = next(iter(comparison.plans.values())).graph
-    parts = [
-        paragraph(takeaway(comparison, images), "takeaway"),
-        html_table(scores_table(title, comparison, images)),
-        heading("Recovery, epoch by epoch"),
-        paragraph(
+    parts: list[Part] = [
+        Paragraph(takeaway(comparison, images), "takeaway"),
+        scores_table(title, comparison, images),
+        Heading("Recovery, epoch by epoch"),
+        Paragraph(
             "Validation accuracy before and during training; the dot is the epoch that was kept. Distances on the "
             "vertical axis follow the logarithm of the error, so that each halving of the error is one step.",
             "soft",
         ),
     ]
     for recovery, label in TRAINED:
-        parts.append(paragraph(f"{label.capitalize()}:", "soft"))
-        parts.append(accuracy_chart(_curves(comparison, recovery), title=f"{title}, {label}", x_label="epoch"))
+        parts.append(Paragraph(f"{label.capitalize()}:", "soft"))
+        chart = accuracy_chart(_curves(comparison, recovery), title=f"{title}, {label}", x_label="epoch")
+        parts.append(Picture(chart, f"{title}, {label}", f"{name}-{recovery}"))
     for method, plan in comparison.plans.items():
         picture = origins_picture(plan)
         if picture:
-            parts.append(heading(f"Where each fused neuron came from: {method}"))
-            parts.append(paragraph(_OWNED if plan.owned else _ALIGNED, "soft"))
-            parts.append(picture)
-            parts += [paragraph(f"Warning: {text}", "note") for text in plan.warnings]
-    parts += [heading(f"The {len(graph)} neuron groups"), html_table(groups_table(graph))]
+            parts.append(Heading(f"Where each fused neuron came from: {method}"))
+            parts.append(Paragraph(_OWNED if plan.owned else _ALIGNED, "soft"))
+            parts.append(Picture(picture, f"where each neuron of {method} came from", f"{name}-{method}-origins"))
+            parts += [Paragraph(f"Warning: {text}", "note") for text in plan.warnings]
+    parts += [Heading(f"The {len(graph)} neuron groups"), groups_table(graph)]
     return Section(title, tuple(parts))
 
 
@@ -161,10 +163,10 @@ def _curves(comparison: Comparison, recovery: Recovery) -> list[Curve]:
     return curves
 
 
-def _facts(settings: dict[str, Any], made: dict[str, Any], seconds: float) -> str:
+def _facts(settings: dict[str, Any], made: dict[str, Any], seconds: float) -> Facts:
     splits = ", ".join(f"{count} {name}" for name, count in settings["splits"].items())
     hardware = made["hardware"]
-    return facts(
+    return Facts(
         {
             "data": f"{settings['data']}: {splits} images",
             "members": (

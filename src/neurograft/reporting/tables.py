@@ -36,7 +36,7 @@ def terminal_table(table: Table) -> rich.table.Table:
     """The table for a rich console."""
     shown = rich.table.Table(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
     for index, column in enumerate(table.columns):
-        justify: Literal["left", "right"] = "right" if _is_numeric(table, index) else "left"
+        justify: Literal["left", "right"] = "right" if is_numeric(table, index) else "left"
         shown.add_column(column, justify=justify, overflow="fold", no_wrap=index == 0)  # names stay whole
     for r, row in enumerate(table.rows):
         cells = [Text(cell, style="bold" if (r, c) in table.strong else "") for c, cell in enumerate(row)]
@@ -46,7 +46,7 @@ def terminal_table(table: Table) -> rich.table.Table:
 
 def html_table(table: Table) -> str:
     """The table for a page; its title becomes the caption."""
-    head = "".join(_cell("th", column, _is_numeric(table, c)) for c, column in enumerate(table.columns))
+    head = "".join(_cell("th", column, is_numeric(table, c)) for c, column in enumerate(table.columns))
     body = "".join(_html_row(table, r, row) for r, row in enumerate(table.rows))
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return (
@@ -57,7 +57,7 @@ def html_table(table: Table) -> str:
 
 def _html_row(table: Table, number: int, row: Sequence[str]) -> str:
     cells = "".join(
-        _cell("td", cell, _is_numeric(table, c), strong=(number, c) in table.strong) for c, cell in enumerate(row)
+        _cell("td", cell, is_numeric(table, c), strong=(number, c) in table.strong) for c, cell in enumerate(row)
     )
     return f'<tr class="rule">{cells}</tr>' if number in table.rules else f"<tr>{cells}</tr>"
 
@@ -68,5 +68,6 @@ def _cell(tag: str, text: str, numeric: bool, *, strong: bool = False) -> str:
     return f"<{tag}{kind}>{content}</{tag}>"
 
 
-def _is_numeric(table: Table, column: int) -> bool:
+def is_numeric(table: Table, column: int) -> bool:
+    """Whether a column holds numbers."""
     return column >= len(table.columns) - table.numeric

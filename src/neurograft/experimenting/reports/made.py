@@ -1,0 +1,80 @@
+"""How the rows of a report were made: commands, seeds, splits, commit, versions, hardware, time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from neurograft.experimenting.reports.results import Results
+from neurograft.reporting.document import Code, Facts, Paragraph, Part
+
+HONESTY = (
+    "All rows of a setting have the same members, budget of epochs, batches and seeds. Step sizes and epochs were "
+    "chosen on validation images, the test images were read once per network for what was chosen, and every "
+    "measurement ran in eval mode."
+)
+
+
+def made_parts(results: Results, name: str, preset: str, commands: Sequence[str]) -> Iterator[Part]:
+    """What the end of a report says.
+
+    Args:
+        results: the rows, which know where they come from.
+        name: of the study.
+        preset: which of its presets.
+        commands: what makes the rows and the report.
+    """
+    rows = list(results.rows)
+    there = f"{len(rows)} of {len(rows) + results.missing}"
+    rest = " (the rest was not run, or failed)" if results.missing else ""
+    yield Code("\n".join(commands))
+    yield Facts({"study": f"{name}, preset {preset}", "results": there + rest} | (provenance_of(rows) if rows else {}))
+    yield Paragraph(HONESTY, "note")
+
+
+def provenance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What rows say about themselves; where they differ, everything they say."""
+    versions: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for library, version in row["versions"].items():
+            versions.setdefault(library, {})[version] = None
+    facts = {
+        "seeds": ", ".join(map(str, sorted({row["seed"] for row in rows}))),
+        "splits": _each(_splits(row) for row in rows if "test" in row and "validation" in row),
+        "commit": _each(row["commit"] for row in rows),
+        "versions": ", ".join(f"{library} {' and '.join(found)}" for library, found in versions.items()),
+        "hardware": _each(_computer(row["hardware"]) for row in rows),
+        "time": _duration(_spent(rows)),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _each(texts: Iterator[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _splits(row: Mapping[str, Any]) -> str:
+    validation, test = row["validation"]["samples"], row["test"]["samples"]
+    used = (row.get("configuration", {}).get("data") or {}).get("samples")
+    first = f"{used - validation} training, " if isinstance(used, int) and used > validation else ""
+    return f"{row['data']}: {first}{validation} validation, {test} test images"
+
+
+def _computer(hardware: Mapping[str, Any]) -> str:
+    parts = [str(hardware["cpu"]), f"{hardware['cores']} cores", f"{hardware['threads']} threads", hardware["system"]]
+    return ", ".join([*parts, hardware["gpu"]] if hardware.get("gpu") else parts)
+
+
+def _spent(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds in all; members are shared, so they count once for every seed and setting."""
+    members: dict[str, float] = {}
+    total = 0.0
+    for row in rows:
+        seconds = {part: value or 0.0 for part, value in (row.get("seconds") or {}).items()}
+        shared = seconds.pop("members", 0.0)
+        total += sum(seconds.values())
+        place = f"{row['seed']} {row['network']} {row['data']} {row['members']} {row.get('varied')}"
+        members[place] = max(members.get(place, 0.0), shared)
+    return total + sum(members.values())
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s of computing" if seconds < 100 else f"{seconds / 60:.0f} minutes of computing"

@@ -1,0 +1,47 @@
+"""Verdicts on claims as tables."""
+
+from neurograft.experimenting.reports.verdicts import Finding, Verdict
+from neurograft.reporting.tables import Table
+
+UNITS = {"accuracy": (100.0, "points"), "epochs": (1.0, "epochs"), "seconds.fuse": (1.0, "s")}
+"""Measure -> what its values are multiplied with to be read, and the unit then."""
+
+
+def claims_table(verdicts: tuple[Verdict, ...]) -> Table:
+    """Each claim, whether it held, and by how much."""
+    return Table(
+        title="Claims and measurements",
+        columns=("claim", "source", "verdict", "by how much"),
+        rows=tuple((v.claim.text, v.claim.source, v.text, how_much(v)) for v in verdicts),
+        note=(
+            "By how much: the claimed figure minus what it is compared with, ± what a difference must exceed to count "
+            "(noise over seeds and of the test set's size); several settings: from the lowest to the highest."
+        ),
+    )
+
+
+def how_much(verdict: Verdict) -> str:
+    """The differences behind a verdict in words."""
+    gaps = [finding.difference for finding in verdict.findings if finding.difference is not None]
+    if not gaps:
+        return "–"
+    scale, unit = UNITS.get(verdict.claim.measure, (1.0, verdict.claim.measure))
+    if len(gaps) == 1:
+        return f"{gap_text(verdict.findings, verdict.claim.measure)} {unit}"
+    ordered = sorted(gap.mean * scale for gap in gaps)
+    return f"{ordered[0]:+.3g} to {ordered[-1]:+.3g} {unit}".replace("-", "−")
+
+
+def gap_text(findings: tuple[Finding, ...], measure: str) -> str:
+    """The first difference of some findings with its noise.
+
+    Example:
+        >>> from neurograft.experimenting.reports.measures import Difference, Summary
+        >>> one = Finding((), Summary({0: 0.9}), Summary({0: 0.91}), Difference(-0.01, 0.02, 1), False)
+        >>> gap_text((one,), "accuracy")
+        '−1.00 ± 2.00'
+    """
+    gap = next(finding.difference for finding in findings if finding.difference is not None)
+    scale = UNITS.get(measure, (1.0, ""))[0]
+    digits = 2 if measure == "accuracy" else 1 if measure == "epochs" else 3
+    return f"{scale * gap.mean:+.{digits}f} ± {scale * gap.noise:.{digits}f}".replace("-", "−")
