@@ -80,11 +80,12 @@ def study_rows(study: Study, preset: str, store: Rows, seeds: Sequence[int] | No
 
     A result that several studies, or several points of one, share is stored once, and comes here under each label.
     """
-    return [
-        store.row(task.key) | task.labels
-        for task in _all_tasks(study, preset, seeds)
-        if task.kind == "trial" and store.has(task.key)
-    ]
+    return [store.row(task.key) | task.labels for task in trials_of(study, preset, seeds) if store.has(task.key)]
+
+
+def trials_of(study: Study, preset: str, seeds: Sequence[int] | None = None) -> list[Task]:
+    """Every trial of a preset in the study's own order, under each of its labels: what a report has places for."""
+    return [task for task in _all_tasks(study, preset, seeds) if task.kind == "trial"]
 
 
 def _all_tasks(study: Study, preset: str, seeds: Sequence[int] | None) -> Iterator[Task]:

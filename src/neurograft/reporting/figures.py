@@ -160,8 +160,16 @@ def bars_picture(
             )
     for level, value in levels.items():
         axis.axvline(value, color=INKS["ink"], linewidth=1.4, dashes=REFERENCES[-1])
-        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8.5}
-        axis.annotate(f"{level} {value:.{digits}f}", (value, 1), xycoords=("data", "axes fraction"), **place)
+        axis.annotate(
+            f"{level} {value:.{digits}f}",
+            (value, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=INKS["ink"],
+        )
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.axvline(0, color=INKS["soft"], linewidth=1)

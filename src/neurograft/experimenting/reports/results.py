@@ -153,7 +153,7 @@ def collect(
                 "name"
             )
         if key in rows:
-            group.rows[seed] = rows[key]
+            group.rows[seed] = {**rows[key], **labels}
         else:
             group.missing[seed] = failures.get(key, "not run")
     return Results(groups)

@@ -36,36 +36,37 @@ def study_document(about: "About", results: Results, *, name: str, preset: str, 
     x = about.plot.x if about.plot.x not in ("epoch", "row") else None
     panels = panels_of(results, x)
     for number, panel in enumerate(panels):
-        parts = _over(results, panel, number, about.plot.measure) if panel.x else _single(results, panel, number)
+        stem = f"{name}-{number}"
+        parts = _over(results, panel, stem, about.plot.measure) if panel.x else _single(results, panel, stem)
         title = panel.title or (f"Over {panel.x_label}" if panel.x else "Comparison")
         sections.append(Section(title, tuple(parts)))
     sections.append(Section("How this was made", tuple(made_parts(results, name, preset, commands))))
     return Document(f"{about.title} ({preset})", about.question, tuple(sections))
 
 
-def _single(results: Results, panel: Panel, number: int) -> Iterator[Part]:
+def _single(results: Results, panel: Panel, stem: str) -> Iterator[Part]:
     """One setting: which network validation would choose, the table, bars, curves, costs."""
     if (found := takeaway(results, panel)) is not None:
         yield Paragraph(found, "takeaway")
     yield comparison_table(results, panel)
     yield from _drawn(
-        at_once_bars(results, panel, f"at-once-{number}"),
-        gain_bars(results, panel, f"gain-{number}"),
-        *(epochs_chart(results, [panel], tuning, f"epochs-{tuning}-{number}") for tuning in ("finetune", "distill")),
+        at_once_bars(results, panel, f"{stem}-at-once"),
+        gain_bars(results, panel, f"{stem}-gain"),
+        *(epochs_chart(results, [panel], tuning, f"{stem}-epochs-{tuning}") for tuning in ("finetune", "distill")),
     )
     yield cost_table(results, panel)
 
 
-def _over(results: Results, panel: Panel, number: int, measure: str) -> Iterator[Part]:
+def _over(results: Results, panel: Panel, stem: str, measure: str) -> Iterator[Part]:
     """A varied quantity: per way of training a table and a plot over it, then the curves at each of its values."""
     for tuning in panel.tunings(results):
         yield Heading(f"{TUNINGS[tuning][:1].upper()}{TUNINGS[tuning][1:]}")
         if (found := standings(results, panel, tuning)) and measure == "accuracy":
             yield Paragraph(found, "takeaway")
         yield over_table(results, panel, tuning, measure)
-        yield from _drawn(over_chart(results, panel, tuning, f"over-{tuning}-{number}", measure))
+        yield from _drawn(over_chart(results, panel, tuning, f"{stem}-over-{tuning}", measure))
         if tuning != "none" and measure == "accuracy":
-            yield from _drawn(epochs_chart(results, [panel], tuning, f"epochs-{tuning}-{number}"))
+            yield from _drawn(epochs_chart(results, [panel], tuning, f"{stem}-epochs-{tuning}"))
             yield over_table(results, panel, tuning, "epochs")
 
 

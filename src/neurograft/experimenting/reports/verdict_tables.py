@@ -1,6 +1,10 @@
 """Verdicts on claims as tables."""
 
-from neurograft.experimenting.reports.verdicts import Finding, Verdict
+from neurograft.experimenting.claims import Figure
+from neurograft.experimenting.reports.panels import TUNINGS
+from neurograft.experimenting.reports.results import Results, Which, named
+from neurograft.experimenting.reports.tables import digits_of, spread_text
+from neurograft.experimenting.reports.verdicts import Finding, Verdict, setting_name
 from neurograft.reporting.tables import Table
 
 UNITS = {"accuracy": (100.0, "points"), "epochs": (1.0, "epochs"), "seconds.fuse": (1.0, "s")}
@@ -45,3 +49,38 @@ def gap_text(findings: tuple[Finding, ...], measure: str) -> str:
     scale = UNITS.get(measure, (1.0, ""))[0]
     digits = 2 if measure == "accuracy" else 1 if measure == "epochs" else 3
     return f"{scale * gap.mean:+.{digits}f} ± {scale * gap.noise:.{digits}f}".replace("-", "−")
+
+
+def findings_table(results: Results, verdict: Verdict) -> Table:
+    """A claim, setting by setting: both figures, their difference, its noise, and whether the relation is there."""
+    claim = verdict.claim
+    unit = UNITS.get(claim.measure, (1.0, claim.measure))[1]
+    rows = tuple(_line(results, verdict, finding) for finding in verdict.findings)
+    against = "a number of ours" if isinstance(claim.against, float) else _side(claim.against)
+    return Table(
+        title="",
+        columns=("setting", _side(claim.figure), against, f"difference ± noise, {unit}", f"{claim.holds_if}?"),
+        rows=rows,
+        numeric=4,
+    )
+
+
+def _line(results: Results, verdict: Verdict, finding: Finding) -> tuple[str, ...]:
+    measure = verdict.claim.measure
+    scale = UNITS.get(measure, (1.0, ""))[0]
+    digits = digits_of(list(results)) if measure == "accuracy" else 1 if measure == "epochs" else 3
+    name = setting_name(results, finding.setting) or "all"
+    shown = f"{name}, at {finding.chosen}" if finding.chosen else name
+    against = (
+        f"{finding.against:g}" if isinstance(finding.against, float) else spread_text(finding.against, digits, scale)
+    )
+    answer = {True: "yes", False: "no", None: "not measured"}[finding.holds]
+    gap = gap_text((finding,), measure) if finding.difference is not None else "–"
+    return shown, spread_text(finding.figure, digits, scale), against, gap, answer
+
+
+def _side(figure: Figure) -> str:
+    """A claim's figure in words."""
+    which = Which(figure.row, figure.recovery, figure.tuning)
+    parts = [which.start] if figure.tuning == "none" else [which.start, TUNINGS[figure.tuning]]
+    return ", ".join([*parts, *([named(tuple(figure.where.items()))] if figure.where else [])])

@@ -41,18 +41,26 @@ class Verdict:
     findings: tuple[Finding, ...]
 
     @property
+    def state(self) -> str:
+        """One of "held", "held in part", "did not hold", "not measured"."""
+        held = [finding.holds for finding in self.findings if finding.holds is not None]
+        if not held:
+            return "not measured"
+        return "held" if all(held) else "held in part" if any(held) else "did not hold"
+
+    @property
     def text(self) -> str:
-        """The verdict in a few words."""
+        """The verdict in a few words, with the number of settings."""
         measured = [finding for finding in self.findings if finding.holds is not None]
         held = sum(bool(finding.holds) for finding in measured)
-        if not measured:
-            return "not measured"
         missing = len(self.findings) - len(measured)
+        if not measured:
+            return self.state
         more = f"; {missing} more not measured" if missing else ""
         if len(measured) == 1:
-            return ("held" if held else "did not hold") + more
+            return self.state + more
         if held in (0, len(measured)):
-            return f"{'held' if held else 'did not hold'} in {_all(len(measured))} settings{more}"
+            return f"{self.state} in {_all(len(measured))} settings{more}"
         return f"held in {held} of {len(measured)} settings{more}"
 
 
