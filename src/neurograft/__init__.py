@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from neurograft.evaluating.barrier import barrier as barrier
     from neurograft.evaluating.ensemble import Ensemble as Ensemble
     from neurograft.evaluating.evaluation import evaluate as evaluate
+    from neurograft.experimenting.advising.advice import advise as advise
     from neurograft.fusing import fuse as fuse
     from neurograft.planning.plan import FusionPlan as FusionPlan
     from neurograft.planning.planner import plan as plan
@@ -32,6 +33,7 @@ _PUBLIC = {
     "Ensemble": "neurograft.evaluating.ensemble",
     "FusionPlan": "neurograft.planning.plan",
     "NeuronGraph": "neurograft.tracing.graph",
+    "advise": "neurograft.experimenting.advising.advice",
     "apply": "neurograft.applying.application",
     "barrier": "neurograft.evaluating.barrier",
     "combine": "neurograft.applying.combining",

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from neurograft import __version__
+from neurograft.command_line.advise import advise
 from neurograft.command_line.demo import demo
 from neurograft.command_line.evaluate import evaluate
 from neurograft.command_line.fuse import fuse
@@ -39,7 +40,7 @@ def _options(
     """Fuse several trained PyTorch networks into one of the same architecture and size."""
 
 
-for command in (demo, trace, plan, fuse, evaluate):
+for command in (demo, trace, plan, fuse, evaluate, advise):
     app.command()(command)
 
 

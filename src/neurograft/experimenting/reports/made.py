@@ -41,7 +41,7 @@ def provenance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "splits": _each(_splits(row) for row in rows if "test" in row and "validation" in row),
         "commit": _each(row["commit"] for row in rows),
         "versions": ", ".join(f"{library} {' and '.join(found)}" for library, found in versions.items()),
-        "hardware": _each(_computer(row["hardware"]) for row in rows),
+        "hardware": _each(computer_text(row["hardware"]) for row in rows),
         "time": _duration(_spent(rows)),
     }
     return {name: value for name, value in facts.items() if value}
@@ -58,7 +58,8 @@ def _splits(row: Mapping[str, Any]) -> str:
     return f"{row['data']}: {first}{validation} validation, {test} test images"
 
 
-def _computer(hardware: Mapping[str, Any]) -> str:
+def computer_text(hardware: Mapping[str, Any]) -> str:
+    """The hardware of a row in words."""
     parts = [str(hardware["cpu"]), f"{hardware['cores']} cores", f"{hardware['threads']} threads", hardware["system"]]
     return ", ".join([*parts, hardware["gpu"]] if hardware.get("gpu") else parts)
 

@@ -1,0 +1,186 @@
+"""`neurograft advise`."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from neurograft.command_line.arguments import check_folder, check_output
+from neurograft.command_line.streaming import Members, Network, names_folder
+from neurograft.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from neurograft.experimenting.advising.advice import Advice
+    from neurograft.experimenting.data import Images
+
+
+def advise(
+    factory: Network,
+    members: Members,
+    data: Annotated[
+        str,
+        typer.Option(help="`digits` (ships inside scikit-learn), or a folder with train*.parquet and test*.parquet."),
+    ] = "digits",
+    samples: Annotated[
+        int | None, typer.Option(min=10, help="Images to train and validate on, at most.", show_default="all")
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="How long any recipe may train; 0: what can be done without training.")
+    ] = 20,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Of the whole search, instead of --epochs: as many epochs as fit.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A fusion method to try; repeat it for several.", show_default="all that need no data"),
+    ] = None,
+    lr: Annotated[
+        list[float] | None,
+        typer.Option(help="A step size to try; repeat it for several.", show_default="0.01 and 0.03"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=2, help="Samples per step.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Of distilling.")] = 2.0,
+    test: Annotated[
+        bool, typer.Option("--test/--no-test", help="Read the test images once, for the networks in the final table.")
+    ] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the recommended network: a .safetensors file, or a folder for model folders."
+        ),
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a page about it: an .html file.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to train: `cpu`, `cuda`.", show_default="where the members are: the CPU")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The only source of randomness.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
+) -> None:
+    """Find out whether fusing pays for your members, and by which recipe.
+
+    Every way to fuse them is tried a little on labelled images, the best further, beside the best member trained on for
+    as long, fine-tuned and taught by the ensemble. Validation images choose. The answer may be "do not fuse".
+
+    Example: `neurograft advise package.module:function a.safetensors b.safetensors --data FOLDER --epochs 10`
+
+    Example: `neurograft advise vit-a vit-b --data FOLDER --minutes 30 --output vit-fused --page advice.html`
+    """
+    from rich.console import Console
+
+    from neurograft.experimenting.advising.advice import USUAL
+    from neurograft.experimenting.advising.advice import advise as find
+    from neurograft.experimenting.data import load_images
+
+    folders = names_folder(factory)
+    _check_targets(output, page, folders=folders, force=force)
+    paths = [Path(factory), *members] if folders else list(members)
+    networks = [_folder_network(path) for path in paths] if folders else _networks(factory, members, seed)
+    images = load_images(data, samples=samples)
+    console = Console()
+    with _saying(Console(stderr=True)) as say:
+        advice = find(
+            networks,
+            images.train.batches(batch, shuffle=True),
+            images.validation.batches(),
+            images.test.batches() if test else None,
+            epochs=epochs,
+            minutes=minutes,
+            methods=tuple(method or USUAL),
+            lr=tuple(lr or (0.01, 0.03)),
+            temperature=temperature,
+            calibration=images.train.batches(),
+            example_inputs=images.train.images[:2],
+            seed=seed,
+            device=device,
+            say=say,
+        )
+    console.print(str(advice), highlight=False)
+    if output is not None:
+        _write_network(advice, output, factory, paths, seed)
+        typer.echo(f"network  {output}")
+    if page is not None:
+        _write_page(advice, page, images, paths, seed)
+        typer.echo(f"page     {page}")
+
+
+def _check_targets(output: Path | None, page: Path | None, *, folders: bool, force: bool) -> None:
+    """Find out before the search whether its results can be written."""
+    if output is not None and folders:
+        check_folder(output)
+        if output.exists() and any(output.iterdir()) and not force:
+            raise CheckpointError(f"--output {output} exists and is not empty; give --force to write into it")
+    elif output is not None:
+        check_output(output, force=force)
+    if page is not None and (page.suffix != ".html" or not page.parent.is_dir()):
+        raise InputError(f"--page {page} must end in .html, in a folder that exists")
+
+
+def _networks(factory: str, checkpoints: list[Path], seed: int) -> "list[nn.Module]":
+    from neurograft.checkpoints import load_into
+    from neurograft.command_line.arguments import build
+
+    return [load_into(build(factory, seed), path) for path in checkpoints]
+
+
+def _folder_network(folder: Path) -> "nn.Module":
+    """A Hugging Face model with its weights."""
+    from neurograft.applying.huggingface import open_folder
+
+    kind: Any = type(open_folder(folder).network)
+    network: nn.Module = kind.from_pretrained(str(folder), local_files_only=True)
+    return network.eval()
+
+
+def _write_network(advice: "Advice", output: Path, factory: str, paths: list[Path], seed: int) -> None:
+    from neurograft.applying.huggingface import carried
+    from neurograft.checkpoints import sha256, write_checkpoint
+
+    network: Any = advice.network
+    if names_folder(factory):
+        network.save_pretrained(str(output))
+        for file in carried(paths[0]):  # tokenizer, preprocessing: what transformers does not write with a network
+            if not (output / file.name).exists():
+                shutil.copyfile(file, output / file.name)
+        return
+    recipe = advice.recipe
+    record = {"network": factory, "recipe": recipe.name, "fused": advice.fuse, "seed": seed}
+    write_checkpoint(network, output, record | {"members": {path.name: sha256(path) for path in paths}})
+
+
+def _write_page(advice: "Advice", page: Path, images: "Images", paths: list[Path], seed: int) -> None:
+    from neurograft.experimenting.advising.page import advice_document
+    from neurograft.experimenting.provenance import provenance
+    from neurograft.experimenting.reports.made import computer_text
+    from neurograft.experimenting.reports.writing import write_text
+    from neurograft.reporting.html import html_page
+
+    made = provenance()
+    sizes = f"{len(images.train)} training, {len(images.validation)} validation, {len(images.test)} test images"
+    facts = {
+        "command": shlex.join(["neurograft", *sys.argv[1:]]),
+        "members": ", ".join(map(str, paths)),
+        "data": f"{images.name}: {sizes}",
+        "seed": str(seed),
+        "commit": made["commit"],
+        "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
+        "hardware": computer_text(made["hardware"]),
+    }
+    write_text(page, html_page(advice_document(advice, facts)))
+
+
+@contextmanager
+def _saying(console: "Console") -> Iterator[Callable[[str], None]]:
+    """What is being done, on one line of a terminal; nothing elsewhere."""
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("measuring the members") as status:
+        yield status.update
