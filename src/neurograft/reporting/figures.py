@@ -103,7 +103,9 @@ def lines_picture(
     for axis in axes[::columns]:
         axis.set_ylabel(y_label)
     if len(panels) == 1:
-        figure.subplots_adjust(left=0.085, right=0.74, top=0.92 if panels[0].title else 0.97, bottom=0.13)
+        longest = max((len(line.name) for line in panels[0].lines), default=0) + 5 * best
+        top, right = (0.92 if panels[0].title else 0.97), max(0.5, 0.95 - 0.0085 * longest)
+        figure.subplots_adjust(left=0.085, right=right, top=top, bottom=0.13)
         _end_labels(axes[0], panels[0], scale, bounds, best)
     else:
         _legend(figure, panels)

@@ -58,7 +58,7 @@ def test_every_setting_is_judged():
     verdict = judge(claim(TRANSPLANT, BEST), results_of(entries))
     assert [finding.holds for finding in verdict.findings] == [False, True, True, None]
     assert (verdict.state, verdict.text) == ("held in part", "held in 2 of 3 settings; 1 more not measured")
-    assert how_much(verdict) == "−10 to +15 points"
+    assert how_much(verdict) == "−10.00 to +15.00 points"
     table = findings_table(results_of(entries), verdict)
     assert table.columns == ("setting", "transplant", "best member", "difference ± noise, points", "above?")
     assert [row[0] for row in table.rows] == ["width 8", "width 16", "width 32", "width 64"]

@@ -85,12 +85,12 @@ def _ensemble(contenders: Sequence[Contender], gain: Gap, members: int) -> str:
 def _tested(contenders: Sequence[Contender]) -> str:
     chosen = contenders[0]
     assert chosen.test is not None
-    parts = [
-        f"{_against(c.ahead_on_test)} {c.name} ({100 * c.test:.1f} %)"
-        for c in contenders[1:]
-        if c.ahead_on_test is not None and c.test is not None
-    ]
-    return f"On the test samples, read once: {100 * chosen.test:.1f} %; that is {', '.join(parts)}."
+    standings: dict[str, list[str]] = {}
+    for c in contenders[1:]:
+        if c.ahead_on_test is not None and c.test is not None:
+            standings.setdefault(_against(c.ahead_on_test), []).append(f"{c.name} ({100 * c.test:.1f} %)")
+    parts = [f"{standing} {', '.join(names)}" for standing, names in standings.items()]
+    return f"On the test samples, read once: {100 * chosen.test:.1f} %; that is {'; '.join(parts)}."
 
 
 def _points(gap: Gap) -> str:

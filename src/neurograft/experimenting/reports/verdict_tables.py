@@ -9,6 +9,8 @@ from neurograft.reporting.tables import Table
 
 UNITS = {"accuracy": (100.0, "points"), "epochs": (1.0, "epochs"), "seconds.fuse": (1.0, "s")}
 """Measure -> what its values are multiplied with to be read, and the unit then."""
+DIGITS = {"accuracy": 2, "epochs": 1}
+"""Measure -> decimals of its differences."""
 
 
 def claims_table(verdicts: tuple[Verdict, ...]) -> Table:
@@ -33,7 +35,8 @@ def how_much(verdict: Verdict) -> str:
     if len(gaps) == 1:
         return f"{gap_text(verdict.findings, verdict.claim.measure)} {unit}"
     ordered = sorted(gap.mean * scale for gap in gaps)
-    return f"{ordered[0]:+.3g} to {ordered[-1]:+.3g} {unit}".replace("-", "−")
+    digits = DIGITS.get(verdict.claim.measure, 3)
+    return f"{ordered[0]:+.{digits}f} to {ordered[-1]:+.{digits}f} {unit}".replace("-", "−")
 
 
 def gap_text(findings: tuple[Finding, ...], measure: str) -> str:
@@ -47,7 +50,7 @@ def gap_text(findings: tuple[Finding, ...], measure: str) -> str:
     """
     gap = next(finding.difference for finding in findings if finding.difference is not None)
     scale = UNITS.get(measure, (1.0, ""))[0]
-    digits = 2 if measure == "accuracy" else 1 if measure == "epochs" else 3
+    digits = DIGITS.get(measure, 3)
     return f"{scale * gap.mean:+.{digits}f} ± {scale * gap.noise:.{digits}f}".replace("-", "−")
 
 
