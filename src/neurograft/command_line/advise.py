@@ -27,8 +27,15 @@ def advise(
     members: Members,
     data: Annotated[
         str,
-        typer.Option(help="`digits` (ships inside scikit-learn), or a folder with train*.parquet and test*.parquet."),
+        typer.Option(
+            help="`digits` (ships inside scikit-learn); `mnist`, `fashion_mnist`, `svhn`, `cifar10`, `cifar100` or "
+            "another name on the Hugging Face hub; or a folder of parquet files, or of images per class."
+        ),
     ] = "digits",
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where local copies of data sets lie, such as FOLDER/mnist."),
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=10, help="Images to train and validate on, at most.", show_default="all")
     ] = None,
@@ -47,6 +54,7 @@ def advise(
         typer.Option(help="A step size to try; repeat it for several.", show_default="0.01 and 0.03"),
     ] = None,
     batch: Annotated[int, typer.Option(min=2, help="Samples per step.")] = 64,
+    augment: Annotated[bool, typer.Option("--augment", help="Random crops and flips of the training images.")] = False,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of distilling.")] = 2.0,
     test: Annotated[
         bool, typer.Option("--test/--no-test", help="Read the test images once, for the networks in the final table.")
@@ -83,12 +91,12 @@ def advise(
     _check_targets(output, page, folders=folders, force=force)
     paths = [Path(factory), *members] if folders else list(members)
     networks = [_folder_network(path) for path in paths] if folders else _networks(factory, members, seed)
-    images = load_images(data, samples=samples)
+    images = load_images(data, samples=samples, folder=data_folder)
     console = Console()
     with _saying(Console(stderr=True)) as say:
         advice = find(
             networks,
-            images.train.batches(batch, shuffle=True),
+            images.train.batches(batch, shuffle=True, augment=augment),
             images.validation.batches(),
             images.test.batches() if test else None,
             epochs=epochs,
@@ -97,7 +105,7 @@ def advise(
             lr=tuple(lr or (0.01, 0.03)),
             temperature=temperature,
             calibration=images.train.batches(),
-            example_inputs=images.train.images[:2],
+            example_inputs=images.train.examples(2),
             seed=seed,
             device=device,
             say=say,
