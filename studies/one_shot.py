@@ -5,7 +5,9 @@
 
 `--data` holds folders `mnist` and `cifar10` of parquet files. Rows are JSON lines under results/one_shot; a run that
 is started again goes on where the last one ended. Members are trained on one part of the training images, the best
-member is chosen on the other, and every row reads the test images once.
+member is chosen on the other, and every row reads the test images once. With `--members FOLDER` trained members are
+kept there and read back, so that the methods can be run again without training; a row says at which commit its members
+were trained.
 """
 
 import argparse
@@ -79,6 +81,27 @@ def made(settings: dict[str, Any], seed: int) -> nn.Module:
         return settings["make"]()
 
 
+class Members:
+    """Trained members, kept in a folder if there is one."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def member(self, name: str, images: Images, split: Split, own: int) -> tuple[nn.Module, str]:
+        """The member of this network and seed, and the commit it was trained at."""
+        settings = NETWORKS[name.partition("-")[0]]
+        network, file = made(settings, own), self.folder and self.folder / f"{name}-{own}.pt"
+        if file and file.exists():
+            kept = torch.load(file, weights_only=True)
+            network.load_state_dict(kept["state"])
+            return network.eval(), kept["commit"]
+        network = train(network, images, split, settings, own)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"state": network.state_dict(), "commit": provenance()["commit"]}, file)
+        return network, provenance()["commit"]
+
+
 class Rows:
     """Result rows in one file, each found again by what determines it."""
 
@@ -98,7 +121,7 @@ class Rows:
         print(shown, flush=True)
 
 
-def one_shot(name: str, folder: Path, seeds: list[int]) -> None:
+def one_shot(name: str, folder: Path, seeds: list[int], kept: Members) -> None:
     """All methods for 2, 4 and 8 members of one network; a seed is a set of eight members."""
     settings, rows = NETWORKS[name], Rows(name)
     configuration = {k: settings[k] for k in ("data", "epochs", "lr", "samples")} | {"calibration": SAMPLES}
@@ -108,11 +131,13 @@ def one_shot(name: str, folder: Path, seeds: list[int]) -> None:
             continue
         images = images or load_images(str(folder / settings["data"]), samples=settings["samples"])
         test = images.test.batches()
-        members, scores = [], []
+        members, scores, commits = [], [], set()
         for number in range(max(COUNTS)):
             started = time.perf_counter()
             own = 100 * seed + number
-            members.append(train(made(settings, own), images, images.train, settings, own))
+            member, commit = kept.member(name, images, images.train, own)
+            members.append(member)
+            commits.add(commit)
             scores.append(ng.evaluate(members[-1], images.validation.batches()).accuracy)
             print(
                 f"{name} seed {seed}: member {number} {scores[-1]:.4f} {time.perf_counter() - started:.0f} s",
@@ -121,9 +146,16 @@ def one_shot(name: str, folder: Path, seeds: list[int]) -> None:
         calibration = [images.train.images[:SAMPLES].split(250)[i] for i in range(SAMPLES // 250)]
         accuracies = [ng.evaluate(member, test).accuracy for member in members]
 
-        def add(row: str, members: int, accuracy: float, seconds: float, seed: int = seed) -> None:
+        def add(
+            row: str,
+            members: int,
+            accuracy: float,
+            seconds: float,
+            seed: int = seed,
+            trained: list[str] = sorted(commits),
+        ) -> None:
             rows.add(row=row, members=members, seed=seed, split="test", accuracy=accuracy, seconds=seconds,
-                     configuration=configuration, done=False)  # fmt: skip
+                     configuration=configuration, trained=trained, done=False)  # fmt: skip
 
         for count in COUNTS:
             chosen = members[:count]
@@ -137,10 +169,10 @@ def one_shot(name: str, folder: Path, seeds: list[int]) -> None:
                                 seed=seed, **options)  # fmt: skip
                 add(row, count, ng.evaluate(fused, test).accuracy, time.perf_counter() - started)
         rows.add(row="all", members=0, seed=seed, split="test", accuracy=0.0, seconds=0.0, configuration=configuration,
-                 done=True)  # fmt: skip
+                 trained=sorted(commits), done=True)  # fmt: skip
 
 
-def other_digits(folder: Path, seeds: list[int]) -> None:
+def other_digits(folder: Path, seeds: list[int], kept: Members) -> None:
     """Member A alone saw one digit and a tenth of the rest, member B nine tenths of the rest; fused over B's weight."""
     settings, rows = NETWORKS["mlp"], Rows("other_digits")
     configuration = {k: settings[k] for k in ("data", "epochs", "lr")} | {"digit": DIGIT, "rest of B": 0.9}
@@ -154,14 +186,18 @@ def other_digits(folder: Path, seeds: list[int]) -> None:
         rest = rest[labels[rest] != DIGIT]
         cut = len(rest) // 10
         parts = [torch.cat([rest[:cut], (labels == DIGIT).nonzero().flatten()]), rest[cut:]]
-        members = []
+        members, commits = [], set()
         for m, part in enumerate(parts):
             split = Split(images.train.images[part], labels[part])
-            members.append(train(made(settings, 10 * seed + m), images, split, settings, 10 * seed + m))
+            member, commit = kept.member("mlp-digits", images, split, 10 * seed + m)
+            members.append(member)
+            commits.add(commit)
+        trained = sorted(commits)
         test = images.test.batches()
         for m, member in enumerate(members):
             rows.add(row=f"member {'AB'[m]}", weight=float(m), seed=seed, split="test",
-                     accuracy=ng.evaluate(member, test).accuracy, configuration=configuration, done=False)  # fmt: skip
+                     accuracy=ng.evaluate(member, test).accuracy, configuration=configuration, trained=trained,
+                     done=False)  # fmt: skip
         for step in range(11):
             weight = step / 10
             mixed = {"ensemble": ng.combine(members, images.train.images[:2], weights=(1 - weight, weight))}
@@ -170,8 +206,9 @@ def other_digits(folder: Path, seeds: list[int]) -> None:
             mixed["transplant"] = ng.fuse(members, images.train.images[:2], fraction=weight)
             for row, network in mixed.items():
                 rows.add(row=row, weight=weight, seed=seed, split="test", accuracy=ng.evaluate(network, test).accuracy,
-                         configuration=configuration, done=False)  # fmt: skip
-        rows.add(row="all", weight=-1.0, seed=seed, split="test", accuracy=0.0, configuration=configuration, done=True)
+                         configuration=configuration, trained=trained, done=False)  # fmt: skip
+        rows.add(row="all", weight=-1.0, seed=seed, split="test", accuracy=0.0, configuration=configuration,
+                 trained=trained, done=True)  # fmt: skip
 
 
 def cell(values: list[float]) -> str:
@@ -187,8 +224,9 @@ def origin(rows: list[dict[str, Any]]) -> str:
     commits = sorted({row["commit"] for row in rows})
     seeds = sorted({row["seed"] for row in rows})
     hardware = rows[0]["hardware"]
+    trained = sorted({commit for row in rows for commit in row.get("trained", [row["commit"]])})
     return (
-        f"Commit {', '.join(commits)}; seeds {', '.join(map(str, seeds))}; torch {rows[0]['versions']['torch']}; "
+        f"Commit {', '.join(commits)}; members trained at {', '.join(trained)}; seeds {', '.join(map(str, seeds))}; torch {rows[0]['versions']['torch']}; "
         f"{hardware['cpu']}, {hardware['threads']} threads; settings {json.dumps(rows[0]['configuration'])}."
     )
 
@@ -233,17 +271,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder that holds mnist and cifar10")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=[*NETWORKS, "other_digits"])
+    parser.add_argument("--members", type=Path, help="folder where trained members are kept and looked for")
     parser.add_argument("--table", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     if not arguments.table:
         if arguments.data is None:
             parser.error("--data is needed to run anything; --table writes the page from the rows there are")
+        kept = Members(arguments.members)
         for seed in arguments.seeds:  # seed by seed, so that an early stop leaves whole sets
             for name in arguments.networks:
                 if name == "other_digits":
-                    other_digits(arguments.data, [seed])
+                    other_digits(arguments.data, [seed], kept)
                 else:
-                    one_shot(name, arguments.data, [seed])
+                    one_shot(name, arguments.data, [seed], kept)
     PAGE.write_text("\n".join(page()), encoding="utf-8")
 
 
