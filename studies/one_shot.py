@@ -146,16 +146,10 @@ def one_shot(name: str, folder: Path, seeds: list[int], kept: Members) -> None:
         calibration = [images.train.images[:SAMPLES].split(250)[i] for i in range(SAMPLES // 250)]
         accuracies = [ng.evaluate(member, test).accuracy for member in members]
 
-        def add(
-            row: str,
-            members: int,
-            accuracy: float,
-            seconds: float,
-            seed: int = seed,
-            trained: list[str] = sorted(commits),
-        ) -> None:
-            rows.add(row=row, members=members, seed=seed, split="test", accuracy=accuracy, seconds=seconds,
-                     configuration=configuration, trained=trained, done=False)  # fmt: skip
+        settled = {"seed": seed, "configuration": configuration, "trained": sorted(commits)}
+
+        def add(row: str, members: int, accuracy: float, seconds: float, settled: dict[str, Any] = settled) -> None:
+            rows.add(row=row, members=members, split="test", accuracy=accuracy, seconds=seconds, done=False, **settled)
 
         for count in COUNTS:
             chosen = members[:count]
@@ -168,8 +162,7 @@ def one_shot(name: str, folder: Path, seeds: list[int], kept: Members) -> None:
                 fused = ng.fuse(chosen, images.train.images[:2], method, calibration=calibration, recover=None,
                                 seed=seed, **options)  # fmt: skip
                 add(row, count, ng.evaluate(fused, test).accuracy, time.perf_counter() - started)
-        rows.add(row="all", members=0, seed=seed, split="test", accuracy=0.0, seconds=0.0, configuration=configuration,
-                 trained=sorted(commits), done=True)  # fmt: skip
+        rows.add(row="all", members=0, split="test", accuracy=0.0, seconds=0.0, done=True, **settled)
 
 
 def other_digits(folder: Path, seeds: list[int], kept: Members) -> None:
@@ -226,7 +219,8 @@ def origin(rows: list[dict[str, Any]]) -> str:
     hardware = rows[0]["hardware"]
     trained = sorted({commit for row in rows for commit in row.get("trained", [row["commit"]])})
     return (
-        f"Commit {', '.join(commits)}; members trained at {', '.join(trained)}; seeds {', '.join(map(str, seeds))}; torch {rows[0]['versions']['torch']}; "
+        f"Commit {', '.join(commits)}; members trained at {', '.join(trained)}; seeds {', '.join(map(str, seeds))}; "
+        f"torch {rows[0]['versions']['torch']}; "
         f"{hardware['cpu']}, {hardware['threads']} threads; settings {json.dumps(rows[0]['configuration'])}."
     )
 

@@ -1,4 +1,5 @@
 from itertools import pairwise, permutations, product
+from typing import Any
 
 import pytest
 import torch
@@ -6,9 +7,11 @@ from tests.fusion import planned
 from tests.networks import MLP, NETWORKS, build, example
 from tests.planting import largest_change, planted
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import neurograft as ng
 from neurograft.errors import InputError, MembersDiffer, OptionError
+from neurograft.inputs import call
 from neurograft.planning.costs import Network, WeightEvidence, aligned
 from neurograft.planning.matching import order_of
 from neurograft.planning.members import state_of
@@ -184,6 +187,38 @@ def test_activations_find_a_planted_permutation(name: str) -> None:
     members = [model, planted(model, graph, 1), planted(model, graph, 2)]
     plan = ng.plan(members, x, method="permutation", graph=graph, metric="activations", calibration=[x])
     assert largest_change(ng.apply(plan, members), members[plan.details["reference"]]) < 1e-6
+
+
+def noise_like(inputs: Any, seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    return pytree.tree_map_only(
+        torch.Tensor, lambda x: torch.randn(8, *x.shape[1:], generator=generator).double(), inputs
+    )
+
+
+@pytest.mark.parametrize("method", ["permutation", "optimal_transport"])
+@pytest.mark.parametrize("name", ["lenet_bias", "mlp_batch_norm", "two_inputs"])
+def test_neurons_that_calibration_cannot_tell_apart_are_told_apart_by_their_weights(name: str, method: str) -> None:
+    """Behind a ReLU some neurons are silent on few samples, or answer the same one; on other inputs they differ."""
+    few, other = (noise_like(example(name), seed) for seed in (1, 2))
+    graph = ng.trace(build(name).double(), few, verify=False)
+    for seed in range(5):
+        model = build(name, seed).double()
+        members = [model, planted(model, graph, seed)]
+        fused = planned(members, few, method, graph=graph, metric="activations", when="post", calibration=[few])
+        torch.testing.assert_close(call(fused, other), call(model, other), rtol=1e-10, atol=1e-12)
+
+
+def test_dead_neurons_are_found_in_their_places() -> None:
+    model = mlp(12, 16, 14, 4)
+    with torch.no_grad():
+        model.layers[0].bias[:5] = -100
+        model.layers[1].bias[3:] = -100
+    graph = ng.trace(model, X)
+    fused = planned([model, planted(model, graph, 1)], X, "permutation", graph=graph, metric="activations", when="post",
+                    calibration=[X])  # fmt: skip
+    torch.testing.assert_close(fused(100 * X), model(100 * X), rtol=1e-12, atol=1e-12)
+    assert largest_change(fused, model) < 1e-12
 
 
 def test_activations_are_matched_by_their_correlation() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.fusion import planned
 from tests.networks import MLP, build, example
+from tests.planting import planted
 from torch import Tensor, nn
 
 import neurograft as ng
@@ -286,6 +287,49 @@ def test_so_does_any_other_architecture(network: str, method: str) -> None:
     options = {"diversity": True} if method == "transplant" else {"calibration": [batch]}
     fused = planned([net, copy.deepcopy(net)], x, method, **options)
     torch.testing.assert_close(fused(x), net(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("network", ["grouped", "attention", "resnet_group_norm"])
+def test_copies_whose_insides_are_permuted_too_are_found(network: str) -> None:
+    """Channels inside heads and inside convolution groups: the plan reorders them, one order per member."""
+    x = example(network).double()
+    net = build(network).double()
+    graph = ng.trace(net, x)
+    assert any(group.inside for group in graph.free)
+    members = [net, planted(net, graph, 0), planted(net, graph, 1)]
+    fused = planned(members, x, graph=graph, diversity=True, weights=[1, 2, 3])
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-9, atol=1e-10)
+
+
+class HeadNorm(nn.Module):
+    """Attention whose queries pass one norm for the channels of all heads, which makes no head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.gain, self.project = nn.Linear(5, 36), nn.Parameter(torch.rand(4) + 0.5), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(2, 6, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        weights = ((q * self.gain) @ k.transpose(-1, -2) / 2).softmax(-1)
+        return self.project((weights @ v).transpose(1, 2).reshape(2, 6, 12))
+
+
+def test_what_the_insides_of_all_units_share_is_averaged_also_where_it_is_reordered() -> None:
+    torch.manual_seed(0)
+    net, x = HeadNorm().double(), torch.randn(2, 6, 5, dtype=torch.double)
+    graph = ng.trace(net, x)
+    assert graph.tensors["gain"].roles[0].keys() & {g.name for g in graph.free if g.inside}
+    members = [net, planted(net, graph, 2)]
+    plan = ng.plan(members, x, graph=graph, diversity=True, weights=[1, 3])
+    assert plan.coefficients("gain") == (0.25, 0.75)
+    torch.testing.assert_close(ng.apply(plan, members)(x), net(x), rtol=1e-9, atol=1e-10)
+
+
+def test_other_members_keep_their_function_when_their_insides_are_reordered() -> None:
+    members = [build("attention", seed).double() for seed in range(2)]
+    x = example("attention").double()
+    plain, diverse = (planned(members, x, diversity=flag) for flag in (False, True))
+    torch.testing.assert_close(diverse(x), plain(x), rtol=1e-9, atol=1e-10)
 
 
 def scrambled(net: nn.Module, x: Tensor, seed: int = 3) -> nn.Module:

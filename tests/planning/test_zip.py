@@ -51,6 +51,13 @@ def test_neurons_that_never_move_join_their_like_only() -> None:
     assert greedy_clusters(torch.cat([still, x], 1), 5).tolist() == [0, 1, 0, 2, 3, 4]
 
 
+def test_still_neurons_that_joined_moving_ones_are_no_longer_still() -> None:
+    moving = torch.randn(40, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.cat([torch.zeros(40, 1).double(), torch.ones(40, 1).double(), moving, -moving], 1)
+    assert greedy_clusters(x, 3).tolist() in ([0, 0, 1, 2], [0, 1, 0, 2], [0, 1, 2, 0])
+    assert len(set(greedy_clusters(x, 2).tolist())) == 2
+
+
 def test_a_clustering_merges_to_means_over_all_members_together() -> None:
     maps = cluster_maps(torch.tensor([0, 1, 0, 1, 1]), (3, 2))
     merge = torch.cat([m.merge.dense() for m in maps], 1)
@@ -158,6 +165,7 @@ def test_norms_over_neurons_cannot_hold_members_side_by_side() -> None:
         ({"calibration": [X], "when": "after"}, OptionError, "when='after' is not known"),
         ({"calibration": [X], "samples": 0}, OptionError, "samples is a whole number of at least 1, got 0"),
         ({"calibration": [X], "width": 0}, OptionError, "cannot have 0 neurons"),
+        ({"calibration": [X], "max_memory": 8191}, OptionError, "all members' 32 neurons of group layers.0.weight:0"),
     ],
 )
 def test_bad_options_are_refused(options: dict, error: type[Exception], message: str) -> None:

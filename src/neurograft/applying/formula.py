@@ -180,9 +180,11 @@ def _mass(parts: Sequence[_Part], fused: TensorInfo | None, plan: FusionPlan) ->
     On one axis the members' shares of a fused neuron sum to 1. On two (a table of positions by channels) only the
     products within a member are there, Σ_m (A_m 1) ⊗ (A_m 1) < 1, and the entries are to be their mean.
     """
-    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.maps):
+    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.chosen):
         return []
-    made = [{g for g, roles in dim.items() if g in plan.maps and roles & {"out", "elementwise"}} for dim in fused.roles]
+    made = [
+        {g for g, roles in dim.items() if g in plan.chosen and roles & {"out", "elementwise"}} for dim in fused.roles
+    ]
     weighted = any(isinstance(m.merge, Pairs) and m.merge.weight is not None for g in plan.maps for m in plan.maps[g])
     if not weighted or sum(map(len, made)) < 2:
         return []
@@ -214,9 +216,9 @@ def _mass_of(mass: Sequence[Sequence[Tensor | None]], start: int, stop: int) -> 
 
 def _shared(fused: TensorInfo | None, plan: FusionPlan) -> dict[int, Tensor]:
     """Where a tensor of owned neurons is shared by all members: positions per dimension, empty for most tensors."""
-    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.maps):
+    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.chosen):
         return {}
-    return shared_positions(fused, plan.maps)
+    return shared_positions(fused, plan.chosen)
 
 
 def _apart(part: _Part, shared: Mapping[int, Tensor], weight: float) -> list[_Part]:
@@ -288,7 +290,7 @@ def _counts(target: Tensor | slice, size: int) -> Tensor:
 def axis_mixings(info: TensorInfo, dim: int, plan: FusionPlan, m: int) -> dict[str, Mixing]:
     """The matrices that act on one axis: A where the group is made or elementwise, Bᵀ where it is only read."""
     moved = {g: roles for g, roles in info.roles[dim].items() if g in plan.maps}
-    if plan.owned and carries_weights(info, plan.graphs[0], plan.maps):
+    if plan.owned and carries_weights(info, plan.graphs[0], plan.chosen):
         return {g: plan.maps[g][m].unmerge for g in moved}
     return {g: roles_mixing(plan.maps[g][m], roles) for g, roles in moved.items()}
 

@@ -12,7 +12,7 @@ from neurograft.applying.resizing import check_runs
 from neurograft.applying.segmented import SegmentedNorm
 from neurograft.errors import OptionError, PlanError
 from neurograft.inputs import Batches, Inputs
-from neurograft.planning.members import state_of
+from neurograft.planning.members import check_values, state_of
 from neurograft.planning.planner import check_method, plan_states
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
@@ -60,6 +60,7 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise PlanError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    check_values(model, "the model")
     for name in ("strategy", "schedule", "fraction", "quota"):
         if name in options:
             raise OptionError(f"prune has no option {name!r}: it concerns several members")

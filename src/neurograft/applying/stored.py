@@ -1,7 +1,7 @@
 """Members on disk, opened together with the network they belong to: what planning and streaming start from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from neurograft.planning.members import check_finite, check_member_weights, chec
 from neurograft.planning.plan import FusionPlan
 from neurograft.planning.planner import check_method, graphs_of, plan_states
 from neurograft.planning.saving import SavedPlan
+from neurograft.planning.settings import differing_settings
 from neurograft.tracing.graph import NeuronGraph
 
 SEES_BAD_NUMBERS = ("average", "transplant")
@@ -78,7 +79,7 @@ class StoredMembers:
         graphs = self.graphs(fixed)
         try:
             with core_left_over():
-                return plan_states(
+                plan = plan_states(
                     states,
                     graphs,
                     method,
@@ -88,6 +89,7 @@ class StoredMembers:
                     options=options,
                     scan=method not in SEES_BAD_NUMBERS,
                 )
+            return replace(plan, warnings=(*plan.warnings, *differing_settings(self.networks)))
         except PlanError:
             for member in self.members:  # bad numbers may be the reason: then say where they are
                 for name, tensor in member.state.items():

@@ -9,9 +9,14 @@ from neurograft.planning.activations import Cells
 from neurograft.planning.costs import Evidence, Maps, Products, ProductSum
 from neurograft.planning.mixing import mix_axis
 
+TIE = 1e-4  # how much the weights count beside the activations: enough to decide between equals only
+
 
 class ActivationEvidence:
     """Neurons are alike if they are active together; a group without activations falls back to its weights.
+
+    Neurons that the samples cannot tell apart (all that are silent on them, behind a ReLU also those that answer one
+    and the same sample) are told apart by their weights, which count 10⁻⁴ as much as the activations.
 
     `target` and `member` are what `member_cells` gives, on the same samples: units whose insides are not matched yet
     count with their best inner matching, a group inside others once these are matched.
@@ -23,7 +28,7 @@ class ActivationEvidence:
         self.otherwise = otherwise
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
-        """As `Evidence.products` says; divided by the number of samples."""
+        """As `Evidence.products` says; divided by the number of samples, with the weights as a tie-break."""
         total: ProductSum | None = None
         rows = 0
         for (outer, inner), other in self.target.items():
@@ -42,7 +47,8 @@ class ActivationEvidence:
         found = total.products() if total else None
         if found is None:
             return self.otherwise.products(group, maps, known, readers)
-        return Products(found.cross / rows, found.member / rows, found.target / rows)
+        found = Products(found.cross / rows, found.member / rows, found.target / rows)
+        return _with_ties_broken(found, self.otherwise.products(group, maps, known, readers))
 
     def nothing(self, group: str) -> Products:
         """As `Evidence.nothing` says."""
@@ -60,6 +66,21 @@ class ActivationEvidence:
                 own = _moved(_moved(self.member[key], 1, key[0], maps), 2, key[1], maps)
                 total += float((own * other).sum(dtype=torch.double)) / len(other)
         return total
+
+
+def _with_ties_broken(shown: Products, weights: Products | None) -> Products:
+    """The products with the weights as further features, scaled to a small share of what the activations are."""
+    if weights is None:
+        return shown
+    amount, other = (float(p.member.double().sum() + p.target.double().sum()) for p in (shown, weights))
+    if other == 0:
+        return shown
+    scale = TIE * amount / other if amount else 1.0
+    return Products(
+        shown.cross + scale * weights.cross.to(shown.cross),
+        shown.member + scale * weights.member.to(shown.member),
+        shown.target + scale * weights.target.to(shown.target),
+    )
 
 
 def moved_cells(cells: Cells, maps: Maps) -> Cells:

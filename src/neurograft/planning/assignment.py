@@ -125,13 +125,18 @@ def needed_bytes(member: int, target: int, solver: Solver, uniform: bool) -> int
     return member * target * per_entry
 
 
+def memory_there(limit: int | None) -> int:
+    """Bytes that may be taken: the limit, or what the machine has."""
+    return limit if limit is not None else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_memory(group: str, member: int, target: int, solver: Solver, uniform: bool, limit: int | None) -> None:
     """Say before any work is done that a group is too wide for the memory there is.
 
     Raises:
         OptionError: with what it would take, what there is, and what to do.
     """
-    there = limit if limit is not None else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = memory_there(limit)
     needed = needed_bytes(member, target, solver, uniform)
     if needed > there:
         raise OptionError(

@@ -3,12 +3,16 @@
 import torch
 from torch import Tensor
 
+BLOCK = 1 << 22  # correlations looked at together: bounds what is there beside the covariances
+BYTES_PER_PAIR = 8  # of neurons: one covariance in float64
+
 
 def greedy_clusters(activations: Tensor, count: int) -> Tensor:
     """Merge the two clusters whose mean activations correlate most, until `count` clusters are left.
 
     The correlation of two clusters is that of the sums of their members' activations, kept exact by adding rows of
-    the covariance matrix. Neurons that always answer the same correlate with those that give the same answer only.
+    the covariance matrix, the only matrix of all pairs that is kept. Neurons that always answer the same correlate
+    with those that give the same answer only.
 
     Args:
         activations: one column per neuron, shape `(samples, neurons)`.
@@ -27,33 +31,24 @@ def greedy_clusters(activations: Tensor, count: int) -> Tensor:
     values = activations.double()
     means = values.mean(0)
     values = values - means
-    covariance = values.T @ values
-    state = _State(covariance, _still(covariance, means))
-    for _ in range(covariance.shape[0] - count):
+    state = _State(values.T @ values, means)
+    for _ in range(activations.shape[1] - count):
         state.merge()
     numbers: Tensor = torch.unique(state.cluster, return_inverse=True)[1]
     return numbers
 
 
-def _still(covariance: Tensor, means: Tensor) -> Tensor:
-    """1 where two neurons both never move and give the same answer, shape `(neurons, neurons)`."""
-    variances = covariance.diagonal()
-    dead = variances <= 1e-12 * variances.max().clamp_min(torch.finfo(variances.dtype).tiny)
-    alike = (means[:, None] - means).abs() <= 1e-6 * torch.maximum(means[:, None].abs(), means.abs())
-    return (dead[:, None] & dead & alike).to(covariance)
-
-
 class _State:
-    """Covariances and correlations of the clusters so far; a cluster lives in the row of its first neuron."""
+    """Covariances of the clusters so far; a cluster lives in the row of its first neuron."""
 
-    def __init__(self, covariance: Tensor, still: Tensor) -> None:
-        self.covariance = covariance
-        self.cluster = torch.arange(covariance.shape[0])
-        deviation = covariance.diagonal().clamp_min(0).sqrt()
-        scale = deviation[:, None] * deviation
-        self.correlation = torch.where(scale > 0, covariance / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0.0)
-        self.correlation = torch.maximum(self.correlation, still).fill_diagonal_(-torch.inf)
-        self.best, self.partner = self.correlation.max(1)
+    def __init__(self, covariance: Tensor, means: Tensor) -> None:
+        variances = covariance.diagonal()
+        self.covariance, self.means = covariance, means
+        self.cluster = torch.arange(len(means))
+        self.gone = torch.zeros(len(means), dtype=torch.bool)
+        self.still = variances <= 1e-12 * variances.max().clamp_min(torch.finfo(variances.dtype).tiny)
+        self.best, self.partner = torch.empty_like(means), torch.empty_like(self.cluster)
+        self._choose(self.cluster)
 
     def merge(self) -> None:
         """Merge the best pair."""
@@ -62,28 +57,33 @@ class _State:
         self.cluster[self.cluster == second] = first
         self.covariance[first] += self.covariance[second]
         self.covariance[:, first] += self.covariance[:, second]
-        self._correlate(first)
-        self.correlation[second] = self.correlation[:, second] = -torch.inf
+        self.still[first] &= self.still[second]
+        self.gone[second] = True
         self.best[second] = -torch.inf
-        self._choose_again(first, second)
-
-    def _correlate(self, row: int) -> None:
-        gone = self.correlation[row].isinf()
-        variances = self.covariance.diagonal().clamp_min(0)
-        scale = (variances * variances[row]).sqrt()
-        fresh = torch.where(
-            scale > 0, self.covariance[row] / scale.clamp_min(torch.finfo(scale.dtype).tiny), self.correlation[row]
-        )
-        fresh[gone] = -torch.inf
-        self.correlation[row] = self.correlation[:, row] = fresh
-
-    def _choose_again(self, first: int, second: int) -> None:
-        stale = (self.partner == first) | (self.partner == second)
-        stale[first] = True
-        stale &= self.best > -torch.inf
-        rows = stale.nonzero().flatten()
-        self.best[rows], self.partner[rows] = self.correlation[rows].max(1)
-        better = self.correlation[:, first] > self.best
-        better[second] = False
-        self.best[better] = self.correlation[better, first]
+        stale = ((self.partner == first) | (self.partner == second)) & ~self.gone
+        stale[first] = ~self.gone[first]
+        self._choose(stale.nonzero().flatten())
+        fresh = self._correlations(torch.tensor([first]))[0]
+        better = fresh > self.best
+        self.best[better] = fresh[better]
         self.partner[better] = first
+
+    def _choose(self, rows: Tensor) -> None:
+        """Find the partner of each of these clusters among all."""
+        for some in rows.split(max(1, BLOCK // len(self.means))):
+            self.best[some], self.partner[some] = self._correlations(some).max(1)
+
+    def _correlations(self, rows: Tensor) -> Tensor:
+        """Of some clusters with all, shape `(rows, neurons)`; -inf where there is no other cluster."""
+        variances = self.covariance.diagonal().clamp_min(0)
+        scale = (variances[rows, None] * variances).sqrt_()
+        found = self.covariance[rows] / scale.clamp_min_(torch.finfo(scale.dtype).tiny)
+        if bool(self.still.any()):
+            found[self.still[rows]] = 0
+            found[:, self.still] = 0
+            own, all_ = self.means[rows, None], self.means
+            alike = (own - all_).abs() <= 1e-6 * torch.maximum(own.abs(), all_.abs())
+            found[self.still[rows, None] & self.still & alike] = 1
+        found[:, self.gone] = -torch.inf
+        found[torch.arange(len(rows)), rows] = -torch.inf
+        return found

@@ -42,10 +42,10 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_models(models: Sequence[nn.Module]) -> None:
-    """Refuse what is not a list of at least two networks of one class.
+    """Refuse what is not a list of at least two networks of one class, with values.
 
     Raises:
-        PlanError: fewer than two models, or something that is no module.
+        PlanError: fewer than two models, something that is no module, or a network on the meta device.
         MembersDiffer: the models are of different classes.
     """
     if isinstance(models, nn.Module) or not isinstance(models, Sequence):
@@ -61,6 +61,24 @@ def check_models(models: Sequence[nn.Module]) -> None:
                 f"models[{m}] is a {type(model).__name__} but models[0] a {type(models[0]).__name__}; "
                 "members must be of one class"
             )
+    for m, model in enumerate(models):
+        check_values(model, f"models[{m}]")
+
+
+def check_values(model: nn.Module, owner: str) -> None:
+    """Refuse networks whose tensors have shapes but no values.
+
+    Raises:
+        PlanError: names the first tensor on the meta device.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    without = [name for name, tensor in named if tensor.is_meta]
+    if without:
+        raise PlanError(
+            f"{without[0]} of {owner}{_more(without)} on the meta device: shapes without values; load the weights "
+            "first (model.to_empty(device=...), then load_state_dict), or fuse the checkpoints themselves with "
+            "`neurograft fuse`, which reads them piece by piece"
+        )
 
 
 def check_names(states: Sequence[State]) -> None:

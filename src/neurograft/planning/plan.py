@@ -1,6 +1,6 @@
 """The fusion plan: for every free group and member the two matrices, and nothing of the weights themselves."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,9 @@ PlanMaps = Mapping[str, tuple[NeuronMap, ...]]
 class Filling:
     """What a fusion method returns: the maps of the groups it moves, and the scale of each member's tensors.
 
-    A group that is not in `maps` keeps the identity for every member. `owned` says that a fused neuron has one
-    owner (transplant, zip): tensors made along a moved axis then enter unscaled, all others with the member's
-    weight. `tensor_weights` overrides the members' weights for single tensors.
+    A group that is not in `maps` keeps the identity for every member; groups inside others are permuted at most.
+    `owned` says that a fused neuron has one owner (transplant, zip): tensors made along a moved axis then enter
+    unscaled, all others with the member's weight. `tensor_weights` overrides the members' weights for single tensors.
     """
 
     maps: PlanMaps
@@ -63,6 +63,11 @@ class FusionPlan:
         return {name: maps[0].fused for name, maps in self.maps.items()}
 
     @cached_property
+    def chosen(self) -> frozenset[str]:
+        """The moved groups that lie inside no other; those inside (the channels of a head) are at most reordered."""
+        return chosen_groups(self.graphs[0], self.maps)
+
+    @cached_property
     def graph(self) -> NeuronGraph:
         """The graph of the fused network."""
         changed = {name: n for name, n in self.sizes.items() if n != self.graphs[0][name].size}
@@ -85,7 +90,7 @@ class FusionPlan:
         info = self.graphs[0].tensors.get(name)
         if info is None or not self.owned:
             return weights
-        return (1.0,) * self.members if enters_whole(info, self.graphs[0], self.maps) else weights
+        return (1.0,) * self.members if enters_whole(info, self.graphs[0], self.chosen) else weights
 
     def weight(self, name: str, member: int) -> float:
         """The weight of a member in the tensor `name`, which is its share wherever members are averaged."""
@@ -102,6 +107,11 @@ class FusionPlan:
         from neurograft.planning.table import plan_table
 
         return plan_table(self)
+
+
+def chosen_groups(graph: NeuronGraph, moved: Iterable[str]) -> frozenset[str]:
+    """Those of the moved groups that lie inside no other."""
+    return frozenset(group for group in moved if graph[group].inside is None)
 
 
 def made_by(info: TensorInfo, moved: Container[str]) -> bool:
@@ -189,28 +199,29 @@ def cut_warnings(graph: NeuronGraph, shares: Mapping[str, tuple[float, ...]]) ->
 
 def weight_warnings(graph: NeuronGraph, filling: Filling) -> tuple[str, ...]:
     """Where owned neurons cannot carry the members' weights: tied tensors, products, rankings, members of weight 0."""
+    moved = sorted(chosen_groups(graph, filling.maps), key=list(filling.maps).index)
     found = [
         f"{group} holds units of several members, and {graph[group].ranked_by[0]} chooses among all of them: every "
         "unit is whole, but what it competes with is not what it was trained against"
-        for group, maps in filling.maps.items()
-        if graph[group].ranked_by and sum(share > 0 for share in kept_share(maps)) > 1
+        for group in moved
+        if graph[group].ranked_by and sum(share > 0 for share in kept_share(filling.maps[group])) > 1
     ]
     if max(filling.weights) < 1:
         found += [
             f"{tied.tensor} makes the neurons of {tied.group} and reads them, and no norm in front can carry the "
             "members' weights: what it reads is the sum over the members' kept neurons, not their weighted mean"
             for tied in graph.tied
-            if tied.group in filling.maps and not tied.norm
+            if tied.group in moved and not tied.norm
         ]
         found += [
             f"{group} is contracted on both sides as it is made ({', '.join(graph[group].bilinear)}), where no tensor "
             "carries the members' weights: the result is the sum over the members' kept neurons, not their weighted "
             "mean; keep it whole with fixed=[...]"
-            for group in filling.maps
+            for group in moved
             if graph[group].bilinear
         ]
     for m, weight in enumerate(filling.weights):
-        shares = {group: kept_share(maps)[m] for group, maps in filling.maps.items()}
+        shares = {group: kept_share(filling.maps[group])[m] for group in moved}
         if weight == 0 and any(shares.values()):
             most = max(shares, key=lambda group: shares[group])
             found.append(

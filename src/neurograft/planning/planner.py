@@ -27,6 +27,7 @@ from neurograft.planning.members import (
 from neurograft.planning.methods import METHODS
 from neurograft.planning.options import check_choice
 from neurograft.planning.plan import FusionPlan, cut_warnings, read_shares, weight_warnings
+from neurograft.planning.settings import differing_settings
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
 
@@ -125,9 +126,10 @@ def plan_states(
     members = Members(tuple(states), compared, weights, torch.Generator().manual_seed(seed), models, calibration)
     filling = METHODS[method](members, **options)
     check_unreached(graphs[0], filling.maps, fixed)
-    notes = differing_constants(states)
+    notes = differing_constants(states) + differing_settings(models or ())
     if filling.owned:
-        notes += cut_warnings(graphs[0], read_shares(filling.maps)) + weight_warnings(graphs[0], filling)
+        chosen = {group: filling.maps[group] for group in filling.maps if graphs[0][group].inside is None}
+        notes += cut_warnings(graphs[0], read_shares(chosen)) + weight_warnings(graphs[0], filling)
     if keep:
         filling = with_kept_heads(filling, graphs)
     return FusionPlan(

@@ -1,11 +1,16 @@
 """Neurons that answer alike: one member's copy of another's neuron, or two of the same member."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from neurograft.planning.costs import Network, Products, WeightEvidence, aligned
+from neurograft.planning.maps import NeuronMap
+from neurograft.planning.matching import execution_order, identity, match_forward, order_of
 from neurograft.planning.members import Members, State
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 from neurograft.tracing.layout import Factor, Layout, Part, Segment
@@ -14,9 +19,41 @@ PROJECTIONS = 32  # random directions that a neuron's incoming weights are compa
 BLOCK = 2048  # neurons compared with all others at a time
 
 Classes = dict[str, tuple[Tensor, ...]]
+Insides = Mapping[str, tuple[NeuronMap, ...]]
 
 
-def twin_classes(members: Members, groups: Sequence[str], tolerance: float) -> Classes:
+def matched_insides(members: Members) -> dict[str, tuple[NeuronMap, ...]]:
+    """For groups inside others (the channels of heads), each member's neurons in the order that fits member 0's best.
+
+    Reordering the insides of all units alike changes nothing a member computes, so a match that is not the best does
+    no harm; a permuted copy of member 0 is matched exactly. Groups that all members have in order are left out.
+    """
+    first, graph = Network(members.states[0], members.graph), members.graph
+    inner = [group for group in graph.free if group.inside is not None]
+    if not inner:
+        return {}
+    orders = {group.name: [identity(group.size)] for group in inner}
+    for state, own in zip(members.states[1:], members.graphs[1:], strict=True):
+        evidence = WeightEvidence(first, Network(state, own))
+        found = match_forward(evidence, graph, execution_order(graph), _alike, sweeps=2, readers=True)
+        for group in inner:
+            orders[group.name].append(found.get(group.name, identity(group.size)))
+    unmoved = {group.name: torch.arange(group.size) for group in inner}
+    return {
+        name: tuple(found)
+        for name, found in orders.items()
+        if any(not torch.equal(order_of(own), unmoved[name]) for own in found)
+    }
+
+
+def _alike(_group: str, products: Products) -> NeuronMap:
+    """Match as many units as both sides have, most alike; the others get no partner."""
+    rows, columns = linear_sum_assignment(products.distances("squared").double().cpu().numpy())
+    target, source = torch.from_numpy(columns), torch.from_numpy(rows)
+    return NeuronMap.selection(target, source, products.cross.shape[1], products.cross.shape[0])
+
+
+def twin_classes(members: Members, groups: Sequence[str], tolerance: float, insides: Insides) -> Classes:
     """Number the units of every group so that units with the same number answer alike, whatever the input.
 
     Two units are twins if everything that makes them (rows of producers, biases, norms with their statistics) is
@@ -28,10 +65,12 @@ def twin_classes(members: Members, groups: Sequence[str], tolerance: float) -> C
         members: the networks.
         groups: the groups to look at.
         tolerance: how far the incoming weights of twins may lie apart, relative to the longer of the two.
+        insides: the orders in which the neurons inside units are compared, as `matched_insides` gives them.
 
     Returns:
         group -> one tensor per member, shape `(units,)`, int64.
     """
+    members = _reordered(members, insides)
     graph = members.graph
     order = [g for g in graph.execution_order if g in groups] + [g for g in groups if g not in graph.execution_order]
     classes: Classes = {}
@@ -47,6 +86,19 @@ def twin_classes(members: Members, groups: Sequence[str], tolerance: float) -> C
         if not first and before == {g: _count(found) for g, found in classes.items()}:
             return classes
         first = False
+
+
+def _reordered(members: Members, insides: Insides) -> Members:
+    """The members with the insides of their units in the given orders."""
+    if not insides:
+        return members
+    states = []
+    for m, (state, graph) in enumerate(zip(members.states, members.graphs, strict=True)):
+        maps = {group: found[m] for group, found in insides.items()}
+        moved = {name for name, info in graph.tensors.items() if any(g in maps for dim in info.roles for g in dim)}
+        network = Network(state, graph)
+        states.append({**state, **{name: aligned(network, name, maps)[0] for name in moved}})
+    return replace(members, states=tuple(states))
 
 
 def _makers(graph: NeuronGraph, group: str) -> list[Slot]:

@@ -141,7 +141,8 @@ class _Descent:
             order = self._shuffled(execution_order(self.graph))
             start = self.forward(evidence, order) if attempt % 2 else self._random(evidence)
             other = self.descend(evidence, start, shuffle=True)
-            best = max(best, other, key=lambda found: found.best)
+            if other.best > best.best + ROUNDING * abs(best.best):
+                best = other
         return best
 
     def identity(self) -> Permutations:

@@ -8,7 +8,7 @@ from neurograft.planning.members import Members, check_member_weights
 from neurograft.planning.plan import Filling
 from neurograft.planning.scoring import Kind, scorers
 from neurograft.planning.selection import Normalize, Selection, selection_maps, tree_of, tree_weights
-from neurograft.planning.twins import twin_classes
+from neurograft.planning.twins import matched_insides, twin_classes
 from neurograft.planning.widths import fused_sizes
 
 CHOICES = {
@@ -61,7 +61,9 @@ def transplant(
         ratio: the share of the combined network's neurons to remove, in [0, 1); default: member 0's width.
         width: neurons per group, one number for all or a mapping of group or parameter patterns to numbers.
         diversity: pass over neurons that duplicate a kept one for the next best; readers of the duplicate read
-            the kept twin. A network fused with its own (permuted) copy then is that network.
+            the kept twin. A network fused with its own (permuted) copy then is that network. The insides of units
+            (the channels of heads, of convolution groups) are first brought into member 0's order, which is one order
+            for all units of a member: twins inside one member whose insides lie in different orders stay two units.
         tolerance: with `diversity`, how far apart the incoming weights of duplicates may lie, relative to the
             longer of the two; 0.1 also finds similar neurons.
 
@@ -79,10 +81,11 @@ def transplant(
     sizes = fused_sizes(members, ratio, width)
     moved = frozenset(sizes)
     weights = members.weights_or(share or _default_weights(members, moved, strategy))
-    twins = twin_classes(members, list(sizes), tolerance) if diversity else {}
+    insides = matched_insides(members) if diversity else {}
+    twins = twin_classes(members, list(sizes), tolerance, insides) if diversity else {}
     select = Selection(members, sizes, weights, scorers(importance, members, moved), order, normalize, balance, twins)
     kept = select.alone(share) if alone else select.tree(tree_of(strategy, k))[0]
-    return Filling(maps=selection_maps(members, kept, sizes, twins), weights=weights, owned=True)
+    return Filling(maps=selection_maps(members, kept, sizes, twins) | insides, weights=weights, owned=True)
 
 
 def _alone(fraction: float | None, quota: Sequence[float] | None, schedule: str, strategy: str, k: int) -> bool:

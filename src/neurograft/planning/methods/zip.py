@@ -7,7 +7,8 @@ from torch import Tensor
 
 from neurograft.errors import OptionError, PlanError, closest
 from neurograft.planning.activations import When, member_activations
-from neurograft.planning.clustering import greedy_clusters
+from neurograft.planning.assignment import memory_there
+from neurograft.planning.clustering import BYTES_PER_PAIR, greedy_clusters
 from neurograft.planning.maps import NeuronMap, Pairs
 from neurograft.planning.members import Members
 from neurograft.planning.options import check_choice, check_count
@@ -25,6 +26,7 @@ def zip_neurons(
     stop: str | None = None,
     ratio: float | None = None,
     width: int | Mapping[str, int] | None = None,
+    max_memory: int | None = None,
 ) -> Filling:
     """Cluster all members' neurons by the correlation of their activations; a cluster becomes one fused neuron.
 
@@ -42,6 +44,8 @@ def zip_neurons(
         stop: fnmatch pattern of the first group that is not zipped any more, or of a tensor that makes it.
         ratio: the share of all members' neurons to remove, in [0, 1); default: member 0's width.
         width: neurons per group, one number for all or a mapping of group or parameter patterns to numbers.
+        max_memory: bytes that clustering one group may take, 8 per pair of all members' neurons; default what the
+            machine has.
 
     Raises:
         OptionError: no calibration batches, or an option outside its range.
@@ -55,6 +59,9 @@ def zip_neurons(
     calibration_of(members, "method='zip'")
     apart = _groups_from(members, stop)
     sizes = fused_sizes(members, ratio, width)
+    for group in sizes:
+        if group not in apart:
+            _check_memory(group, sum(members.sizes(group)), max_memory)
     found = member_activations(members, when=when, samples=samples)
     maps = {}
     for group, n in sizes.items():
@@ -68,6 +75,16 @@ def zip_neurons(
         maps[group] = cluster_maps(clusters, members.sizes(group))
     warnings = _soft_warnings(members.graph, [g for g in maps if g not in apart])
     return Filling(maps=maps, weights=members.weights_or(), owned=True, warnings=warnings)
+
+
+def _check_memory(group: str, neurons: int, limit: int | None) -> None:
+    there = memory_there(limit)
+    if (needed := BYTES_PER_PAIR * neurons**2) > there:
+        raise OptionError(
+            f"clustering all members' {neurons} neurons of group {group} takes about {needed / 2**30:.1f} GiB of "
+            f"{there / 2**30:.1f} GiB; use method='permutation' or 'transplant', keep the group in place with "
+            "fixed=[...], or raise max_memory"
+        )
 
 
 def cluster_maps(clusters: Tensor, sizes: Sequence[int]) -> tuple[NeuronMap, ...]:
