@@ -70,7 +70,7 @@ class _State:
 
     def _choose(self, rows: Tensor) -> None:
         """Find the partner of each of these clusters among all."""
-        for some in rows.split(max(1, BLOCK // len(self.means))):
+        for some in torch.split(rows, max(1, BLOCK // len(self.means))):
             self.best[some], self.partner[some] = self._correlations(some).max(1)
 
     def _correlations(self, rows: Tensor) -> Tensor:
