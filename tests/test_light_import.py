@@ -36,7 +36,10 @@ def test_a_name_imports_what_it_needs_and_no_more():
     assert not found & heavy
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fuse", "--help"], ["trace", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["fuse", "--help"], ["trace", "--help"], ["demo", "--help"], ["experiment", "run", "--help"]],
+)
 def test_help_imports_no_torch(arguments):
     program = (
         f"sys.argv = ['neurograft', *{arguments!r}]\n"

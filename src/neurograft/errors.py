@@ -14,6 +14,7 @@ NeurograftError
 ├── ResizeError           the module cannot be given other widths
 ├── CheckpointError       a checkpoint cannot be read or written
 ├── StudyError            a study file says what cannot be run
+├── StoreError            results cannot be kept or read: a read-only folder, a full disk
 └── MissingExtra          an optional package is needed; the message says which extra to install
 """
 
@@ -75,6 +76,10 @@ class CheckpointError(NeurograftError):
 
 class StudyError(NeurograftError, ValueError):
     """A study file has an unknown key or a value that cannot be meant, or its trials cannot be run."""
+
+
+class StoreError(NeurograftError):
+    """Results of experiments cannot be kept or read."""
 
 
 class MissingExtra(NeurograftError, ImportError):

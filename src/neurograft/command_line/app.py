@@ -9,6 +9,7 @@ from neurograft import __version__
 from neurograft.command_line.advise import advise
 from neurograft.command_line.demo import demo
 from neurograft.command_line.evaluate import evaluate
+from neurograft.command_line.experiment import experiment
 from neurograft.command_line.fuse import fuse
 from neurograft.command_line.plan import plan
 from neurograft.command_line.trace import trace
@@ -42,6 +43,7 @@ def _options(
 
 for command in (demo, trace, plan, fuse, evaluate, advise):
     app.command()(command)
+app.add_typer(experiment)
 
 
 def main() -> None:

@@ -1,0 +1,275 @@
+"""`neurograft experiment list | run`."""
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from neurograft.errors import OptionError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from neurograft.experimenting.asking import Asked
+    from neurograft.experimenting.schedule import Outcome
+    from neurograft.experimenting.store import Store
+
+FAILURES_SHOWN = 5
+RAY = "With --engine ray"
+
+experiment = typer.Typer(
+    name="experiment",
+    help="Run the papers' studies, or your own: `list`, `run`.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Studies = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STUDY...",
+        help="Names from `neurograft experiment list`, paths of YAML files of your own, or `all` (all that have the "
+        "preset).",
+    ),
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        metavar="PRESET",
+        help="How long it may take: `smoke` (seconds, tells nothing but that it works), `small` (two cores), "
+        "`paper-short` (one GPU), `paper`.",
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SEEDS",
+        help="How many (`5` is 0 to 4) or which (`3-5`, `0,7`).",
+        show_default="those of the preset",
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Folder for results and members. Several studies and runs share one."
+    ),
+]
+Only = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PATTERN",
+        help="Only trials whose label (see the lines of a run) contains this, or matches it where it has `*` or `?`; "
+        "repeat it for several.",
+    ),
+]
+OUTPUT = Path("runs/experiments")
+
+
+@experiment.command("list")
+def list_studies() -> None:
+    """Show the studies, what each one asks, and the presets it has."""
+    from rich.console import Console
+
+    from neurograft.experimenting.study_file import study_summaries
+    from neurograft.reporting.tables import Table, terminal_table
+
+    rows = tuple((name, question, ", ".join(presets)) for name, (_, question, presets) in study_summaries().items())
+    Console().print(terminal_table(Table("Studies", ("study", "question", "presets"), rows)))
+    typer.echo("Run one: neurograft experiment run STUDY --preset smoke")
+
+
+@experiment.command()
+def run(
+    studies: Studies,
+    preset: Preset = "smoke",
+    seeds: Seeds = None,
+    only: Only = [],  # noqa: B006 - typer reads the default, nothing writes to it
+    output: Output = OUTPUT,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where local copies of data sets lie, such as FOLDER/mnist; what is not there comes from the Hugging "
+            "Face hub. On a cluster: the same path on every host.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a GPU where there is one.")
+    ] = "auto",
+    engine: Annotated[
+        Literal["in-process", "ray"],
+        typer.Option(help="One trial after the other in this process, or many at a time on Ray."),
+    ] = "in-process",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A running cluster: `auto`, `host:6379` or `ray://host:10001`.",
+            show_default="this machine",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    cpus_per_trial: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="N", help="CPUs of a trial, and its threads.", rich_help_panel=RAY),
+    ] = 1,
+    gpus_per_trial: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="GPUs of a trial; `0.5` lets two share one.",
+            show_default="1 if the cluster has GPUs",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="How often a trial runs again when its worker dies.", rich_help_panel=RAY
+        ),
+    ] = 3,
+    fail_fast: Annotated[
+        bool,
+        typer.Option("--fail-fast", help="Stop at the first trial that fails instead of going on with the others."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much there is to do and how much is done; run nothing.")
+    ] = False,
+) -> None:
+    """Train members, fuse them, train on, and keep one row per trial.
+
+    What is finished is never run again: stop it whenever you like (Ctrl-C, a job that ends, a power cut), and give the
+    same command again. It may also run several times at once on one folder; the processes share the work.
+
+    Exit code 0: every trial has its row. 1: some failed, see failures.jsonl. 2: it could not be run. 130: interrupted.
+
+    Example: `neurograft experiment run comparison --preset smoke`
+
+    Example: `neurograft experiment run all --preset small --engine ray --data-folder data`
+    """
+    from functools import partial
+
+    from rich.console import Console
+
+    from neurograft.experimenting.asking import ask, check_data, parse_seeds
+    from neurograft.experimenting.devices import AUTO, check_device, choose_device
+    from neurograft.experimenting.engines import run_in_process, study_work
+    from neurograft.experimenting.journal import counted
+    from neurograft.experimenting.room import room_for
+    from neurograft.experimenting.schedule import Schedule
+    from neurograft.experimenting.store import Store
+
+    _check_engine(engine, address, gpus_per_trial)
+    check_device(device)
+    asked = ask(studies, preset, parse_seeds(seeds), only)
+    tasks = tuple({task.key: task for one in asked for task in one.tasks}.values())
+    store, console = Store(output), Console()
+    if dry_run:
+        _show_standing(asked, store, console, preset)
+        return
+    torn = store.prepare()
+    store.check_room(room_for(tasks, store))
+    if address is None or not address.startswith("ray://"):  # then this machine is none of the cluster
+        check_data(tuple(Schedule(tasks, store).pending.values()), data_folder)
+    if torn:
+        typer.echo(f"{counted(torn, 'line')} that a killed run left unfinished moved aside; their trials run again")
+    if device == AUTO and gpus_per_trial == 0:
+        device = "cpu"
+    work = partial(study_work, data_folder=data_folder, device=device)
+    with _interruptible(store):
+        if engine == "ray":
+            from neurograft.experimenting.cluster import run_on_ray
+
+            outcome = run_on_ray(
+                tasks,
+                store,
+                work,
+                address=address,
+                cpus=cpus_per_trial,
+                gpus=gpus_per_trial,
+                retries=retries,
+                fail_fast=fail_fast,
+                console=console,
+            )
+        else:
+            choose_device(device)
+            outcome = run_in_process(tasks, store, work, fail_fast=fail_fast, console=console)
+    _show_outcome(asked, outcome, store, preset)
+    if outcome.left:
+        raise typer.Exit(1)
+
+
+def _check_engine(engine: str, address: str | None, gpus: float | None) -> None:
+    if engine == "ray":
+        return
+    if address is not None:
+        raise OptionError("--address belongs to --engine ray")
+    if gpus is not None:
+        raise OptionError("--gpus-per-trial belongs to --engine ray; in this process --device says where to compute")
+
+
+@contextmanager
+def _interruptible(store: "Store") -> Iterator[None]:
+    """Ctrl-C and SIGTERM (a job that ends) say how to go on, and end with exit code 130."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped. {store.safe()}:\n  {shlex.join(['neurograft', *sys.argv[1:]])}", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _show_standing(asked: "Sequence[Asked]", store: "Store", console: "Console", preset: str) -> None:
+    """How much there is to do, per study and in all."""
+    from neurograft.checkpoints.writing import size_text
+    from neurograft.experimenting.asking import standing
+    from neurograft.experimenting.room import room_for
+    from neurograft.reporting.tables import Table, terminal_table
+
+    everything = tuple({task.key: task for one in asked for task in one.tasks}.values())
+    rows = [(one.name, standing(one.tasks, store)) for one in asked]
+    if len(rows) > 1:
+        rows.append(("all together", standing(everything, store)))
+    table = Table(
+        title=f"Preset {preset}, results in {store.folder}",
+        columns=("study", "trials", "done", "failed", "members to train", "epochs left"),
+        rows=tuple((name, *(str(n) for n in (s.trials, s.done, s.failed, s.members, s.epochs))) for name, s in rows),
+        numeric=5,
+        rules=frozenset({len(rows) - 2}) if len(rows) > 1 else frozenset(),
+        note="Members and trials that studies share count in each of them, and once in all together."
+        if len(rows) > 1
+        else "",
+    )
+    console.print(terminal_table(table))
+    typer.echo(f"{size_text(room_for(everything, store))} will be written. Nothing was run.")
+
+
+def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store", preset: str) -> None:
+    """What is there now, what failed, and what to do next."""
+    from neurograft.experimenting.journal import counted
+
+    for one in asked:
+        done = sum(store.has(task.key) for task in one.trials)
+        typer.echo(f"{one.name} ({preset}): {done} of {len(one.trials)} trials")
+    failures = [failure for failure in store.failures() if failure["label"] in outcome.failed]
+    for failure in failures[:FAILURES_SHOWN]:
+        typer.echo(f"failed: {failure['label']}: {failure['error']}", err=True)
+    if outcome.failed:
+        more = f", {counted(len(outcome.skipped), 'trial')} that need them left out" if outcome.skipped else ""
+        typer.echo(
+            f"{counted(len(outcome.failed), 'task')} failed{more}: see {store.folder / 'failures.jsonl'}. The same "
+            "command tries again",
+            err=True,
+        )
