@@ -80,6 +80,7 @@ def test_a_study_of_ones_own_runs_once(neurograft, study, output):
     assert (code, err) == (0, "")
     assert "[9/9]" in out
     assert f"{study} (smoke): 7 of 7 trials" in out
+    assert f"neurograft experiment report {study} --preset smoke --output {output}" in out
     rows = Store(output).rows()
     assert [row["row"] for row in rows].count("average") == 2
     assert all(row["study"] == "mine" for row in rows)
@@ -196,6 +197,32 @@ def test_an_interrupted_run_says_how_to_go_on(neurograft, study, output, monkeyp
     assert f"  neurograft experiment run {study} -o {output}" in err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert neurograft("experiment", "run", study, "-o", output)[0] == 0
+
+
+def test_a_report_of_what_is_there(neurograft, study, output, tmp_path):
+    neurograft("experiment", "run", study, "-o", output, "--only", "average")
+    code, out, err = neurograft("experiment", "report", study, "-o", output)
+    assert (code, err) == (0, "")
+    assert "mine (smoke): 2 of 7 results" in out
+    assert f"wrote {output / 'report' / 'index.html'}" in out
+    page = (output / "report" / "mine.html").read_text()
+    assert "A study of one&#x27;s own" in page or "A study of one's own" in page
+    assert (output / "report" / "mine.md").is_file()
+    assert len((output / "report" / "mine.jsonl").read_text().splitlines()) == 2
+    claims = tmp_path / "claims.md"
+    assert neurograft("experiment", "report", study, "-o", output, "--to", tmp_path / "to", "--claims", claims)[0] == 0
+    assert "small" in claims.read_text()
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_report_of_nothing_says_what_makes_the_rows(neurograft, study, output):
+    code, _, err = neurograft("experiment", "report", study, "-o", output)
+    assert code == 2
+    assert "no such folder" in err
+    output.mkdir()
+    code, _, err = neurograft("experiment", "report", study, "-o", output)
+    assert code == 2
+    assert "holds no results of mine (preset smoke); neurograft experiment run" in err
 
 
 def start(*arguments):

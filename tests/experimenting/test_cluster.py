@@ -74,10 +74,11 @@ def starts(log):
     return [tuple(line.split()) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for(condition, seconds=600.0):
+def wait_for(condition, process=None, seconds=600.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
+        assert process is None or process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
 
 
@@ -85,7 +86,7 @@ def wait_for(condition, seconds=600.0):
 def test_a_worker_killed_in_a_trial_costs_that_trial_only(start, tmp_path, undisturbed):
     process, log = start(seconds=0.5), tmp_path / "log"
     for victim in ("m1", "t1-2"):
-        wait_for(lambda victim=victim: victim in dict(starts(log)))
+        wait_for(lambda victim=victim: victim in dict(starts(log)), process)
         os.kill(int(dict(starts(log))[victim]), signal.SIGKILL)
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
@@ -114,12 +115,12 @@ def test_a_trial_that_kills_every_worker_fails_and_the_others_go_on(start, tmp_p
 @pytest.mark.slow
 def test_the_whole_run_killed_goes_on_and_leaves_no_process(start, tmp_path, undisturbed):
     process, log = start(seconds=0.3), tmp_path / "log"
-    wait_for(lambda: (tmp_path / "store" / "results.jsonl").exists())
+    wait_for(lambda: (tmp_path / "store" / "results.jsonl").exists(), process)
     process.kill()
     process.communicate(timeout=300)
     before = len(Store(tmp_path / "store").rows())
     assert 0 < before < 12
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for _, pid in starts(log)), 300)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for _, pid in starts(log)))
     process = start()
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out

@@ -1,4 +1,4 @@
-"""`neurograft experiment list | run`."""
+"""`neurograft experiment list | run | report`."""
 
 import shlex
 import signal
@@ -25,7 +25,7 @@ RAY = "With --engine ray"
 
 experiment = typer.Typer(
     name="experiment",
-    help="Run the papers' studies, or your own: `list`, `run`.",
+    help="Run the papers' studies, or your own, and report on them: `list`, `run`, `report`.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -273,3 +273,53 @@ def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store", 
             "command tries again",
             err=True,
         )
+    names = " ".join(one.name for one in asked)
+    where = "" if store.folder == OUTPUT else f" --output {store.folder}"
+    typer.echo(f"Tables and plots: neurograft experiment report {names} --preset {preset}{where}")
+
+
+@experiment.command()
+def report(
+    studies: Studies,
+    preset: Preset = "smoke",
+    seeds: Seeds = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the rows are: the folder of a run, done or not."),
+    ] = OUTPUT,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where the pages are written.", show_default="report in the folder of the rows"
+        ),
+    ] = None,
+    claims: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.md",
+            help="Instead of pages, write one Markdown file: each claim of the papers beside what was measured, in all "
+            "presets but smoke.",
+        ),
+    ] = None,
+) -> None:
+    """Write tables, plots and verdicts: a page, Markdown and the rows of each study, and an index over them.
+
+    It may be given while a run is going on: what is not there yet is shown as not run.
+
+    Example: `neurograft experiment report comparison --preset smoke`
+    """
+    from neurograft.experimenting.asking import parse_seeds, studies_named
+    from neurograft.experimenting.reports.reproduction import write_reproduction
+    from neurograft.experimenting.reports.sources import RowFiles
+    from neurograft.experimenting.reports.writing import write_reports
+
+    wanted = parse_seeds(seeds)
+    if claims is not None:
+        write_reproduction(tuple(studies_named(studies).values()), RowFiles(output), claims, wanted)
+        typer.echo(f"wrote {claims}")
+        return
+    target = output / "report" if to is None else to
+    reported = write_reports(tuple(studies_named(studies, preset).values()), preset, RowFiles(output), target, wanted)
+    for one in reported:
+        typer.echo(f"{one.study.name} ({preset}): {one.there} results")
+    typer.echo(f"wrote {target / 'index.html'}")

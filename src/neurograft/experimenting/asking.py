@@ -55,27 +55,43 @@ def ask(
         >>> [asked.name for asked in ask(["comparison"], "smoke", seeds=[0])]
         ['comparison']
     """
-    everything = ALL in studies
-    names = tuple(
-        dict.fromkeys((*study_names(), *(name for name in studies if name != ALL)) if everything else studies)
-    )
-    loaded = {name: load_study(name) for name in names}
-    having = {name: study for name, study in loaded.items() if preset in study.presets or name in studies}
+    having = studies_named(studies, preset)
+    found = tuple(Asked(name, study, tasks_of(study, preset, seeds)) for name, study in having.items())
+    _check_matches(found, only)
+    return tuple(_matching(asked, only) for asked in found)
+
+
+def studies_named(names: Sequence[str], preset: str | None = None) -> dict[str, Study]:
+    """The studies that are asked for, by what they were called.
+
+    Args:
+        names: names, paths of YAML files, or "all".
+        preset: of all studies those without it are left out; None for any.
+
+    Raises:
+        StudyError: a study is not known or not right, or has no such preset.
+    """
+    wanted = dict.fromkeys((*study_names(), *names) if ALL in names else names)
+    loaded = {name: load_study(name) for name in wanted if name != ALL}
+    if preset is None:
+        return loaded
+    for name in names:
+        if name != ALL:
+            loaded[name].points(preset)
+    having = {name: study for name, study in loaded.items() if preset in study.presets}
     if not having:
         known = dict.fromkeys(name for study in loaded.values() for name in study.presets)
         raise StudyError(f"no study has a preset {preset!r}; there are {', '.join(known)}")
-    found = tuple(Asked(name, study, tasks_of(study, preset, seeds)) for name, study in having.items())
-    return tuple(_matching(asked, only) for asked in found) if _any_matches(found, only) else ()
+    return having
 
 
-def _any_matches(found: Sequence[Asked], only: Sequence[str]) -> bool:
+def _check_matches(found: Sequence[Asked], only: Sequence[str]) -> None:
     trials = [task for asked in found for task in asked.trials]
     if only and not any(matches(task.label, only) for task in trials):
         raise OptionError(
             f"no trial matches --only {' '.join(only)}; of {len(trials)}, the first is called {trials[0].label!r} and "
             f"the last {trials[-1].label!r}"
         )
-    return True
 
 
 def _matching(asked: Asked, only: Sequence[str]) -> Asked:
