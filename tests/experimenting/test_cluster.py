@@ -14,8 +14,9 @@ from neurograft.errors import MissingExtra
 from neurograft.experimenting.cluster import available_cpus, run_on_ray
 from neurograft.experimenting.engines import run_in_process
 from neurograft.experimenting.store import Store
-from neurograft.experimenting.workbench import PREFIX, perform, remove_leftovers
+from neurograft.experimenting.workbench import PREFIX, Home, perform, remove_leftovers
 
+NOWHERE = Home(Path("/no/such/folder"), "")
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
@@ -152,9 +153,9 @@ def test_a_worker_does_tasks_in_a_store_of_its_own(tmp_path, monkeypatch):
     from neurograft.experimenting import workbench
 
     workbench._own_store.cache_clear()
-    answers = {task.key: perform(task, do, 1, {}) for task in (first, second)}
+    answers = {task.key: perform(task, do, 1, NOWHERE, {}) for task in (first, second)}
     records = {key: answer.result for key, answer in answers.items()}
-    again = perform(trial, do, 1, records, *(answer.tensors for answer in answers.values()))
+    again = perform(trial, do, 1, NOWHERE, records, *(answer.tensors for answer in answers.values()))
     assert again.error is None
     assert (again.result["sum"], again.result["doubled"]) == (0.0, [2, 4])
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
@@ -173,11 +174,33 @@ def test_a_worker_reports_an_error_with_its_place(tmp_path, monkeypatch):
 
     workbench._own_store.cache_clear()
     task = errands(1, 0)[0]
-    answer = perform(type(task)("m", "member", "m", settings={"fails": True}), do, 1, {})
+    answer = perform(type(task)("m", "member", "m", settings={"fails": True}), do, 1, NOWHERE, {})
     assert answer.error == "RuntimeError: no such luck"
     assert "errands.py" in answer.trace
     workbench._LIVING.pop().release()
     workbench._own_store.cache_clear()
+
+
+def test_states_of_trainings_survive_their_worker_where_it_sees_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    from neurograft.experimenting import workbench
+
+    store = Store(tmp_path / "store")
+    store.prepare()
+    seen = []
+    for sign in (store.sign(), "that of another folder"):
+        workbench._own_store.cache_clear()
+        perform(
+            errands(1, 0)[0],
+            lambda task, own, _: seen.append(own.unfinished_path(task.key)),
+            1,
+            Home(store.folder, sign),
+            {},
+        )
+        workbench._LIVING.pop().release()
+    workbench._own_store.cache_clear()
+    assert seen[0] == store.unfinished_path("m0")
+    assert tmp_path / "store" not in seen[1].parents
 
 
 def test_cpus_are_those_this_process_may_use():

@@ -65,6 +65,7 @@ def test_a_member_from_another_host_comes_as_bytes(store, tmp_path):
 
 def test_a_finished_training_leaves_no_state_behind(store):
     store.unfinished_path("m").write_bytes(b"half")
+    store.unfinished_path("m").with_stem("m-0.01").write_bytes(b"half")
     write_member(store, "m")
     store.add_member("m", {})
     assert not list((store.folder / "unfinished").iterdir())

@@ -17,7 +17,7 @@ from neurograft.experimenting.engines import POLL, Work
 from neurograft.experimenting.progress import Watch
 from neurograft.experimenting.schedule import Outcome, Schedule, Task
 from neurograft.experimenting.store import Store
-from neurograft.experimenting.workbench import Answer, perform, remove_leftovers
+from neurograft.experimenting.workbench import Answer, Home, perform, remove_leftovers
 
 QUEUED = 2
 """Tasks handed to Ray per task that can run at a time: enough that no worker waits for this process."""
@@ -95,6 +95,7 @@ class _Driver:
 
     def __enter__(self) -> "_Driver":
         self._remote = self.ray.remote(perform)
+        self._home = Home(self.store.folder.resolve(), self.store.sign())
         return self
 
     def __exit__(self, *ended: object) -> None:
@@ -137,7 +138,7 @@ class _Driver:
             threads = max(1, int(self.cpus))
             records = {key: self.store.row(key) for key in task.needs}
             tensors = [self._lend(key) for key in task.needs]
-            reference = self._remote.options(**options).remote(task, self.work, threads, records, *tensors)
+            reference = self._remote.options(**options).remote(task, self.work, threads, self._home, records, *tensors)
             self.running[reference] = (task, claim)
 
     def _lend(self, key: str) -> Any:

@@ -19,6 +19,7 @@ from neurograft.experimenting.journal import Journal, counted, reason
 
 ROW_BYTES = 20_000
 """Space to plan for one row: its curve, configuration and versions."""
+SIGN = ".sign"
 SPARE_BYTES = 100_000_000
 """Space that must be left when everything is written."""
 
@@ -34,6 +35,7 @@ class Store:
 
     Attributes:
         folder: where all of it lies.
+        unfinished: where the states of trainings that are not done lie, if not in that folder.
 
     Example:
         >>> import tempfile
@@ -44,8 +46,9 @@ class Store:
         (True, True, False, 1)
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, unfinished: Path | None = None):
         self.folder = folder
+        self.unfinished = folder / "unfinished" if unfinished is None else unfinished
         self._results = Journal(folder / "results.jsonl")
         self._members = Journal(folder / "members.jsonl")
         self._failures = Journal(folder / "failures.jsonl")
@@ -91,6 +94,15 @@ class Store:
                 "with --output"
             )
 
+    def sign(self) -> str:
+        """What another host finds in this folder if it sees the same disk, see `same_folder`."""
+        path = self.folder / SIGN
+        with self._keeping("a sign of this folder"):
+            if not path.is_file():
+                with whole(path) as part:
+                    part.write_text(secrets.token_hex(16), encoding="ascii")
+            return path.read_text(encoding="ascii")
+
     def has(self, key: str) -> bool:
         """Whether a trial's row is there, or a member with its tensors."""
         if key in self._results.first():
@@ -125,8 +137,11 @@ class Store:
         return self.folder / "members" / f"{key}.safetensors"
 
     def unfinished_path(self, key: str) -> Path:
-        """Where the state of a training that is not done may be kept; it is removed when its task is finished."""
-        return self.folder / "unfinished" / f"{key}.pt"
+        """Where the state of a training that is not done may be kept, or beside it under names that begin alike.
+
+        It is removed when its task is finished.
+        """
+        return self.unfinished / f"{key}.pt"
 
     def add(self, row: Mapping[str, Any]) -> bool:
         """Keep the row of a trial; False if there is one already.
@@ -205,4 +220,18 @@ class Store:
 
     def _forget(self, key: str) -> None:
         with suppress(OSError):
-            self.unfinished_path(key).unlink(missing_ok=True)
+            for path in self.unfinished.glob(f"{key}*"):
+                path.unlink()
+
+
+def same_folder(folder: Path, sign: str) -> bool:
+    """Whether this host sees the folder that another host means by the same path.
+
+    Example:
+        >>> same_folder(Path("no/such/folder"), "0123")
+        False
+    """
+    try:
+        return (folder / SIGN).read_text(encoding="ascii") == sign
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurograft.experimenting.engines import Work, explain
-from neurograft.experimenting.store import Store
+from neurograft.experimenting.store import Store, same_folder
 
 MEMBERS_KEPT = 32
 """Files of members that stay on a worker for its next tasks."""
@@ -40,13 +40,27 @@ class Answer:
     trace: str = ""
 
 
-def perform(task: Any, work: Work, threads: int, records: Mapping[str, Any], *tensors: Any) -> Answer:
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The store of the process that hands out tasks, which a worker may or may not see.
+
+    Attributes:
+        folder: its path there.
+        sign: what `Store.sign` gave.
+    """
+
+    folder: Path
+    sign: str
+
+
+def perform(task: Any, work: Work, threads: int, home: Home, records: Mapping[str, Any], *tensors: Any) -> Answer:
     """Do one task.
 
     Args:
         task: what to do.
         work: how.
         threads: of torch.
+        home: where states of long trainings are kept if this host sees that folder: then they survive this worker.
         records: the members it needs, key -> record.
         tensors: their files, in the same order.
     """
@@ -56,7 +70,7 @@ def perform(task: Any, work: Work, threads: int, records: Mapping[str, Any], *te
     torch.set_num_threads(threads)
     began = time.perf_counter()
     try:
-        store = _own_store()
+        store = _own_store(home)
         for (key, record), data in zip(records.items(), tensors, strict=True):
             if not store.has(key):
                 store.add_member(key, record, memoryview(data))
@@ -70,7 +84,7 @@ def perform(task: Any, work: Work, threads: int, records: Mapping[str, Any], *te
 
 
 @cache
-def _own_store() -> Store:
+def _own_store(home: Home) -> Store:
     """The store of this process; what dead workers left on this host is removed.
 
     A lock beside each folder says that its worker lives: the operating system frees it, however the worker ends.
@@ -80,7 +94,8 @@ def _own_store() -> Store:
     lock = FileLock(name.with_suffix(".lock"))
     lock.acquire()
     _LIVING.append(lock)
-    store = Store(name)
+    shared = home.folder / "unfinished" if same_folder(home.folder, home.sign) else None
+    store = Store(name, unfinished=shared)
     store.prepare()
     return store
 
