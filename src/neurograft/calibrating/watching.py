@@ -7,12 +7,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurograft.calibrating.patches import Geometry
 from neurograft.inputs import Inputs, call_on_batch
+from neurograft.tracing.dispatch import Dispatch, facts_of, without_fast_paths
+from neurograft.tracing.observing import operands
 
 Key: TypeAlias = tuple[str, int]
+CONTRACTIONS = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "_grouped_mm"})
 BATCH_NORMS = frozenset(
     {
         "aten::native_batch_norm",
@@ -72,7 +74,7 @@ class Stop(Exception):
     """Ends a run early: everything that was wanted has been seen."""
 
 
-class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watcher(Dispatch):  # type: ignore[no-untyped-call]
     """A dispatch mode that changes nothing by itself; what it meets is offered to the methods below."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -100,15 +102,8 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether the tensor is a parameter or a view of one."""
         return isinstance(value, Tensor) and _storage(value) in self.owners
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "prim":
-            return func(*args, **kwargs)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an op, and offer what it is."""
         contraction = self._contraction(func, args, kwargs)
         if contraction is not None:
             self.before(contraction)
@@ -136,31 +131,25 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Norm(name, values["input"], values.get("weight"), values.get("bias"), mean, variance, eps)
 
     def _contraction(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Contraction | None:
-        name = func._schema.name
-        weight, bias, x, geometry, why = None, None, None, None, ""
-        if name == "aten::convolution":
-            x, weight, bias, stride, padding, dilation, transposed, extra, groups = args
+        op = facts_of(func).name
+        found = operands(op, args, self.is_parameter) if op in CONTRACTIONS else None
+        if found is None or found.input is None:
+            return None
+        weight, x, bias, turned = found.weight, found.input, found.bias, found.turned
+        if self.is_parameter(x) or _storage(x) in self.buffers:
+            return None
+        geometry, why = None, ""
+        if op == "convolution":
+            stride, padding, dilation, transposed, extra, groups = args[3:]
             kernel, step, around, apart = (tuple(value) for value in (weight.shape[2:], stride, padding, dilation))
             geometry = Geometry(kernel, step, around, apart, groups, transposed, tuple(extra))
-        elif name in ("aten::mm", "aten::addmm"):
-            bias, x, weight = (None, *args) if name == "aten::mm" else args
-            if self.is_parameter(x):
-                x, weight, why = weight.t(), x.t(), "its activation stands to the right of it"
+        elif op in ("mm", "addmm"):
+            if turned:
+                x, weight, why = x.t(), weight.t(), "its activation stands to the right of it"
             if kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1 or (bias is not None and bias.dim() != 1):
                 why = "its op adds something else than a bias"
-        elif name in ("aten::bmm", "aten::baddbmm", "aten::mv", "aten::_grouped_mm"):
-            tensors = [a for a in args if isinstance(a, Tensor)]
-            weight = next((a for a in tensors if self.is_parameter(a)), None)
-            x = next((a for a in tensors if not self.is_parameter(a)), None)
-            why = f"it is used by {name[6:]}, many matrices or a vector at once"
-        if (
-            x is None
-            or weight is None
-            or not self.is_parameter(weight)
-            or self.is_parameter(x)
-            or _storage(x) in self.buffers
-        ):
-            return None
+        else:
+            why = f"it is used by {op}, many matrices or a vector at once"
         if bias is not None and not self.is_parameter(bias):
             why = "the bias its op adds is no parameter"
         owner = self.owners[_storage(weight)]
@@ -176,13 +165,8 @@ def _storage(tensor: Tensor) -> int:
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
     """Run ops under the watcher, without gradients and without fused fast paths that would hide the weights."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), watcher:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.no_grad(), without_fast_paths(), watcher:
+        yield
 
 
 def run(model: nn.Module, inputs: Inputs, make: Callable[[nn.Module], Watcher] | Watcher, *, what: str) -> Watcher:

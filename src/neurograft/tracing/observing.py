@@ -6,18 +6,17 @@ fused projection, a weight-norm product), just as tracing does it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from neurograft.tracing.dispatch import Dispatch, facts_of, tensors_in, without_fast_paths
 from neurograft.tracing.graph import NeuronGraph, Use
 from neurograft.tracing.labelling import by_size, consumes, tensors_of_model
 from neurograft.tracing.labels import storage_key
-from neurograft.tracing.tape import facts_of, module_paths, tensors_in
+from neurograft.tracing.tape import module_paths
 
 # op -> positions of its activation, its weight and its bias; the operands of a plain product may come in any order
 OPERANDS: dict[str, tuple[int | None, int, int | None]] = {
@@ -50,6 +49,30 @@ OPERANDS: dict[str, tuple[int | None, int, int | None]] = {
 _EITHER_ORDER = {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"}
 
 
+class Operands(NamedTuple):
+    """The weight that an op uses, the activation beside it, the bias; `turned` if the weight stands in its place."""
+
+    weight: Tensor
+    input: Tensor | None
+    bias: Tensor | None
+    turned: bool
+
+
+def operands(op: str, args: tuple[Any, ...], is_weight: Callable[[Tensor], bool]) -> Operands | None:
+    """Which operand of an op is a weight; None if none is, or the op uses no weights."""
+    places = OPERANDS.get(op)
+    if places is None:
+        return None
+    given, weight, bias = (None if place is None or place >= len(args) else args[place] for place in places)
+    if isinstance(weight, Tensor) and is_weight(weight):
+        return Operands(weight, given, bias, False)
+    if op in _EITHER_ORDER and isinstance(given, Tensor) and is_weight(given):
+        return Operands(given, weight, bias, True)
+    if "norm" in op and isinstance(bias, Tensor) and is_weight(bias):
+        return Operands(bias, given, None, False)
+    return None
+
+
 class Observer(Protocol):
     """What is called at every use of a weight.
 
@@ -64,7 +87,7 @@ class Observer(Protocol):
         """The op has run."""
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(Dispatch):  # type: ignore[no-untyped-call]
     """Follows which tensors are parameters, made from parameters, or activations, and reports uses."""
 
     def __init__(self, model: nn.Module, graph: NeuronGraph, observer: Observer, path: Callable[[], str]):
@@ -99,16 +122,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = (name,) if name else ()
         return found or ()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace in ("prim", "profiler"):
-            return func(*args, **kwargs)
+    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an op, and tell the observer if it uses a weight."""
         facts = facts_of(func)
-        if facts.composite:
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
         taken = [*tensors_in(args), *tensors_in(kwargs.values())]
         own = sum(1 for x in taken if self.names(x))
         names = [n for x in taken for n in self.names(x)]
@@ -132,21 +148,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _use(self, op: str, args: tuple[Any, ...]) -> tuple[Use | None, Tensor | None]:
-        places = OPERANDS.get(op)
-        if places is None:
+        found = operands(op, args, lambda x: bool(self.names(x)))
+        if found is None:
             return None, None
-        given, weight, bias = places
-        activation = args[given] if given is not None else None
-        found = self.names(args[weight]) if weight < len(args) else ()
-        if not found and op in _EITHER_ORDER and given is not None:
-            found, activation = self.names(args[given]), args[weight]
-        if not found and bias is not None and "norm" in op and bias < len(args):
-            found = self.names(args[bias])
-        if not found:
-            return None, None
-        nth = self.counts.get(found[0], 0)
-        self.counts[found[0]] = nth + 1
-        return self.uses.get((found[0], nth)), activation
+        tensor = self.names(found.weight)[0]
+        nth = self.counts.get(tensor, 0)
+        self.counts[tensor] = nth + 1
+        return self.uses.get((tensor, nth)), found.input
 
 
 @contextmanager
@@ -170,17 +178,14 @@ def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterato
         2.weight reads (7, 8)
           and makes (7, 2)
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with module_paths(model) as path:
+    with module_paths(model) as path, without_fast_paths():
         watch = _Watch(model, graph, observer, path)
         hook = model.register_forward_pre_hook(lambda _, *given: watch.begin(given), with_kwargs=True)
         try:
-            torch.backends.mha.set_fastpath_enabled(False)
             with watch:
                 yield
         finally:
             hook.remove()
-            torch.backends.mha.set_fastpath_enabled(fast)
 
 
-__all__ = ["OPERANDS", "Observer", "observe"]
+__all__ = ["OPERANDS", "Observer", "Operands", "observe", "operands"]

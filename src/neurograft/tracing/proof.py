@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from neurograft.errors import InputError, TraceError
 from neurograft.inputs import Inputs, call, check_model
+from neurograft.tracing.dispatch import Dispatch
 from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
 from neurograft.tracing.layout import Span, spans
@@ -103,15 +103,16 @@ class Bench:
         return found
 
 
-class _Precisions(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Precisions(Dispatch):  # type: ignore[no-untyped-call]
     """Notes the dtypes of everything that is computed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: set[torch.dtype] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an op and note its results' dtypes."""
+        result = func(*args, **kwargs)
         self.dtypes.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
         return result
 

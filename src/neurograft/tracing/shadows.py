@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from neurograft.tracing.tape import Recorder, storage_of, tensors_in
+from neurograft.tracing.dispatch import tensors_in
+from neurograft.tracing.tape import Recorder, storage_of
 
 _META = torch.device("meta")
 # a shadow that would be large is dropped: nobody asks a question about it

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from neurograft.errors import NeurograftError, TraceError
 from neurograft.inputs import Inputs, call
+from neurograft.tracing.dispatch import Dispatch, facts_of, tensors_in, without_fast_paths
 
 
 @dataclass(slots=True, eq=False)
@@ -45,17 +45,6 @@ class Tape:
     values: dict[int, Tensor] = field(default_factory=dict)
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors among op arguments, lists of tensors included."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                if isinstance(item, Tensor):
-                    yield item
-
-
 def op_tensors(op: Op) -> Iterator[Tensor]:
     """Every tensor the op takes."""
     yield from tensors_in(op.args)
@@ -63,36 +52,8 @@ def op_tensors(op: Op) -> Iterator[Tensor]:
         yield from tensors_in(op.kwargs.values())
 
 
-class _Facts:
-    """What an op's schema says, looked up once per op."""
-
-    __slots__ = ("composite", "mutable", "name", "overload")
-
-    def __init__(self, func: Any):
-        space, _, name = func._schema.name.partition("::")
-        self.name = name if space == "aten" else f"{space}::{name}"
-        self.overload = func._overloadname
-        self.mutable = tuple(
-            (i, argument.name)
-            for i, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        )
-        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-
-
-_FACTS: dict[Any, _Facts] = {}
-
-
-def facts_of(func: Any) -> _Facts:
-    """What the op's schema says."""
-    facts = _FACTS.get(func)
-    if facts is None:
-        facts = _FACTS[func] = _Facts(func)
-    return facts
-
-
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that appends every op to `ops`; it changes nothing."""
+class Recorder(Dispatch):  # type: ignore[no-untyped-call]
+    """Appends every op to `ops`; changes nothing."""
 
     def __init__(self, path: Callable[[], str]):
         super().__init__()  # type: ignore[no-untyped-call]
@@ -103,16 +64,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the op; what is recorded are the arguments and the result that come back."""
         return args, kwargs, func(*args, **kwargs)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace in ("prim", "profiler"):
-            return func(*args, **kwargs)
+    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an op and append it."""
         facts = facts_of(func)
-        if facts.composite:
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
         args, kwargs, result = self.execute(func, args, kwargs)
         results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         shapes = tuple(tuple(r.shape) if isinstance(r, Tensor) else None for r in results)
@@ -128,20 +82,17 @@ def as_found(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no fused fast paths; modes, buffers and the random state come back as they were."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if buffer.device.type != "meta"]
-    fast = torch.backends.mha.get_fastpath_enabled()
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     cudnn = torch.backends.cudnn.enabled
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.backends.mha.set_fastpath_enabled(False)
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), without_fast_paths():
             # cuDNN runs a recurrent layer as one op on packed weights, which no rule can look into
             torch.backends.cudnn.enabled = cudnn and not recurrent
             for module, _ in modes:
                 module.training = False
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         torch.backends.cudnn.enabled = cudnn
         for module, training in modes:
             module.training = training
@@ -267,13 +218,11 @@ __all__ = [
     "Recorder",
     "Tape",
     "as_found",
-    "facts_of",
     "live",
     "module_paths",
     "on_meta",
     "op_tensors",
     "record",
     "storage_of",
-    "tensors_in",
     "tensors_of",
 ]
