@@ -1,6 +1,7 @@
 """One network per entry of the list of what breaks tracers: expected free groups (units, sorted), deep proof."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import neurograft as ng
-from tests.networks import MLP, ResNet
+from tests.networks import NETWORKS, ResNet, build, example
 
 
 class Case(NamedTuple):
@@ -477,10 +478,12 @@ def test_channels_last_gives_the_same_groups() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_gives_the_same_groups(dtype: torch.dtype) -> None:
-    model, x = roughened(MLP(12, 16, 14, 10, bias=True, norm=nn.LayerNorm)), noise(4, 12)()
+@pytest.mark.parametrize("name", ["mlp_layer_norm", "resnet", "attention", "grouped", "squeeze_excite"])
+def test_half_precision_gives_the_same_groups(name: str, dtype: torch.dtype) -> None:
+    model, x = build(name), example(name)
     plain = ng.trace(model, x)
     half = ng.trace(model.to(dtype), x.to(dtype))
+    assert half.proven.startswith("proven")
     assert [(g.name, g.fixed, g.slots) for g in plain] == [(g.name, g.fixed, g.slots) for g in half]
 
 
@@ -545,3 +548,72 @@ def test_two_group_counts_that_do_not_nest_are_fixed_with_that_reason() -> None:
     model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.GroupNorm(3, 12), nn.Flatten(), nn.Linear(48, 2))
     graph = ng.trace(model, noise(2, 3, 2, 2)())
     assert "do not nest" in str(graph["0.weight:0"].why)
+
+
+def test_several_outputs_fix_what_each_of_them_shows() -> None:
+    class Several(nn.Module):
+        """Two heads, and the hidden state that one of them reads."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner = nn.Linear(5, 8), nn.Linear(8, 6)
+            self.first, self.second = nn.Linear(6, 2), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            h = self.stem(x).relu()
+            inner = self.inner(h).relu()
+            return self.first(inner), {"second": self.second(h), "state": inner}
+
+    model, x = roughened(Several()), noise(3, 5)()
+    graph = ng.trace(model, x)
+    assert [group.name for group in graph.free] == ["stem.weight:0"]
+    assert graph["inner.weight:0"].why == "the output 1.state"
+    chosen = ng.trace(model, x, outputs=["0", "1.second"])
+    assert [group.name for group in chosen.free] == ["stem.weight:0", "inner.weight:0"]
+
+
+# what breaks tracers, and which network or test of this suite has it
+CHECKLIST: dict[str, list[str]] = {
+    "concatenation and split": ["split", "densenet", "unet"],
+    "unwrapped parameters": ["unwrapped_parameters", "bare"],
+    "group and depthwise convolutions": ["grouped", "depthwise", "depthwise_double"],
+    "flatten and reshape": ["reshape_and_flatten", "lenet"],
+    "multi-head attention": ["multi_head_attention", "attention"],
+    "grouped-query attention": ["grouped_query_attention"],
+    "fused qkv": ["papers_vit", "attention"],
+    "pixel shuffle": ["pixel_shuffle"],
+    "weight tying": ["tied", "tied_without_norm"],
+    "several inputs": ["two_inputs", "film"],
+    "several outputs": ["test_several_outputs_fix_what_each_of_them_shows"],
+    "recurrent layers": ["lstm", "lstm_equal_sizes", "lstm_bidirectional", "lstm_projected", "gru", "rnn", "gru_cell"],
+    "custom modules": ["split", "film"],
+    "no-parameter models": ["test_a_network_without_parameters_has_no_groups"],
+    "a head registered before the trunk": ["head_first"],
+    "unused parameters": ["unused"],
+    "the same module called twice": ["twice"],
+    "in-place operations": ["in_place"],
+    "buffers along neuron axes": ["test_buffers_along_neurons_move_with_them"],
+    "ParameterList and ParameterDict": ["parameter_list_and_dict"],
+    "weight norm": ["weight_norm"],
+    "spectral norm": ["spectral_norm"],
+    "LayerScale": ["layer_scale"],
+    "squeeze-and-excite": ["squeeze_excite"],
+    "positional embeddings": ["class_token", "mixer"],
+    "class tokens": ["class_token", "papers_vit"],
+    "relative position bias": ["windows_and_relative_bias"],
+    "rolled and partitioned windows": ["windows_and_relative_bias"],
+    "rotary embeddings": ["rotary", "interleaved_rotary"],
+    "mixtures of experts": ["experts", "test_experts_are_units"],
+    "channels-last tensors": ["test_channels_last_gives_the_same_groups"],
+    "half precision": ["test_half_precision_gives_the_same_groups"],
+    "models on the meta device": ["test_small_networks_give_the_same_graph"],
+    "caches returned by default": ["test_caches_that_are_returned_fix_nothing"],
+    "dropout and train-only branches": ["test_dropout_and_train_only_branches_do_not_matter"],
+}
+
+
+@pytest.mark.parametrize("entry", CHECKLIST)
+def test_every_entry_of_the_checklist_has_a_test(entry: str) -> None:
+    written = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for name in CHECKLIST[entry]:
+        assert name in CASES or name in NETWORKS or f"def {name}(" in written, name

@@ -106,22 +106,3 @@ def test_what_an_unknown_value_was_written_to_is_unknown() -> None:
 
     with pytest.raises(TraceError, match="does not run on the example inputs"):
         ng.trace(Writes(), torch.randn(2, 3))
-
-
-@pytest.mark.slow
-def test_a_large_network_is_traced_without_its_weights() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=4096,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        intermediate_size=14_336,
-    )
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config).eval()
-    graph = ng.trace(model, {"input_ids": torch.randint(1000, (1, 8))})
-    assert graph["model.embed_tokens.weight:1"].size == 4096
-    assert len(graph.outermost) == 1 + 32 * 2
-    assert graph.unruled == ()
