@@ -139,6 +139,42 @@ def by_thirds(m: Mixture, h: Tensor) -> Tensor:
     return (every(m, h) * torch.zeros(len(h), EXPERTS).scatter(1, numbers, weights)[..., None]).sum(1)
 
 
+def one_by_one(m: Mixture, h: Tensor) -> Tensor:
+    """Experts in a loop over their numbers."""
+    weights, numbers = m.routed(h)
+    out = torch.zeros_like(h)
+    for e in range(EXPERTS):
+        rows, place = torch.where(numbers == e)
+        y = F.linear(h[rows], m.experts.up[e], m.experts.bias[e]).relu_()
+        out.index_add_(0, rows, F.linear(y, m.experts.down[e]) * weights[rows, place, None])
+    return out
+
+
+def all_rows_one_by_one(m: Mixture, h: Tensor) -> Tensor:
+    """Every expert sees all rows, those that are not its own weigh nothing."""
+    weights, numbers = m.routed(h)
+    out = torch.zeros_like(h)
+    for e in range(EXPERTS):
+        y = F.linear(F.linear(h, m.experts.up[e], m.experts.bias[e]).relu(), m.experts.down[e])
+        out = out + y * (weights * (numbers == e)).sum(-1, keepdim=True)
+    return out
+
+
+def said_and_stacked(m: Mixture, h: Tensor) -> Tensor:
+    """What the experts say, one by one, then stacked."""
+    weights, numbers = m.routed(h)
+    said = [F.linear(h, m.experts.up[e], m.experts.bias[e]).relu() @ m.experts.down[e].t() for e in range(EXPERTS)]
+    return (torch.stack(said, 1).gather(1, numbers[..., None].expand(-1, -1, WIDTH)) * weights[..., None]).sum(1)
+
+
+def python_sum(m: Mixture, h: Tensor) -> Tensor:
+    """The same experts, summed up by Python."""
+    weights, numbers = m.routed(h)
+    shares = [(weights * (numbers == e)).sum(-1, keepdim=True) for e in range(EXPERTS)]
+    said = [F.linear(h, m.experts.up[e], m.experts.bias[e]).relu() @ m.experts.down[e].t() for e in range(EXPERTS)]
+    return sum((y * share for y, share in zip(said, shares, strict=True)), torch.zeros(()))
+
+
 FOLLOWED: dict[str, Callable[[Mixture, Tensor], Tensor]] = {
     "looked_up": looked_up,
     "first_chosen": first_chosen,
@@ -150,6 +186,10 @@ FOLLOWED: dict[str, Callable[[Mixture, Tensor], Tensor]] = {
     "one_hot": one_hot,
     "compared": compared,
     "gathered": gathered,
+    "one_by_one": one_by_one,
+    "all_rows_one_by_one": all_rows_one_by_one,
+    "said_and_stacked": said_and_stacked,
+    "python_sum": python_sum,
 }
 
 
@@ -184,16 +224,52 @@ def weighed_by_place(m: Mixture, h: Tensor) -> Tensor:
     return y[origin.argsort()].view(len(h), CHOSEN, WIDTH).sum(1)
 
 
-def one_by_one(m: Mixture, h: Tensor) -> Tensor:
-    """Experts in a loop over their numbers."""
+def looping(m: Mixture, h: Tensor, experts: range = range(EXPERTS), kind: str = "") -> Tensor:
+    """A loop over experts in which one is not like the others, as `kind` says."""
+    weights, numbers = m.routed(h)
+    out, count = torch.zeros_like(h), torch.ones(1)
+    for e in experts:
+        rows, place = torch.where(numbers == e)
+        x = h[rows] + out[rows] if kind == "reads_the_sum" else h[rows]
+        y = F.linear(F.linear(x, m.experts.up[e], m.experts.bias[e]).relu(), m.experts.down[e])
+        if kind == "by_number":
+            y = y * (1 + e)
+        if kind == "counted":
+            y = y * count
+            count.add_(0.5)
+        if kind == "one_louder" and e == 1:
+            y = y * 2
+        given = y * weights[rows, place, None]
+        out = out.index_add(0, rows, given) if kind == "anew" else out.index_add_(0, rows, given)
+    return out
+
+
+def neighbours(m: Mixture, h: Tensor) -> Tensor:
+    """Every expert hears the one before it."""
+    said = [F.linear(h, m.experts.up[e], m.experts.bias[e]).relu() @ m.experts.down[e].t() for e in range(EXPERTS)]
     weights, numbers = m.routed(h)
     out = torch.zeros_like(h)
     for e in range(EXPERTS):
-        rows, place = torch.where(numbers == e)
-        y = F.linear(F.linear(h[rows], m.experts.up[e], m.experts.bias[e]).relu(), m.experts.down[e])
-        out.index_add_(0, rows, y * weights[rows, place, None])
+        out = out + (said[e] + said[e - 1].tanh()) * (weights * (numbers == e)).sum(-1, keepdim=True)
     return out
 
+
+def one_after_another(m: Mixture, h: Tensor) -> Tensor:
+    """Experts as layers, each on what the one before made."""
+    for e in range(EXPERTS):
+        mine = (m.routed(h)[1] == e).any(-1, keepdim=True)
+        h = h + F.linear(F.linear(h, m.experts.up[e]).relu(), m.experts.down[e]) * mine
+    return h
+
+
+def joined(m: Mixture, h: Tensor) -> Tensor:
+    """Shares of the experts side by side, read by position."""
+    numbers = m.routed(h)[1]
+    shares = torch.cat([(numbers == e).any(-1, keepdim=True) for e in range(EXPERTS)], -1)
+    return looked_up(m, h) + (shares * torch.linspace(0, 1, EXPERTS)).sum(-1, keepdim=True)
+
+
+ALIKE = "its units are asked for one by one"
 
 # experts that are not all alike, or not known to be: fixed, and why in words
 FIXED: dict[str, tuple[Callable[[Mixture, Tensor], Any], str]] = {
@@ -204,7 +280,15 @@ FIXED: dict[str, tuple[Callable[[Mixture, Tensor], Any], str]] = {
     "bounds_of_other_rows": (lambda m, h: grouped(m, h, stale=True), "experts are looked up by index: _grouped_mm"),
     "cumulative": (cumulative, "rows are put in the order of its units: sort"),
     "weighed_by_place": (weighed_by_place, "rows are put in the order of its units: sort"),
-    "one_by_one": (one_by_one, "the numbers of its units enter eq"),
+    "some_left_out": (lambda m, h: looping(m, h, range(1, EXPERTS)), ALIKE),
+    "by_number": (lambda m, h: looping(m, h, kind="by_number"), ALIKE),
+    "counted": (lambda m, h: looping(m, h, kind="counted"), ALIKE),
+    "one_louder": (lambda m, h: looping(m, h, kind="one_louder"), ALIKE),
+    "reads_the_sum": (lambda m, h: looping(m, h, kind="reads_the_sum"), ALIKE),
+    "reads_the_sum_anew": (lambda m, h: looping(m, h, kind="anew") * 1.0 + looping(m, h, range(2)), ALIKE),
+    "neighbours": (neighbours, ALIKE),
+    "one_after_another": (one_after_another, "the numbers of its units enter eq"),
+    "joined": (joined, "its units are asked for one by one (eq in the network itself) and meet in cat"),
 }
 
 

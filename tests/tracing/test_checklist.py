@@ -379,7 +379,7 @@ CASES: dict[str, Case] = {
         noise(2, 3, 4, 4),
         [2, 3, 3, 8, 8],
     ),
-    # the experts are dealt rows by index: they are fixed, their hidden neurons are not
+    # the experts in a loop over their numbers, the hidden neurons of each, the stream
     "experts": Case(
         lambda: Lambda(
             experts,
@@ -390,7 +390,7 @@ CASES: dict[str, Case] = {
             head=nn.Linear(8, 2),
         ),
         noise(9, 5),
-        [6, 8],
+        [3, 6, 8],
     ),
     "film": Case(
         lambda: Lambda(film, stem=nn.Conv2d(3, 6, 3), film=nn.Linear(4, 12), head=nn.Linear(6, 2)),

@@ -1,6 +1,6 @@
 """The deep proof: every intermediate tensor of the permuted network is the permuted intermediate of the original."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from neurograft.tracing.numbering import Numbers, Order
 from neurograft.tracing.permutation import permuted_tensor
 from neurograft.tracing.proof import Bench, change
 from neurograft.tracing.slots import build_graph
-from neurograft.tracing.tape import Tape, live, record
+from neurograft.tracing.tape import Op, Tape, live, record
+from neurograft.tracing.turns import Turns
 
 
 def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> tuple[float, str | None]:
@@ -22,22 +23,22 @@ def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> t
     bench.put({})
     labelling = Labelling(bench.model)
     tapes = []
-    labels: list[tuple[dict[int, tuple[Axis, ...]], Numbers]] = []
+    labels: list[tuple[dict[int, tuple[Axis, ...]], Numbers, Turns]] = []
     for example in bench.examples:
         tape = _record(bench, example)
         labelling.read(tape, bench.outputs or None)
         tapes.append(tape)
-        labels.append((dict(labelling.main.axes), labelling.main.numbers.kept()))
+        labels.append((dict(labelling.main.axes), labelling.main.numbers.kept(), labelling.main.turns.kept()))
     graph, variables = build_graph(labelling, bench.model)
     known = {name: var for name, var in variables.items() if not var.fixed}
     chosen = {name: index for name, index in moved.items() if name in known and known[name].size == len(index)}
     changed = {name: permuted_tensor(x, graph.tensors[name], chosen) for name, x in bench.original.items()}
     by_variable = {variables[name]: index.numpy() for name, index in chosen.items()}
-    for example, tape, (axes, numbers) in zip(bench.examples, tapes, labels, strict=True):
+    for example, tape, (axes, numbers, turns) in zip(bench.examples, tapes, labels, strict=True):
         bench.put(changed)
         other = _record(bench, example)
         bench.put({})
-        error, first = _compare(tape, other, axes, numbers, by_variable, tolerance)
+        error, first = _compare(tape, other, axes, numbers, turns, by_variable, tolerance)
         worst, where = max(worst, error), where or first
     return worst, where
 
@@ -53,6 +54,7 @@ def _compare(
     after: Tape,
     axes: Mapping[int, tuple[Axis, ...]],
     numbers: Numbers,
+    turns: Turns,
     by_variable: Mapping[Var, NDArray[Any]],
     tolerance: float,
 ) -> tuple[float, str | None]:
@@ -61,6 +63,7 @@ def _compare(
         return float("inf"), "the permuted network ran other ops"
     moved = dict(by_variable)
     worst, where = 0.0, None
+    units = _units(ours, turns)
     for one, other in zip(ours, theirs, strict=True):
         if one.name.startswith(("empty", "new_empty")) or one.name == "mkldnn_rnn_layer":
             continue
@@ -71,6 +74,12 @@ def _compare(
             meaning = numbers.of(x) if isinstance(x, Tensor) else None
             if not isinstance(x, Tensor) or id(x) not in axes or (meaning and meaning.kind in ("bounds", "range")):
                 continue
+            if id(x) in turns.partial:
+                continue
+            turn = turns.of.get(id(x))
+            if turn is not None:
+                # this turn is now the one of the unit that has come here
+                x = units[turn.form].get(int(positions(turn.axis, moved)[turn.number]), x)
             expected = _moved(x, axes[id(x)], moved)
             if meaning is not None and meaning.kind == "units":
                 expected = _renumbered(expected, meaning.axis, moved)
@@ -79,6 +88,17 @@ def _compare(
             if error > tolerance and where is None:
                 where = str(one)
     return worst, where
+
+
+def _units(ops: Sequence[Op], turns: Turns) -> dict[int, dict[int, Tensor]]:
+    # per form of a loop's tensors, that of every unit
+    found: dict[int, dict[int, Tensor]] = {}
+    for op in ops:
+        for r in op.results:
+            if isinstance(r, Tensor) and id(r) in turns.of:
+                turn = turns.of[id(r)]
+                found.setdefault(turn.form, {})[turn.number] = r
+    return found
 
 
 def _rows_moved(order: Order, after: Tensor) -> dict[Var, NDArray[Any]]:

@@ -150,6 +150,10 @@ class Labelling:
         for i, op in enumerate(kept):
             self._step(op, kept, i)
             self.steps.append(op)
+        self.main.turns.finish()
+        for path, x in tensors_of(tape.outputs):
+            turn = self.main.turns.of.get(id(x))
+            self.main.turns.refuse(() if turn is None else (turn,), f"the output {path}".strip())
         beside = unread_outputs(tape, kept) if outputs is None else ()
         for path, x in (*pinned_outputs(tape.outputs, outputs), *beside):
             self.pinned.append((tape, path, x))
@@ -166,6 +170,7 @@ class Labelling:
             labels.names.clear()
             labels.strangers.clear()
             labels.numbers.forget()
+            labels.turns.forget()
             for name, x in self.tensors.by_name.items():
                 labels.know(x, axes[name], name)
 
@@ -248,12 +253,14 @@ class Labelling:
         if not _fits(op, results):
             return self._unruled(labels, op, " (its rule gave other shapes)")
         labels.numbers.settle(op, op.name in UNIFORM)
+        labels.turns.settle(op)
         return results
 
     def _unruled(self, labels: Labels, op: Op, how: str) -> list[Axes | None]:
         # nothing is known: whatever enters is fixed, and so is what leaves
         labels.numbers.understood.clear()
         labels.numbers.settle(op, False)
+        labels.turns.refuse([labels.turns.of[id(x)] for x in op_tensors(op) if id(x) in labels.turns.of], str(op))
         entering = [axis for x in op_tensors(op) for axis in labels.of(x)]
         if labels is self.main:
             movable = [axis for axis in entering if any(not v.fixed for v in leaves(axis))]

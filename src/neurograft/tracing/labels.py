@@ -12,6 +12,7 @@ from neurograft.tracing.algebra import Axis, axis_size, canon, fixed, merge, uni
 from neurograft.tracing.graph import Kind, Role
 from neurograft.tracing.numbering import Numbers
 from neurograft.tracing.tape import Op, storage_of
+from neurograft.tracing.turns import Turns
 
 Axes: TypeAlias = tuple[Axis, ...]
 Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
@@ -81,6 +82,7 @@ class Labels:
         self.strangers: set[int] = set()
         self.notes = Notes()
         self.numbers = Numbers()
+        self.turns = Turns()
         self.op: Op | None = None
         self.mixing = False
         self.multiplying = False
@@ -170,6 +172,19 @@ class Labels:
             self.fix(axis, why)
         if meaning is not None:
             self.unify(axis, meaning.axis + algebra.free(size)) if size >= 0 else self.fix(meaning.axis)
+
+    def take(self, axis: Axis, number: int, source: Tensor, *how: int) -> bool:
+        """Whether a unit of `axis` is taken by its number in a loop over all of them; if so, the result is its turn.
+
+        Only where numbers are known to name as many units: elsewhere a position that is asked for has a meaning.
+        """
+        named = any(m.moves and axis_size(m.axis) == axis_size(axis) for m in self.numbers.meanings.values())
+        if self.private is None or self.op is None or not named or algebra.reason(axis) is not None:
+            return False
+        if id(source) in self.turns.of or not 0 <= number < axis_size(axis):
+            return False
+        self.turns.start(self.op, axis, number, id(source), *how)
+        return True
 
     def fixed(self, size: int, why: str = "") -> Axis:
         """A new fixed axis; only sound if every axis it came from is fixed."""

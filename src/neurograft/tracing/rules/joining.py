@@ -9,6 +9,7 @@ from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.pointwise import mark
 from neurograft.tracing.rules.table import Result, arg, dim_of, replaced, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
+from neurograft.tracing.turns import stacks_all
 
 
 def cut(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
@@ -46,7 +47,10 @@ def stack(labels: Labels, op: Op) -> Result:
     for x in arg(op, 0):
         mark(labels, x, "out")
     dim = arg(op, 1, 0) % (len(every[0]) + 1)
-    return (*every[0][:dim], labels.fixed(len(every), "the order of a stack"), *every[0][dim:])
+    turns = [labels.turns.of[id(x)] for x in arg(op, 0) if id(x) in labels.turns.of]
+    units = turns[0].axis if len(turns) == len(every) and stacks_all(turns) else None
+    counted = labels.fixed(len(every), "the order of a stack") if units is None else units
+    return (*every[0][:dim], counted, *every[0][dim:])
 
 
 @rule("slice", "slice_copy")
@@ -75,9 +79,11 @@ def slice_(labels: Labels, op: Op) -> Result:
 @rule("select", "select_copy")
 def select(labels: Labels, op: Op) -> Result:
     """One position by its number: the dim gets a meaning and leaves."""
-    axes = labels.of(tensor(op, 0))
+    x = tensor(op, 0)
+    axes = labels.of(x)
     dim = dim_of(arg(op, 1), axes)
-    labels.fix(axes[dim])
+    if not labels.take(axes[dim], int(arg(op, 2)), x, dim):
+        labels.fix(axes[dim])
     return (*axes[:dim], *axes[dim + 1 :])
 
 

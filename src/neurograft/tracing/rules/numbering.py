@@ -147,6 +147,9 @@ def ordered(labels: Labels, op: Op) -> Result:
 
 def compared(labels: Labels, op: Op) -> Axes | None:
     """Numbers compared with 0 … n-1 along a dim of their own: that dim is the units'. None for anything else."""
+    number = arg(op, 1)
+    if op.name in ("eq", "ne") and isinstance(number, int) and not isinstance(number, bool):
+        return _asked(labels, op, number)
     operands = [x for x in op.args if isinstance(x, Tensor)]
     if op.name not in ("eq", "ne") or len(operands) != 2:
         return None
@@ -164,6 +167,16 @@ def compared(labels: Labels, op: Op) -> Axes | None:
         padded = (*[ONE] * (rank - len(a)), *a)
         return replaced(padded, rank - 1 - dim, found.axis)
     return None
+
+
+def _asked(labels: Labels, op: Op, number: int) -> Axes | None:
+    # which rows are dealt to one unit
+    x = tensor(op, 0)
+    found = labels.numbers.moving(x)
+    if found is None or found.kind != "units" or not labels.take(found.axis, number, x):
+        return None
+    labels.numbers.understand(x)
+    return labels.of(x)
 
 
 def inverted(labels: Labels, op: Op) -> Axes | None:

@@ -1,0 +1,224 @@
+"""Loops over units by number: what happens to one of them must happen to each, and only sums may bring them together.
+
+`for e in range(n): out += f(x, weight[e], chosen == e)` says nothing of the order of the n units. A tensor that belongs
+to one turn of such a loop knows the unit's number and how it was computed, its form; the same form with another number
+is the same tensor of another unit. Where turns meet, they must be added up, or be stacked in order, one of the same
+form for every unit; anything else gives the units' order a meaning.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from neurograft.tracing.algebra import Axis, axis_size, fix, reason, unify
+from neurograft.tracing.tape import Op, op_tensors, storage_of
+
+# ops that add one operand to another: the positions of both
+_ADDING = {"add_": (0, 1), **dict.fromkeys(("index_add", "index_add_", "scatter_add", "scatter_add_"), (0, 3))}
+_Key: TypeAlias = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one unit of `axis` has: its number, how it was computed, and of a sum what was added to something else."""
+
+    axis: Axis
+    number: int
+    form: int
+    why: str
+    added: int | None = None
+
+
+@dataclass(slots=True)
+class Total:
+    """A sum over turns that may not be complete: per number the forms of what was added."""
+
+    axis: Axis
+    why: str
+    forms: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, number: int, *forms: int) -> None:
+        """One unit has given more."""
+        self.forms.setdefault(number, []).extend(forms)
+
+    def complete(self) -> bool:
+        """Whether every unit has given the same."""
+        given = [sorted(self.forms.get(number, ())) for number in range(axis_size(self.axis))]
+        return all(own == given[0] for own in given)
+
+
+@dataclass(slots=True)
+class Turns:
+    """The turns of a run, and the sums over them."""
+
+    of: dict[int, Turn] = field(default_factory=dict)
+    partial: set[int] = field(default_factory=set)
+    totals: dict[_Key, Total] = field(default_factory=dict)
+    forms: dict[Hashable, int] = field(default_factory=dict)
+    own: set[int] = field(default_factory=set)
+    alike: dict[int, int] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)
+    started: bool = False
+
+    def forget(self) -> None:
+        """A new run begins."""
+        for known in (self.of, self.partial, self.totals, self.forms, self.own, self.alike, self.versions):
+            known.clear()
+
+    def kept(self) -> "Turns":
+        """What is known of this run, to be asked later."""
+        return Turns(dict(self.of), set(self.partial))
+
+    def start(self, op: Op, axis: Axis, number: int, *how: Hashable) -> None:
+        """The result of an op is what one unit of `axis` has, taken by its number."""
+        self.of[id(op.results[0])] = Turn(axis, number, self._intern((op.name, *how)), str(op))
+        self.started = True
+
+    def settle(self, op: Op) -> None:
+        """After an op's rule: its results belong to the turn of its operands, or a sum over turns grows."""
+        started, self.started = self.started, False
+        if started or not (self.of or self.totals):
+            return
+        operands = list(op_tensors(op))
+        turns = [self.of[id(x)] for x in operands if id(x) in self.of]
+        added_to = self._added_to(op)
+        merging = self._merges(op, turns)
+        for x in operands:
+            if x is not added_to and not merging:
+                self._close(x)
+        if merging:
+            self._merge(op, operands)
+        elif not turns:
+            self._pass_by(op)
+        elif not self._meet(op, turns):
+            self.refuse(turns, str(op))
+        elif added_to is not None:
+            self._grow(op, added_to, turns[0])
+        elif op.name != "stack" or not stacks_all(turns):
+            self._go_on(op, turns)
+        for x in op.mutates:
+            self.versions[storage_of(x)] = self.versions.get(storage_of(x), 0) + 1
+
+    def finish(self) -> None:
+        """The run is over: all sums over turns must be complete."""
+        for key in list(self.totals):
+            self._check(self.totals.pop(key))
+
+    def refuse(self, turns: Sequence[Turn], where: str) -> None:
+        """Turns meet otherwise than in a sum: the units' order has a meaning."""
+        for turn in turns:
+            fix(turn.axis, f"its units are asked for one by one ({turn.why}) and meet in {where}")
+
+    def _meet(self, op: Op, turns: Sequence[Turn]) -> bool:
+        # whether all operands can belong to one turn (or are all units' tensors, about to be stacked)
+        first = turns[0]
+        if any(axis_size(turn.axis) != axis_size(first.axis) for turn in turns):
+            return False
+        for turn in turns[1:]:
+            unify(first.axis, turn.axis, str(op))
+        return stacks_all(turns) if op.name == "stack" else all(turn.number == first.number for turn in turns)
+
+    def _go_on(self, op: Op, turns: Sequence[Turn]) -> None:
+        results = [r for r in op.results if isinstance(r, Tensor)]
+        if not results or any(storage_of(x) not in self.own for x in op.mutates):
+            self.refuse(turns, str(op))
+            return
+        common = {storage_of(x) for x in op_tensors(op) if storage_of(x) not in self.own}
+        form = (op.name, op.overload, *(self._form(x) for x in op.args), *map(self._form, op.kwargs.items()))
+        added = turns[0].form if op.name == "add" and len(turns) == 1 and not op.kwargs else None
+        for k, r in enumerate(results):
+            self.of[id(r)] = Turn(turns[0].axis, turns[0].number, self._intern((form, k)), turns[0].why, added)
+            if storage_of(r) not in common:
+                self.own.add(storage_of(r))
+
+    def _pass_by(self, op: Op) -> None:
+        # what every turn computes anew from what belongs to none is the same in all of them
+        if not op.mutates and torch.Tag.nondeterministic_seeded not in op.func.tags:
+            form = (op.name, op.overload, *(self._form(x) for x in op.args), *map(self._form, op.kwargs.items()))
+            self.alike.update((id(r), self._intern((form, k))) for k, r in enumerate(op.results))
+
+    def _added_to(self, op: Op) -> Tensor | None:
+        # what an op adds a turn's tensor to, if that is no turn's itself
+        if op.name not in _ADDING:
+            return None
+        onto, added = (op.args[i] if i < len(op.args) else None for i in _ADDING[op.name])
+        turning = isinstance(added, Tensor) and id(added) in self.of
+        return onto if turning and isinstance(onto, Tensor) and id(onto) not in self.of else None
+
+    def _grow(self, op: Op, onto: Tensor, turn: Turn) -> None:
+        total = self._taken(onto) or Total(turn.axis, turn.why)
+        unify(total.axis, turn.axis, str(op))
+        given = [self._form(x) for x in op.args if x is not onto]
+        total.add(turn.number, self._intern((op.name, *given, *map(self._form, op.kwargs.items()))))
+        result = op.results[0]
+        self.totals[("storage", storage_of(result)) if op.mutates else ("id", id(result))] = total
+        self.partial.update([] if op.mutates else [id(result)])
+
+    def _merges(self, op: Op, turns: Sequence[Turn]) -> bool:
+        # y + z of two turns, or a sum over turns plus another's: it is known by now that a sum over turns is meant
+        if op.name != "add" or op.kwargs:
+            return False
+        summed = [x for x in op.args if isinstance(x, Tensor)]
+        totals = [("id", id(x)) in self.totals for x in summed]
+        known = all(id(x) in self.of or total for x, total in zip(summed, totals, strict=True))
+        return known and (any(totals) or len({turn.number for turn in turns}) > 1)
+
+    def _merge(self, op: Op, operands: Sequence[Tensor]) -> None:
+        merged: Total | None = None
+        for x in operands:
+            part = self.totals.pop(("id", id(x)), None)
+            if part is None:
+                turn = self.of[id(x)]
+                part = Total(turn.axis, turn.why)
+                part.add(turn.number, turn.form if turn.added is None else turn.added)
+                self.partial.update([] if turn.added is None else [id(x)])
+            merged = merged or Total(part.axis, part.why)
+            if axis_size(merged.axis) != axis_size(part.axis):
+                self.refuse([Turn(t.axis, 0, 0, t.why) for t in (merged, part)], str(op))
+                return
+            unify(merged.axis, part.axis, str(op))
+            for number, forms in part.forms.items():
+                merged.add(number, *forms)
+        if merged is not None:
+            self.totals["id", id(op.results[0])] = merged
+            self.partial.add(id(op.results[0]))
+
+    def _taken(self, x: Tensor) -> Total | None:
+        return self.totals.pop(("id", id(x)), None) or self.totals.pop(("storage", storage_of(x)), None)
+
+    def _close(self, x: Tensor) -> None:
+        total = self._taken(x) if self.totals else None
+        if total is not None:
+            self._check(total)
+
+    def _check(self, total: Total) -> None:
+        if not total.complete():
+            fix(total.axis, f"its units are asked for one by one ({total.why}) and not treated alike")
+
+    def _form(self, value: Any) -> Hashable:
+        if isinstance(value, Tensor):
+            if id(value) in self.of:
+                return self.of[id(value)].form
+            return ("common", self.alike.get(id(value), -id(value)), self.versions.get(storage_of(value), 0))
+        if isinstance(value, (list, tuple)):
+            return tuple(self._form(x) for x in value)
+        return repr(value)
+
+    def _intern(self, form: Hashable) -> int:
+        # a form is a number, or forms of forms would grow without end
+        return self.forms.setdefault(form, len(self.forms))
+
+
+def stacks_all(turns: Sequence[Turn]) -> bool:
+    """Whether these are the tensors of all units, in their order, computed alike."""
+    first = turns[0]
+    alike = all(turn.form == first.form for turn in turns)
+    return (
+        alike and [turn.number for turn in turns] == list(range(axis_size(first.axis))) and reason(first.axis) is None
+    )
+
+
+__all__ = ["Turn", "Turns", "stacks_all"]
