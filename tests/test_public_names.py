@@ -12,7 +12,7 @@ PROMISED = [
     *("plan", "apply", "fuse"),
     *("combine", "prune", "Ensemble"),
     *("refit", "reestimate_batch_norm", "repair"),
-    *("evaluate", "finetune", "distill"),
+    *("evaluate", "train", "finetune", "distill"),
 ]
 
 

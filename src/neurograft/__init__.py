@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from neurograft.tracing.tracer import trace as trace
     from neurograft.training.distilling import distill as distill
     from neurograft.training.finetuning import finetune as finetune
+    from neurograft.training.fresh import train as train
     from neurograft.training.schedules import fuse_by_schedule as fuse_by_schedule
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ _PUBLIC = {
     "refit": "neurograft.calibrating.refit",
     "repair": "neurograft.calibrating.repair",
     "trace": "neurograft.tracing.tracer",
+    "train": "neurograft.training.fresh",
     "verify": "neurograft.tracing.proof",
 }
 

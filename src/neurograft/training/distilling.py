@@ -1,7 +1,7 @@
 """Train a student to answer like its teachers."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from neurograft.errors import InputError, OptionError
 from neurograft.evaluating.ensemble import Ensemble
-from neurograft.evaluating.evaluation import Measure
-from neurograft.inputs import Batches, call_on_batch, check_model, device_of, first_tensor
+from neurograft.inputs import Batches, check_model, first_tensor
 from neurograft.training.finetuning import label_loss
-from neurograft.training.loop import Course, Epoch, OptimizerMaker, train
-from neurograft.untouched import untouched
+from neurograft.training.loop import Answer, fit
+from neurograft.training.settings import Settings, takes_settings
 
 
+@takes_settings
 def distill(
     student: nn.Module,
     teachers: Sequence[nn.Module] | nn.Module,
@@ -24,19 +24,8 @@ def distill(
     temperature: float = 2.0,
     soft: float = 1.0,
     hard: float = 0.0,
-    epochs: int = 10,
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    optimizer: OptimizerMaker | None = None,
-    loss: Measure | None = None,
-    validation: Batches | None = None,
-    patience: int | None = None,
     dim: int = -1,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    **settings: Unpack[Settings],
 ) -> nn.Module:
     """Train a copy of the student to give the teachers' mean output; the student itself stays as it is.
 
@@ -51,24 +40,14 @@ def distill(
         temperature: T, how much the teachers' probabilities are flattened.
         soft: weight of the teachers' answer.
         hard: weight of the labels.
-        epochs: passes over the batches.
-        lr: step size.
-        momentum: share of the last step that is repeated.
-        weight_decay: L2 penalty.
-        optimizer: makes another optimizer from the parameters, instead of the settings above it names.
-        loss: `loss(outputs, labels)` for the labels, instead of the cross-entropy.
-        validation: labelled batches that choose the epoch, as in `finetune`.
-        patience: stop after so many epochs without a better validation score.
         dim: the dimension of the outputs that counts the classes.
-        seed: of everything random inside; the caller's random state is not touched.
-        device: where to train; the result comes back on the student's own device.
-        progress: show a bar where there is a terminal.
-        on_epoch: called with an `Epoch` after each pass and once before the first.
+        **settings: see `Settings`.
 
     Raises:
         InputError: for batches that are empty, one-shot or hold NaN, or outputs of different shapes.
-        OptionError: for settings out of range.
+        OptionError: for settings that do not exist or are out of range.
         TrainingDiverged: if the loss becomes NaN or infinite.
+        CheckpointError: if `checkpoint` is of another training, or cannot be read or written.
 
     Example:
         >>> teacher, student = nn.Linear(1, 2), nn.Linear(1, 2)
@@ -85,35 +64,18 @@ def distill(
     if soft < 0 or hard < 0 or soft + hard <= 0:
         raise OptionError(f"soft={soft!r} and hard={hard!r} must be 0 or more and not both 0")
     teacher = teachers if isinstance(teachers, nn.Module) else Ensemble(teachers)
-    course = Course(
-        epochs=epochs,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        optimizer=optimizer,
-        validation=validation,
-        validation_loss=loss,
-        patience=patience,
-        seed=seed,
-        device=device,
-        progress=progress,
-        on_epoch=on_epoch,
-    )
+    loss = settings.get("loss")
 
-    def batch_loss(trained: nn.Module, inputs: Any, labels: Any, where: str) -> Tensor:
+    def batch_loss(answers: Sequence[Answer], inputs: Any, labels: Any, where: str) -> Tensor:
+        ask_student, ask_teacher = answers
         with torch.no_grad():
-            wanted = first_tensor(call_on_batch(teacher, inputs, where))
-        outputs = call_on_batch(trained, inputs, where)
+            wanted = first_tensor(ask_teacher(inputs, where))
+        outputs = ask_student(inputs, where)
         total = soft * soft_loss(first_tensor(outputs), wanted, temperature, dim=dim)
         return total + hard * label_loss(outputs, labels, loss, where) if hard > 0 else total
 
-    home = device_of(teacher)
-    with untouched(teacher):
-        teacher.to(course.device if course.device is not None else device_of(student))
-        try:
-            return train(student, batches, batch_loss, course)
-        finally:
-            teacher.to(home)
+    task = {"task": "teachers", "temperature": temperature, "soft": soft, "hard": hard, "dim": dim}
+    return fit(student, batches, batch_loss, settings, beside=[teacher], task=task)
 
 
 def soft_loss(logits: Tensor, wanted: Tensor, temperature: float, *, dim: int = -1) -> Tensor:

@@ -1,35 +1,20 @@
 """Train a network further on labelled batches."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurograft.errors import InputError
 from neurograft.evaluating.evaluation import IGNORED_LABEL, Measure, check_classes, class_logits
-from neurograft.inputs import Batches, call_on_batch, first_tensor
-from neurograft.training.loop import Course, Epoch, OptimizerMaker, train
+from neurograft.inputs import Batches, first_tensor
+from neurograft.training.loop import Answer, fit
+from neurograft.training.settings import Settings, takes_settings
 
 
-def finetune(
-    model: nn.Module,
-    batches: Batches,
-    *,
-    epochs: int = 10,
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    optimizer: OptimizerMaker | None = None,
-    loss: Measure | None = None,
-    validation: Batches | None = None,
-    patience: int | None = None,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> nn.Module:
+@takes_settings
+def finetune(model: nn.Module, batches: Batches, **settings: Unpack[Settings]) -> nn.Module:
     """Train a copy of the network on labelled batches; the network itself stays as it is.
 
     The defaults are the papers' stochastic gradient descent. With `validation` the best epoch is given back (highest
@@ -38,23 +23,13 @@ def finetune(
     Args:
         model: the network; submodules in eval mode inside a network in training mode stay in eval mode.
         batches: a re-iterable of `(inputs, labels)`; a shuffling DataLoader shuffles the same way for the same seed.
-        epochs: passes over the batches.
-        lr: step size.
-        momentum: share of the last step that is repeated.
-        weight_decay: L2 penalty.
-        optimizer: makes another optimizer from the parameters, instead of the four settings above it names.
-        loss: `loss(outputs, labels)`, a mean over the batch, instead of the cross-entropy.
-        validation: labelled batches that choose the epoch.
-        patience: stop after so many epochs without a better validation score.
-        seed: of everything random inside; the caller's random state is not touched.
-        device: where to train; the result comes back on the network's own device.
-        progress: show a bar where there is a terminal.
-        on_epoch: called with an `Epoch` after each pass and once before the first; `history.append` keeps them.
+        **settings: see `Settings`.
 
     Raises:
         InputError: for batches that are empty, unlabelled, one-shot or hold NaN.
-        OptionError: for settings out of range.
+        OptionError: for settings that do not exist or are out of range.
         TrainingDiverged: if the loss becomes NaN or infinite.
+        CheckpointError: if `checkpoint` is of another training, or cannot be read or written.
 
     Example:
         >>> x = torch.tensor([[-1.0], [1.0]])
@@ -65,25 +40,12 @@ def finetune(
 
     Source of the defaults: Öz et al. 2024, arXiv:2502.06849, section 4.
     """
-    course = Course(
-        epochs=epochs,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        optimizer=optimizer,
-        validation=validation,
-        validation_loss=loss,
-        patience=patience,
-        seed=seed,
-        device=device,
-        progress=progress,
-        on_epoch=on_epoch,
-    )
+    loss = settings.get("loss")
 
-    def batch_loss(trained: nn.Module, inputs: Any, labels: Any, where: str) -> Tensor:
-        return label_loss(call_on_batch(trained, inputs, where), labels, loss, where)
+    def batch_loss(answers: Sequence[Answer], inputs: Any, labels: Any, where: str) -> Tensor:
+        return label_loss(answers[0](inputs, where), labels, loss, where)
 
-    return train(model, batches, batch_loss, course)
+    return fit(model, batches, batch_loss, settings, task={"task": "labels"})
 
 
 def label_loss(outputs: Any, labels: Any, loss: Measure | None, where: str) -> Tensor:

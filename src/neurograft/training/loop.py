@@ -1,103 +1,85 @@
-"""The one training loop: fine-tuning and distilling differ only in the loss of a batch."""
+"""The one training loop, on Hugging Face Accelerate: all that trains differs only in the loss of a batch."""
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from neurograft.errors import InputError, OptionError, TrainingDiverged
-from neurograft.evaluating.evaluation import Measure, Scores, check_inputs, evaluate
-from neurograft.inputs import Batches, check_batches, check_model, device_of, split_labels, to_device
-from neurograft.untouched import forked_random_state
+from neurograft.errors import InputError, TrainingDiverged
+from neurograft.evaluating.evaluation import Scores, check_inputs, evaluate
+from neurograft.inputs import Batches, call_on_batch, check_batches, check_model, device_of, split_labels, to_device
+from neurograft.training.acceleration import Accelerator, accelerated
+from neurograft.training.learning_rates import factor_of
+from neurograft.training.resuming import copied, fingerprint, identity_of, put_back, read, tensors_of, write
+from neurograft.training.settings import Epoch as Epoch
+from neurograft.training.settings import Settings, settled
+from neurograft.untouched import forked_random_state, random_state, set_random_state, untouched
 
-OptimizerMaker: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-BatchLoss: TypeAlias = Callable[[nn.Module, Any, Any, str], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one pass over the batches did.
-
-    Attributes:
-        number: 0 for the network as it came, before any step, then 1, 2, …
-        train_loss: the mean loss over the pass, in the mode the network trains in; nan for epoch 0.
-        validation: the scores on the validation batches, None without any.
-        seconds: how long the pass and its validation took.
-    """
-
-    number: int
-    train_loss: float
-    validation: Scores | None
-    seconds: float
+Answer: TypeAlias = Callable[[Any, str], Any]
+"""A network, called with the inputs of a batch and the words that begin an error message."""
+BatchLoss: TypeAlias = Callable[[Sequence[Answer], Any, Any, str], Tensor]
+"""The loss of a batch, from the network and those beside it, the inputs, the labels (None without any) and the words
+that begin an error message."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """How to train: what `finetune` and `distill` have in common."""
-
-    epochs: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    optimizer: OptimizerMaker | None
-    validation: Batches | None
-    validation_loss: Measure | None
-    patience: int | None
-    seed: int
-    device: torch.device | str | None
-    progress: bool
-    on_epoch: Callable[[Epoch], None] | None
-
-    def check(self) -> None:
-        """Refuse settings that cannot be meant.
-
-        Raises:
-            OptionError: names the setting, its value and what it may be.
-        """
-        _require(isinstance(self.epochs, int) and self.epochs >= 0, "epochs", self.epochs, "an integer, 0 or more")
-        _require(0 < self.lr < math.inf, "lr", self.lr, "a number above 0")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.patience is None or self.patience >= 1, "patience", self.patience, "None or at least 1 epoch")
-        if self.patience is not None and self.validation is None:
-            raise OptionError("patience stops on the validation score: pass validation= too")
-
-
-def train(model: nn.Module, batches: Batches, batch_loss: BatchLoss, course: Course) -> nn.Module:
-    """A trained copy of the model: stochastic gradient descent on `batch_loss(model, inputs, labels, where)`.
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    batch_loss: BatchLoss,
+    given: Mapping[str, Any],
+    *,
+    beside: Sequence[nn.Module] = (),
+    task: Mapping[str, object],
+) -> nn.Module:
+    """A trained copy of the model: gradient descent on `batch_loss(answers, inputs, labels, where)`.
 
     With validation batches the best epoch is given back (highest accuracy, of equals the lowest loss; epoch 0, the
     network as it came, included), otherwise the last one.
 
+    Args:
+        model: the network; it is only read.
+        batches: a re-iterable of batches.
+        batch_loss: what a batch costs.
+        given: the settings, as `Settings` has them; missing ones take their defaults.
+        beside: networks that `batch_loss` asks: in eval mode and where the training is meanwhile, then as before.
+        task: what decides `batch_loss`, to tell one training's checkpoint from another's.
+
     Raises:
+        CheckpointError: if the checkpoint is of another training, or cannot be read or written.
         InputError: for batches that are empty or can be read only once, or a model without trainable parameters.
         OptionError: for settings out of range.
         TrainingDiverged: if the loss becomes NaN or infinite.
     """
     check_model(model)
-    course.check()
+    settings = settled(given)
     check_batches(batches)
-    if course.validation is not None:
-        check_batches(course.validation, name="validation")
+    if settings["validation"] is not None:
+        check_batches(settings["validation"], name="validation")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"{type(model).__name__} has no parameter with requires_grad=True: nothing to train")
     trained = copy.deepcopy(model)
     home = device_of(trained)
-    device = torch.device(course.device) if course.device is not None else home
-    trained.to(device)
-    parameters = [p for p in trained.parameters() if p.requires_grad]
-    if not parameters:
-        raise InputError(f"{type(model).__name__} has no parameter with requires_grad=True: nothing to train")
     modes = {module: module.training for module in trained.modules()}
     if not trained.training:
         trained.train()
-    with forked_random_state(trained, batches=batches, seed=course.seed):
-        best = _epochs(trained, parameters, batches, batch_loss, course)
-    _restore(trained, best)
+    with accelerated(settings, home) as accelerator, _placed(beside, accelerator.device):
+        trained.to(accelerator.device)
+        with forked_random_state(trained, batches=batches, seed=settings["seed"]):
+            run = _Run(trained, beside, batches, batch_loss, settings, accelerator)
+            if settings["checkpoint"] is not None:
+                told = {**task, **{f"network {i} beside": fingerprint(other) for i, other in enumerate(beside)}}
+                run.keep(Path(settings["checkpoint"]), identity_of(model, batches, settings, 1, told))
+            best = run.best_of_all()
+    if best is not None:
+        put_back(trained, best)
     for module, mode in modes.items():
         module.training = mode
     for parameter in trained.parameters():
@@ -105,69 +87,168 @@ def train(model: nn.Module, batches: Batches, batch_loss: BatchLoss, course: Cou
     return trained.to(home)
 
 
-def _epochs(
-    model: nn.Module, parameters: list[nn.Parameter], batches: Batches, batch_loss: BatchLoss, course: Course
-) -> dict[str, Tensor] | None:
-    """Run the epochs and give the tensors of the best one, None for the last."""
-    optimizer = (
-        course.optimizer(parameters)
-        if course.optimizer is not None
-        else torch.optim.SGD(parameters, lr=course.lr, momentum=course.momentum, weight_decay=course.weight_decay)
-    )
-    best: dict[str, Tensor] | None = None
-    best_score, since_best = (-math.inf, -math.inf), 0
-    with _bar(course, batches) as advance:
-        for number in range(course.epochs + 1):
-            started = time.perf_counter()
-            loss = math.nan
-            if number > 0:
-                loss = _one_pass(model, optimizer, batches, batch_loss, f"epoch {number}", advance)
-            scores = _validate(model, course)
-            if course.on_epoch is not None:
-                course.on_epoch(Epoch(number, loss, scores, time.perf_counter() - started))
-            if scores is None:
-                continue
-            if (score := _rank(scores)) > best_score:
-                best, best_score, since_best = _snapshot(model), score, 0
+class _Forward(nn.Module):
+    """A network that says in which batch it failed; a shell for what Accelerate does to a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Any, where: str) -> Any:
+        return call_on_batch(self.network, inputs, where)
+
+
+class _Run:
+    """One training: the network, its optimizer, and how far they are."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        beside: Sequence[nn.Module],
+        batches: Batches,
+        batch_loss: BatchLoss,
+        settings: Settings,
+        accelerator: Accelerator,
+    ) -> None:
+        self.network, self.batches, self.batch_loss = network, batches, batch_loss
+        self.settings, self.accelerator = settings, accelerator
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        others = [accelerator.prepare_model(_Forward(other), evaluation_mode=True) for other in beside]
+        self.answers = [accelerator.prepare_model(_Forward(network)), *others]
+        self.optimizer = _optimizer(self.parameters, settings)
+        self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] | None = None
+        self.best_score, self.since_best = (-math.inf, -math.inf), 0
+        self.save: Callable[[], None] = lambda: None
+
+    def keep(self, path: Path, identity: Mapping[str, str]) -> None:
+        """Go on from a checkpoint if there is one, and write it after every epoch."""
+        found = read(path, identity)
+        if found is not None:
+            self._go_on(found)
+        self.save = lambda: write(path, identity, self._content())
+
+    def best_of_all(self) -> dict[str, Tensor] | None:
+        """Run the epochs and give the tensors of the best one, None for the last."""
+        patience = self.settings["patience"]
+        schedule = _schedule(self.optimizer, self.settings, done=max(len(self.history) - 1, 0))
+        with _bar(self.settings, self.batches, done=max(len(self.history) - 1, 0)) as advance:
+            for number in range(len(self.history), self.settings["epochs"] + 1):
+                if patience is not None and self.since_best >= patience:
+                    break
+                self._epoch(number, schedule, advance)
+                self.save()
+        return self.best
+
+    def _epoch(self, number: int, schedule: LRScheduler | None, advance: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        loss = math.nan
+        if number > 0:
+            loss = self._one_pass(f"epoch {number}", advance)
+            if schedule is not None:
+                schedule.step()
+        scores = self._validate()
+        epoch = Epoch(number, loss, scores, time.perf_counter() - started)
+        self.history.append(epoch)
+        if scores is not None:
+            if (score := _rank(scores)) > self.best_score:
+                self.best, self.best_score, self.since_best = copied(tensors_of(self.network)), score, 0
             else:
-                since_best += 1
-            if course.patience is not None and since_best >= course.patience:
-                break
-    return best
+                self.since_best += 1
+        self._log(epoch)
+        if self.settings["on_epoch"] is not None:
+            self.settings["on_epoch"](epoch)
+
+    def _log(self, epoch: Epoch) -> None:
+        if not self.accelerator.trackers:
+            return
+        values = {"step size": self.optimizer.param_groups[0]["lr"]}
+        if epoch.number > 0:
+            values["loss/training"] = epoch.train_loss
+        if epoch.validation is not None:
+            values["loss/validation"] = epoch.validation.loss
+            values["accuracy/validation"] = epoch.validation.accuracy
+        self.accelerator.log(values, step=epoch.number)
+
+    def _content(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        device = self.accelerator.device
+        return {
+            "network": copied(tensors_of(self.network)),
+            "best": self.best,
+            "best_score": self.best_score,
+            "since_best": self.since_best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "history": [asdict(epoch) for epoch in self.history],
+            "random": random_state([device.index] if device.type == "cuda" else [], self.batches),
+        }
+
+    def _go_on(self, found: Mapping[str, Any]) -> None:
+        put_back(self.network, found["network"])
+        device = self.accelerator.device
+        self.best = None if found["best"] is None else {name: t.to(device) for name, t in found["best"].items()}
+        self.best_score, self.since_best = found["best_score"], found["since_best"]
+        self.optimizer.load_state_dict(found["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found["scaler"])
+        for epoch in found["history"]:
+            scores = None if epoch["validation"] is None else Scores(**epoch["validation"])
+            self.history.append(Epoch(**{**epoch, "validation": scores}))
+            if self.settings["on_epoch"] is not None:
+                self.settings["on_epoch"](self.history[-1])
+        set_random_state(found["random"], self.batches)
+
+    def _one_pass(self, where: str, advance: Callable[[], None]) -> float:
+        device = self.accelerator.device
+        total, count = 0.0, 0
+        for number, batch in enumerate(self.batches):
+            inputs, labels = split_labels(batch)
+            place = f"{where}, batch {number}"
+            check_inputs(inputs, place)
+            loss = self.batch_loss(self.answers, to_device(inputs, device), to_device(labels, device), place)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"{place}: the loss is {value}; lower lr, or check the network for huge weights")
+            self._step(loss)
+            total, count = total + value, count + 1
+            advance()
+        if count == 0:
+            raise InputError("batches are empty: nothing to train on")
+        return total / count
+
+    def _step(self, loss: Tensor) -> None:
+        """What Accelerate's `backward` and optimizer do, without what they look up in every step."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(self.optimizer)
+            scaler.update()
+
+    def _validate(self) -> Scores | None:
+        if self.settings["validation"] is None:
+            return None
+        return evaluate(self.network, self.settings["validation"], loss=self.settings["loss"])
 
 
-def _one_pass(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Batches,
-    batch_loss: BatchLoss,
-    where: str,
-    advance: Callable[[], None],
-) -> float:
-    device = device_of(model)
-    total, count = 0.0, 0
-    for number, batch in enumerate(batches):
-        inputs, labels = split_labels(batch)
-        place = f"{where}, batch {number}"
-        check_inputs(inputs, place)
-        loss = batch_loss(model, to_device(inputs, device), to_device(labels, device), place)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"{place}: the loss is {value}; lower lr, or check the network for huge weights")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total, count = total + value, count + 1
-        advance()
-    if count == 0:
-        raise InputError("batches are empty: nothing to train on")
-    return total / count
+def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+    if settings["optimizer"] is not None:
+        return settings["optimizer"](parameters)
+    return torch.optim.SGD(
+        parameters, lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
+    )
 
 
-def _validate(model: nn.Module, course: Course) -> Scores | None:
-    if course.validation is None:
+def _schedule(optimizer: torch.optim.Optimizer, settings: Settings, done: int) -> LRScheduler | None:
+    """The schedule after so many epochs; PyTorch finds the first step size in the optimizer."""
+    if settings["schedule"] == "constant":
         return None
-    return evaluate(model, course.validation, loss=course.validation_loss)
+    return LambdaLR(optimizer, factor_of(settings["schedule"], settings["epochs"]), last_epoch=done - 1)
 
 
 def _rank(scores: Scores) -> tuple[float, float]:
@@ -175,38 +256,29 @@ def _rank(scores: Scores) -> tuple[float, float]:
     return (scores.accuracy if not math.isnan(scores.accuracy) else 0.0, -scores.loss)
 
 
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in _tensors(model)}
-
-
-def _restore(model: nn.Module, tensors: dict[str, Tensor] | None) -> None:
-    if tensors is not None:
-        with torch.no_grad():
-            for name, tensor in _tensors(model):
-                tensor.copy_(tensors[name])
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+@contextmanager
+def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Have networks on a device and in eval mode for a while."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(untouched(model))
+            stack.callback(model.to, device_of(model))
+            model.to(device)
+        yield
 
 
 @contextmanager
-def _bar(course: Course, batches: Batches) -> Iterator[Callable[[], None]]:
+def _bar(settings: Settings, batches: Batches, done: int) -> Iterator[Callable[[], None]]:
     """A progress bar on the terminal's error stream; nothing where there is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if not (course.progress and console.is_terminal and course.epochs):
+    if not (settings["progress"] and console.is_terminal and settings["epochs"]):
         yield lambda: None
         return
     steps = len(batches) if isinstance(batches, Sized) else None
     with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("training", total=None if steps is None else steps * course.epochs)
+        task = bar.add_task("training", total=None if steps is None else steps * settings["epochs"])
+        bar.advance(task, (steps or 0) * done)
         yield lambda: bar.advance(task)
-
-
-def _require(met: bool, name: str, value: object, allowed: str) -> None:
-    if not met:
-        raise OptionError(f"{name}={value!r}: must be {allowed}")
