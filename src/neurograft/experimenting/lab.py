@@ -13,7 +13,7 @@ from neurograft.applying.pruning import prune
 from neurograft.checkpoints.loading import load_into
 from neurograft.evaluating.evaluation import Scores, evaluate
 from neurograft.experimenting.data import Images, Split, load_images
-from neurograft.experimenting.networks import MLP, convnet_for
+from neurograft.experimenting.networks import make_network as make_network
 from neurograft.experimenting.trials import JSON, key_of
 from neurograft.planning.plan import FusionPlan
 
@@ -78,10 +78,8 @@ class Lab:
         """The data set of `data` settings, on the device."""
 
         def load() -> Images:
-            source = data["source"]
-            if source != "digits" and self.data_folder is not None:
-                source = str(self.data_folder / source)
-            return load_images(source, samples=data["samples"])
+            named = {name: value for name, value in data.items() if name not in ("source", "augment")}
+            return load_images(data["source"], folder=self.data_folder, **named).to(self.device)
 
         return keep(self._images, key_of({**data, "augment": None}), load, 2)
 
@@ -115,20 +113,14 @@ def keep(kept: "OrderedDict[str, Kept]", key: str, make: Callable[[], Kept], mos
     return kept[key]
 
 
-def make_network(settings: Mapping[str, Any], shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network of a study's settings."""
-    own = {key: value for key, value in settings.items() if key != "name"}
-    return MLP(shape, classes, **own) if settings["name"] == "mlp" else convnet_for(shape, classes)
-
-
 def example_of(images: Images) -> Tensor:
     """Two images, as tracing takes them."""
-    return images.train.images[:2]
+    return images.train.examples(2)
 
 
 def calibration_of(images: Images, samples: int) -> Sequence[Tensor]:
     """Unlabelled training images in batches."""
-    return torch.split(images.train.images[:samples], 250)
+    return torch.split(images.train.examples(samples), 250)
 
 
 def scores_of(network: nn.Module, split: Split) -> JSON:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from neurograft.checkpoints.writing import write_checkpoint
-from neurograft.experimenting.data import Images, Split
+from neurograft.experimenting.costs import costs_trial
+from neurograft.experimenting.data import Images, Split, shards, special_class
 from neurograft.experimenting.lab import Lab, Made, MemberStore, Tick, scores_of
 from neurograft.experimenting.provenance import provenance
 from neurograft.experimenting.starts import Ingredients, make_start
+from neurograft.experimenting.synchronous import synchronous_trial
 from neurograft.experimenting.trials import JSON, Task
 from neurograft.experimenting.tunings import Tuned, finetuned, tuned
 
@@ -58,7 +60,8 @@ def _member(task: Task, lab: Lab, tick: Tick) -> JSON:
     images = lab.images(settings["data"])
     started = time.perf_counter()
     network = lab.untrained(settings["network"], images, settings["initial_seed"])
-    training = {**settings["training"], "lr": [settings["training"]["lr"]]}
+    augment = settings["data"]["augment"]
+    training = {**settings["training"], "lr": [settings["training"]["lr"]], "augment": augment}
     part = part_of(images.train, settings["part"])
     trained = finetuned(network, training, images, seed=settings["seed"], tick=tick, part=part)
     path = lab.store.member_path(task.key)
@@ -71,15 +74,9 @@ def part_of(split: Split, part: JSON | None) -> Split:
     """The part of the training images that a member sees, drawn by the seed in the settings."""
     if part is None:
         return split
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(part["seed"])).to(split.labels.device)
     if part["kind"] == "parts":
-        chosen = order[part["number"] :: part["of"]]
-    else:
-        labels = split.labels[order]
-        own, rest = order[labels == part["skill"]], order[labels != part["skill"]]
-        cut = round(part["share"] * len(rest))
-        chosen = torch.cat([own, rest[:cut]]) if part["number"] == 0 else rest[cut:]
-    return Split(split.images[chosen], split.labels[chosen])
+        return shards(split, part["of"], seed=part["seed"])[part["number"]]
+    return special_class(split, part["skill"], share=part["share"], seed=part["seed"])[part["number"]]
 
 
 def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
@@ -97,7 +94,8 @@ def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
         found: JSON = {"lr": None, "epoch": 0, "curve": [validation["accuracy"]], "validation": validation}
         network, seconds = made.network, 0.0
     else:
-        result = tuned(made.network, settings["tuning"], images, members, seed=settings["seed"], tick=tick)
+        tuning = {**settings["tuning"], "augment": settings["data"]["augment"]}
+        result = tuned(made.network, tuning, images, members, seed=settings["seed"], tick=tick)
         found, network, seconds = _training_of(result), result.network, result.seconds
     return found | {"test": scores_of(network, images.test), "seconds": _seconds(spent, made, seconds)}
 
@@ -122,4 +120,10 @@ def _seconds(members: float, made: Made, tune: float) -> dict[str, Any]:
     return {"members": members, "fuse": made.fuse, "recover": made.recover, "tune": tune}
 
 
-_TRIALS = {"start": _trial}
+def _costs(task: Task, _: Lab, tick: Tick) -> JSON:
+    tick("measuring in a process of its own")
+    return costs_trial(task, torch.get_num_threads())
+
+
+_TRIALS = {"start": _trial, "synchronous": synchronous_trial, "costs": _costs}
+"""What a task's settings have -> how it is done."""

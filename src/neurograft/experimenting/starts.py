@@ -119,7 +119,8 @@ def _ensemble(of: Ingredients, start: JSON) -> nn.Module:
 
 def _scheduled(of: Ingredients, start: JSON) -> nn.Module:
     def tune(network: nn.Module) -> nn.Module:
-        settings = {**start["tune"], "epochs": start["tune_epochs"], "kind": "finetune"}
+        augment = of.settings["data"]["augment"]
+        settings = {**start["tune"], "epochs": start["tune_epochs"], "augment": augment}
         return finetuned(network, settings, of.images, seed=start["seed"], tick=of.tick).network
 
     steps = start["steps"]
@@ -129,7 +130,8 @@ def _scheduled(of: Ingredients, start: JSON) -> nn.Module:
 
 
 def _untrained(of: Ingredients, start: JSON) -> nn.Module:
-    return of.lab.untrained(of.settings["network"], of.images, start["seed"])
+    network = {**of.settings["network"], **start.get("options", {})}
+    return of.lab.untrained(network, of.images, start["seed"])
 
 
 _OWN: dict[str, Callable[[Ingredients, JSON], nn.Module]] = {

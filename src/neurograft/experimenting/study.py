@@ -35,11 +35,13 @@ class Data(Strict):
     Attributes:
         source: "digits", "mnist", "cifar10", …, a hub name, or a folder.
         samples: how many images train and validate, null for all.
+        normalization: "train" or "papers", as `load_images` takes it.
         augment: the papers' random crops and flips while training.
     """
 
     source: str
     samples: PositiveInt | None = None
+    normalization: Literal["train", "papers"] = "train"
     augment: bool = False
 
 
@@ -51,14 +53,16 @@ class Training(Strict):
         batch: samples per step.
         momentum: share of the last step that is repeated.
         weight_decay: L2 penalty.
-        schedule: how the step size changes, as `schedule=` of `neurograft.finetune` takes it; null: it does not.
+        schedule: how the step size changes, as `schedule=` of `neurograft.finetune` takes it.
+        precision: "float32", "bf16" or "fp16".
     """
 
     epochs: Annotated[int, Field(ge=0)]
     batch: PositiveInt = 256
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Any = None
+    schedule: str = "constant"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
 
 
 class Split(Strict):
@@ -115,7 +119,7 @@ class Start(Strict):
     Attributes:
         method: a fusion method; "continue" (a member as it is), "prune" (a member made narrower), "combine" (all side
             by side), "schedule" (`steps` in order), "untrained"; by default the name of the row.
-        options: of the method (of pruning for "prune" and "schedule").
+        options: of the method; of pruning for "prune" and "schedule"; of the network for "untrained".
         recoveries: recoveries without training; default those of the study.
         tunings: "none", "finetune", "distill"; default all that the study has.
         member: for "continue" and "prune": "best" or a number.
@@ -145,7 +149,7 @@ class Start(Strict):
                 raise NeurograftError(
                     f"unknown method {self.method!r}; {closest(self.method, [*METHODS, *OWN_STARTS])}"
                 )
-            elif self.options:
+            elif self.options and self.method != "untrained":
                 raise NeurograftError(f"{self.method!r} takes no options, got {', '.join(self.options)}")
             if (self.method == "schedule") != bool(self.steps):
                 raise NeurograftError("steps belong to method: schedule, which needs them")
@@ -246,8 +250,19 @@ class Settings(Strict):
             }
         return data
 
+    def _check_networks(self) -> None:
+        from neurograft.experimenting.networks import check_network
+
+        own = [start.options for start in self.starts.values() if start.method == "untrained"]
+        try:
+            for changes in ({}, *(self.members.networks or ()), *own):
+                check_network({**self.network, **changes})
+        except NeurograftError as error:
+            raise PydanticCustomError("network", "{message}", {"message": str(error)}) from error
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        self._check_networks()
         if self.kind == "pipeline" and "members" not in self.model_fields_set:
             raise PydanticCustomError("members", "members is missing: how the networks to fuse are trained", {})
         if self.mixing is not None and self.members.count != 2:

@@ -187,12 +187,16 @@ def _plain(loader: Any, node: Any, keys: Keys, lines: dict[Keys, int]) -> Any:
     import yaml
 
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
+        own = [key_node for key_node, _ in node.value]
+        loader.flatten_mapping(node)  # what `<<` brings in comes first, and gives way to the mapping's own keys
         found: dict[Any, Any] = {}
+        given: set[Any] = set()
         for key_node, value_node in node.value:
             key = loader.construct_object(key_node)
-            if key in found:
-                raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=key_node.start_mark)
+            if key_node in own:
+                if key in given:
+                    raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=key_node.start_mark)
+                given.add(key)
             lines[(*keys, key)] = key_node.start_mark.line + 1
             found[key] = _plain(loader, value_node, (*keys, key), lines)
         return found

@@ -207,10 +207,16 @@ def _synchronous(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
     assert settings.synchronous is not None
     assert settings.tuning.finetune is not None
     training = settings.tuning.finetune.model_dump(mode="json")
-    for row in ("one worker", *settings.synchronous.methods):
+    count = settings.synchronous.workers
+    alone: dict[str, tuple[str | None, int, int]] = {"one worker, all images": (None, 1, 1)}
+    alone["one worker, its part"] = (None, 1, count)
+    for row, (method, workers, parts) in (
+        alone | {name: (name, count, count) for name in settings.synchronous.methods}
+    ).items():
         own = {
-            "synchronous": None if row == "one worker" else row,
-            "workers": 1 if row == "one worker" else settings.synchronous.workers,
+            "synchronous": method,
+            "workers": workers,
+            "parts": parts,
             "data": settings.data.model_dump(mode="json"),
             "network": settings.network,
             "training": training,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from neurograft.errors import TrainingDiverged
 from neurograft.evaluating.ensemble import Ensemble
-from neurograft.experimenting.data import Images, Split
+from neurograft.experimenting.data import Images, Split, TensorBatches
 from neurograft.experimenting.lab import Tick, rank, scores_json
 from neurograft.experimenting.trials import JSON
 from neurograft.inputs import first_tensor
@@ -64,7 +64,11 @@ def finetuned(
 ) -> Tuned:
     """The start trained on labels, at one step size."""
     split = images.train if part is None else part
-    return _trained(finetune, start, split.batches(settings["batch"], shuffle=True), settings, images, seed, tick)
+    return _trained(finetune, start, _batches(split, settings), settings, images, seed, tick)
+
+
+def _batches(split: Split, settings: JSON) -> TensorBatches:
+    return split.batches(settings["batch"], shuffle=True, augment=settings.get("augment", False))
 
 
 class _Distiller:
@@ -74,12 +78,12 @@ class _Distiller:
         chosen = settings["teachers"]
         self.teachers = list(teachers) if chosen == "members" else [teachers[chosen]]
         self.temperature, self.soft = float(settings["temperature"]), float(settings["soft"])
-        remembered = settings["hard"] == 0
+        remembered = settings["hard"] == 0 and not settings["augment"]
         self.answers = _answers(Ensemble(self.teachers), images.train) if remembered else None
 
     def __call__(self, start: nn.Module, settings: JSON, images: Images, *, seed: int, tick: Tick) -> Tuned:
-        split = images.train if self.answers is None else Split(images.train.images, self.answers)
-        batches = split.batches(settings["batch"], shuffle=True)
+        split = images.train if self.answers is None else replace(images.train, labels=self.answers)
+        batches = _batches(split, settings)
         if self.answers is not None:
             return _trained(finetune, start, batches, settings, images, seed, tick, loss=self._loss)
 
@@ -137,6 +141,11 @@ def _trained(
             lr=lr,
             momentum=settings["momentum"],
             weight_decay=settings["weight_decay"],
+            **{
+                name: settings[name]
+                for name in ("schedule", "precision")
+                if settings[name] not in ("constant", "float32")
+            },
             validation=images.validation.batches(),
             seed=seed,
             progress=False,
