@@ -18,6 +18,9 @@ class MemoryStore:
     def member_path(self, key):
         return self.folder / f"{key}.safetensors"
 
+    def unfinished_path(self, key):
+        return self.folder / "unfinished" / f"{key}.pt"
+
 
 def run_study(study, preset, folder, seeds=None):
     """All rows of a study, under its own labels."""

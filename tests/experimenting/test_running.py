@@ -2,14 +2,16 @@ import json
 
 import pytest
 import torch
-from tests.experimenting.stores import run_study
+from tests.experimenting.stores import MemoryStore, run_study
 from tests.experimenting.test_study_file import STUDY
 
 import neurograft as ng
 from neurograft.checkpoints.loading import load_into
 from neurograft.experimenting.data import load_images
 from neurograft.experimenting.lab import make_network
+from neurograft.experimenting.running import run_task
 from neurograft.experimenting.study_file import load_study
+from neurograft.experimenting.trials import tasks_of
 
 
 @pytest.fixture
@@ -85,3 +87,35 @@ def test_a_step_size_that_diverges_loses(study, tmp_path):
     for row in find(rows, tuning="finetune"):
         assert row["lr"] == 0.01
         assert row["tried"][1] == [1e30, None]
+
+
+@pytest.mark.parametrize("kind", ["member", "trial"])
+def test_a_long_training_that_was_killed_goes_on(study, tmp_path, kind):
+    text = STUDY.replace("epochs: 1\n", "epochs: 21\n").replace("epochs: 1,", "epochs: 21,")
+    tasks = tasks_of(study(text), "smoke", [0])
+    undisturbed, store = MemoryStore(tmp_path / "a"), MemoryStore(tmp_path / "b")
+    for task in tasks:
+        if task.kind == "member":
+            undisturbed.done[task.key] = run_task(task, undisturbed)
+    task = next(t for t in tasks if t.kind == kind and (kind == "member" or t.epochs))
+    if kind == "trial":
+        store = undisturbed
+    wanted = run_task(task, undisturbed)
+    epochs = []
+
+    def kill(what):
+        epochs.append(what)
+        if len(epochs) == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_task(task, store, tick=kill)
+    (state,) = (store.folder / "unfinished").glob(f"{task.key}*")
+    found = run_task(task, store)
+    assert [found[name] for name in ("curve", "epoch", "lr", "validation")] == [
+        wanted[name] for name in ("curve", "epoch", "lr", "validation")
+    ]
+    assert len(found["curve"]) == 22
+    if kind == "trial":
+        assert found["test"] == wanted["test"]
+        assert not state.exists()

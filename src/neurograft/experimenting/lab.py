@@ -52,6 +52,10 @@ class MemberStore(Protocol):
         """The file of a member's tensors."""
         ...
 
+    def unfinished_path(self, key: str) -> Path:
+        """Where the state of a training that is not done may lie."""
+        ...
+
     def __hash__(self) -> int:
         """Stores are told apart by identity."""
         ...

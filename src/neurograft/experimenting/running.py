@@ -63,7 +63,8 @@ def _member(task: Task, lab: Lab, tick: Tick) -> JSON:
     augment = settings["data"]["augment"]
     training = {**settings["training"], "lr": [settings["training"]["lr"]], "augment": augment}
     part = part_of(images.train, settings["part"])
-    trained = finetuned(network, training, images, seed=settings["seed"], tick=tick, part=part)
+    checkpoint = lab.store.unfinished_path(task.key)
+    trained = finetuned(network, training, images, seed=settings["seed"], tick=tick, part=part, checkpoint=checkpoint)
     path = lab.store.member_path(task.key)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(trained.network.cpu(), path, {"key": task.key, "label": task.label})
@@ -95,7 +96,8 @@ def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
         network, seconds = made.network, 0.0
     else:
         tuning = {**settings["tuning"], "augment": settings["data"]["augment"]}
-        result = tuned(made.network, tuning, images, members, seed=settings["seed"], tick=tick)
+        checkpoint = lab.store.unfinished_path(task.key)
+        result = tuned(made.network, tuning, images, members, seed=settings["seed"], tick=tick, checkpoint=checkpoint)
         found, network, seconds = _training_of(result), result.network, result.seconds
     return found | {"test": scores_of(network, images.test), "seconds": _seconds(spent, made, seconds)}
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from neurograft.training.distilling import distill, soft_loss
 from neurograft.training.finetuning import finetune
 from neurograft.training.loop import Epoch
 from neurograft.untouched import untouched
+
+LONG = 20
+"""Epochs from which on a training's state is written after every epoch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,26 +49,62 @@ class Tuned:
 
 
 def tuned(
-    start: nn.Module, settings: JSON, images: Images, teachers: Sequence[nn.Module], *, seed: int, tick: Tick
+    start: nn.Module,
+    settings: JSON,
+    images: Images,
+    teachers: Sequence[nn.Module],
+    *,
+    seed: int,
+    tick: Tick,
+    checkpoint: Path | None = None,
 ) -> Tuned:
-    """The start trained at every step size of the settings; validation chooses one of the results."""
+    """The start trained at every step size of the settings; validation chooses one of the results.
+
+    Args:
+        start: the network; it is only read.
+        settings: of the tuning.
+        images: train on one part, choose on the second.
+        teachers: for distilling.
+        seed: of the order of the images.
+        tick: called after every epoch.
+        checkpoint: a file beside which states of long trainings are kept, from which a killed one goes on.
+    """
     found: list[Tuned] = []
     tried: dict[float, float | None] = {}
     kind: Callable[..., Tuned] = finetuned if settings["kind"] == "finetune" else _Distiller(teachers, settings, images)
-    for lr in settings["lr"]:
-        one = kind(start, {**settings, "lr": [lr]}, images, seed=seed, tick=tick)
+    files = [None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-{lr}") for lr in settings["lr"]]
+    for lr, file in zip(settings["lr"], files, strict=True):
+        one = kind(start, {**settings, "lr": [lr]}, images, seed=seed, tick=tick, checkpoint=file)
         found.append(one)
         tried |= one.tried
+    for file in files:
+        if file is not None:
+            file.unlink(missing_ok=True)
     best = max(found, key=lambda one: rank(one.validation))
     return Tuned(best.network, best.lr, best.epoch, best.curve, best.validation, best.seconds, tried)
 
 
 def finetuned(
-    start: nn.Module, settings: JSON, images: Images, *, seed: int, tick: Tick, part: Split | None = None
+    start: nn.Module,
+    settings: JSON,
+    images: Images,
+    *,
+    seed: int,
+    tick: Tick,
+    part: Split | None = None,
+    checkpoint: Path | None = None,
 ) -> Tuned:
-    """The start trained on labels, at one step size."""
-    split = images.train if part is None else part
-    return _trained(finetune, start, _batches(split, settings), settings, images, seed, tick)
+    """The start trained on labels, at one step size, on all training images or a part of them."""
+    batches = _batches(images.train if part is None else part, settings)
+    return _trained(finetune, start, batches, settings, images, seed, tick, **_kept(checkpoint, settings))
+
+
+def _kept(checkpoint: Path | None, settings: JSON) -> dict[str, Any]:
+    """Where a training that is long enough to be gone on with keeps its state."""
+    if checkpoint is None or settings["epochs"] < LONG:
+        return {}
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    return {"checkpoint": checkpoint}
 
 
 def _batches(split: Split, settings: JSON) -> TensorBatches:
@@ -81,11 +121,14 @@ class _Distiller:
         remembered = settings["hard"] == 0 and not settings["augment"]
         self.answers = _answers(Ensemble(self.teachers), images.train) if remembered else None
 
-    def __call__(self, start: nn.Module, settings: JSON, images: Images, *, seed: int, tick: Tick) -> Tuned:
+    def __call__(
+        self, start: nn.Module, settings: JSON, images: Images, *, seed: int, tick: Tick, checkpoint: Path | None
+    ) -> Tuned:
+        kept = _kept(checkpoint, settings)
         split = images.train if self.answers is None else replace(images.train, labels=self.answers)
         batches = _batches(split, settings)
         if self.answers is not None:
-            return _trained(finetune, start, batches, settings, images, seed, tick, loss=self._loss)
+            return _trained(finetune, start, batches, settings, images, seed, tick, loss=self._loss, **kept)
 
         def taught(student: nn.Module, given: Any, **course: Any) -> nn.Module:
             return distill(
@@ -98,7 +141,7 @@ class _Distiller:
                 **course,
             )
 
-        return _trained(taught, start, batches, settings, images, seed, tick)
+        return _trained(taught, start, batches, settings, images, seed, tick, **kept)
 
     def _loss(self, outputs: Any, wanted: Tensor) -> Tensor:
         """Against answers while training, against labels on the validation images."""
@@ -141,11 +184,8 @@ def _trained(
             lr=lr,
             momentum=settings["momentum"],
             weight_decay=settings["weight_decay"],
-            **{
-                name: settings[name]
-                for name in ("schedule", "precision")
-                if settings[name] not in ("constant", "float32")
-            },
+            schedule=settings["schedule"],
+            precision=settings["precision"],
             validation=images.validation.batches(),
             seed=seed,
             progress=False,
