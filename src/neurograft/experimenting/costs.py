@@ -38,8 +38,7 @@ def costs_trial(task: Task, threads: int) -> JSON:
         raise StudyError(f"{task.label}: measuring failed: {done.stderr.strip()[-500:] or f'exit {done.returncode}'}")
     found: JSON = json.loads(done.stdout.splitlines()[-1])
     seconds = {"members": 0.0, "trace": found["trace"], "fuse": found["fuse"], "recover": 0.0, "tune": 0.0}
-    empty: JSON = {"lr": None, "epoch": 0, "curve": [], "validation": None, "test": None}
-    return empty | {"seconds": seconds, "memory": found["memory"], "member_bytes": found["member_bytes"]}
+    return {"seconds": seconds, "memory": found["memory"], "member_bytes": found["member_bytes"]}
 
 
 def measure(settings: JSON) -> JSON:

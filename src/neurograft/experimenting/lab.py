@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -13,6 +13,7 @@ from neurograft.applying.pruning import prune
 from neurograft.checkpoints.loading import load_into
 from neurograft.evaluating.evaluation import Scores, evaluate
 from neurograft.experimenting.data import Images, Split, load_images
+from neurograft.experimenting.data.loading import SPLIT_SEED
 from neurograft.experimenting.networks import make_network as make_network
 from neurograft.experimenting.trials import JSON, key_of
 from neurograft.planning.plan import FusionPlan
@@ -82,8 +83,12 @@ class Lab:
         """The data set of `data` settings, on the device."""
 
         def load() -> Images:
-            named = {name: value for name, value in data.items() if name not in ("source", "augment")}
-            return load_images(data["source"], folder=self.data_folder, **named).to(self.device)
+            named = {name: data[name] for name in ("samples", "normalization")}
+            images = load_images(data["source"], folder=self.data_folder, **named)
+            if data["test"] is not None:
+                order = torch.randperm(len(images.test), generator=torch.Generator().manual_seed(SPLIT_SEED))
+                images = replace(images, test=images.test.subset(order[: data["test"]]))
+            return images.to(self.device)
 
         return keep(self._images, key_of({**data, "augment": None}), load, 2)
 

@@ -35,12 +35,14 @@ class Data(Strict):
     Attributes:
         source: "digits", "mnist", "cifar10", …, a hub name, or a folder.
         samples: how many images train and validate, null for all.
+        test: how many test images are read, null for all; always the same ones.
         normalization: "train" or "papers", as `load_images` takes it.
         augment: the papers' random crops and flips while training.
     """
 
     source: str
     samples: PositiveInt | None = None
+    test: PositiveInt | None = None
     normalization: Literal["train", "papers"] = "train"
     augment: bool = False
 
