@@ -58,6 +58,7 @@ def test_names_and_texts_are_no_part_of_a_key(tasks):
         ("  transplant: {}", "  transplant: {options: {order: joint}}", False),
         ("  transplant: {}", "  transplant: {recoveries: [refit]}", False),
         ("lr: [0.1, 0.01]", "lr: [0.1, 0.02]", False),
+        ("source: digits", "source: digits, test: 50", False),
         ("seeds: 2", "calibration: 7", False),
         ("seeds: 2", "mixing: 0.3", False),
     ],

@@ -20,7 +20,7 @@ from neurograft.planning.plan import FusionPlan
 
 Tick: TypeAlias = Callable[[str], None]
 Kept = TypeVar("Kept")
-NETWORKS_KEPT, STARTS_KEPT = 32, 3
+IMAGES_KEPT, NETWORKS_KEPT, STARTS_KEPT = 3, 32, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +85,12 @@ class Lab:
         def load() -> Images:
             named = {name: data[name] for name in ("samples", "normalization")}
             images = load_images(data["source"], folder=self.data_folder, **named)
-            if data["test"] is not None:
+            if data.get("test") is not None:
                 order = torch.randperm(len(images.test), generator=torch.Generator().manual_seed(SPLIT_SEED))
                 images = replace(images, test=images.test.subset(order[: data["test"]]))
             return images.to(self.device)
 
-        return keep(self._images, key_of({**data, "augment": None}), load, 2)
+        return keep(self._images, key_of({**data, "augment": None}), load, IMAGES_KEPT)
 
     def member(self, entry: Mapping[str, Any], images: Images) -> nn.Module:
         """A trained member, pruned if its entry says so."""

@@ -139,7 +139,7 @@ def member_tasks(settings: Settings, seed: int, labels: Mapping[str, Any]) -> li
     tasks = []
     for number in range(1 if members.copies != "none" else members.count):
         own = {
-            "data": settings.data.model_dump(mode="json"),
+            "data": settings.data.model_dump(mode="json", exclude={"test"}),
             "network": settings.network | (dict(members.networks[number]) if members.networks else {}),
             "training": {name: getattr(members, name) for name in TRAINING} | {"lr": members.lr},
             "initial_seed": member_seed(seed, 0 if members.initialisation == "same" else number),
