@@ -20,7 +20,7 @@ from neurograft.planning.plan import FusionPlan
 
 Tick: TypeAlias = Callable[[str], None]
 Kept = TypeVar("Kept")
-IMAGES_KEPT, NETWORKS_KEPT, STARTS_KEPT = 3, 32, 3
+IMAGES_KEPT, NETWORKS_KEPT, STARTS_KEPT, ANSWERS_KEPT = 3, 32, 3, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,8 @@ class Lab:
         store: where members are.
         data_folder: where local copies of data sets lie.
         device: where networks and images are.
+        starts: that were made last.
+        answers: of the teachers that were asked last.
     """
 
     store: MemberStore
@@ -78,6 +80,7 @@ class Lab:
     _images: "OrderedDict[str, Images]" = field(default_factory=OrderedDict)
     _networks: "OrderedDict[str, nn.Module]" = field(default_factory=OrderedDict)
     starts: "OrderedDict[str, Made]" = field(default_factory=OrderedDict)
+    answers: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
 
     def images(self, data: Mapping[str, Any]) -> Images:
         """The data set of `data` settings, on the device."""

@@ -10,12 +10,12 @@ import torch
 from neurograft.checkpoints.writing import write_checkpoint
 from neurograft.experimenting.costs import costs_trial
 from neurograft.experimenting.data import Images, Split, shards, special_class
-from neurograft.experimenting.lab import Lab, Made, MemberStore, Tick, scores_of
+from neurograft.experimenting.lab import ANSWERS_KEPT, Lab, Made, MemberStore, Tick, keep, scores_of
 from neurograft.experimenting.provenance import provenance
 from neurograft.experimenting.starts import Ingredients, make_start
 from neurograft.experimenting.synchronous import synchronous_trial
-from neurograft.experimenting.trials import JSON, Task
-from neurograft.experimenting.tunings import Tuned, finetuned, tuned
+from neurograft.experimenting.trials import JSON, Task, key_of
+from neurograft.experimenting.tunings import Tuned, answers_of, finetuned, tuned
 
 
 def run_task(
@@ -96,8 +96,17 @@ def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
         network, seconds = made.network, 0.0
     else:
         tuning = {**settings["tuning"], "augment": settings["data"]["augment"]}
-        checkpoint = lab.store.unfinished_path(task.key)
-        result = tuned(made.network, tuning, images, members, seed=settings["seed"], tick=tick, checkpoint=checkpoint)
+        teachers = key_of({"members": entries, "data": settings["data"], "chosen": tuning.get("teachers")})
+        result = tuned(
+            made.network,
+            tuning,
+            images,
+            members,
+            seed=settings["seed"],
+            tick=tick,
+            checkpoint=lab.store.unfinished_path(task.key),
+            ask=lambda teacher, split: keep(lab.answers, teachers, lambda: answers_of(teacher, split), ANSWERS_KEPT),
+        )
         found, network, seconds = _training_of(result), result.network, result.seconds
     return found | {"test": scores_of(network, images.test), "seconds": _seconds(spent, made, seconds)}
 

@@ -57,6 +57,7 @@ def tuned(
     seed: int,
     tick: Tick,
     checkpoint: Path | None = None,
+    ask: Callable[[nn.Module, Split], Tensor] | None = None,
 ) -> Tuned:
     """The start trained at every step size of the settings; validation chooses one of the results.
 
@@ -68,10 +69,13 @@ def tuned(
         seed: of the order of the images.
         tick: called after every epoch.
         checkpoint: a file beside which states of long trainings are kept, from which a killed one goes on.
+        ask: `answers_of`, or something that remembers what it gave.
     """
     found: list[Tuned] = []
     tried: dict[float, float | None] = {}
-    kind: Callable[..., Tuned] = finetuned if settings["kind"] == "finetune" else _Distiller(teachers, settings, images)
+    kind: Callable[..., Tuned] = (
+        finetuned if settings["kind"] == "finetune" else _Distiller(teachers, settings, images, ask)
+    )
     files = [None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-{lr}") for lr in settings["lr"]]
     for lr, file in zip(settings["lr"], files, strict=True):
         one = kind(start, {**settings, "lr": [lr]}, images, seed=seed, tick=tick, checkpoint=file)
@@ -114,12 +118,18 @@ def _batches(split: Split, settings: JSON) -> TensorBatches:
 class _Distiller:
     """Trains on what the teachers answer; without augmentation and labels they are asked once, not in every step."""
 
-    def __init__(self, teachers: Sequence[nn.Module], settings: JSON, images: Images) -> None:
+    def __init__(
+        self,
+        teachers: Sequence[nn.Module],
+        settings: JSON,
+        images: Images,
+        ask: Callable[[nn.Module, Split], Tensor] | None,
+    ) -> None:
         chosen = settings["teachers"]
         self.teachers = list(teachers) if chosen == "members" else [teachers[chosen]]
         self.temperature, self.soft = float(settings["temperature"]), float(settings["soft"])
         remembered = settings["hard"] == 0 and not settings["augment"]
-        self.answers = _answers(Ensemble(self.teachers), images.train) if remembered else None
+        self.answers = (ask or answers_of)(Ensemble(self.teachers), images.train) if remembered else None
 
     def __call__(
         self, start: nn.Module, settings: JSON, images: Images, *, seed: int, tick: Tick, checkpoint: Path | None
@@ -151,7 +161,7 @@ class _Distiller:
         return F.cross_entropy(logits, wanted)
 
 
-def _answers(teacher: nn.Module, split: Split) -> Tensor:
+def answers_of(teacher: nn.Module, split: Split) -> Tensor:
     """What the teacher says to every image, in their order."""
     with untouched(teacher), torch.no_grad():
         return torch.cat([first_tensor(teacher(images)) for images, _ in split.batches(512)])
