@@ -38,7 +38,7 @@ def test_rows_say_what_was_measured(tmp_path):
         assert row["validation"]["samples"] == 400
         assert row["test"]["samples"] == 997
         assert row["curve"][row["epoch"]] == row["validation"]["accuracy"] == max(row["curve"])
-        assert set(row["seconds"]) == {"members", "fuse", "recover", "tune"}
+        assert set(row["seconds"]) == {"members", "fuse", "recover", "tune", "search"}
         assert {"commit", "versions", "hardware", "configuration"} <= set(row)
     assert fused["seconds"]["fuse"] > 0
     tuned = find(rows, row="transplant", tuning="finetune")[0]

@@ -59,13 +59,13 @@ def test_names_and_texts_are_no_part_of_a_key(tasks):
         ("  transplant: {}", "  transplant: {recoveries: [refit]}", False),
         ("lr: [0.1, 0.01]", "lr: [0.1, 0.02]", False),
         ("source: digits", "source: digits, test: 50", False),
-        ("seeds: 2", "calibration: 7", False),
+        ("seeds: 2", "recoveries: [refit]", False),
         ("seeds: 2", "mixing: 0.3", False),
     ],
 )
 def test_what_determines_a_result_changes_its_key(tasks, old, new, changes_members):
     before, after = tasks(), tasks(STUDY.replace(old, new, 1))
-    fine_tuned = {"row": "transplant"} if "transplant" in old or "calib" in new or "mixing" in new else {}
+    fine_tuned = {"row": "transplant"} if "transplant" in old or "mixing" in new or "recov" in new else {}
     assert not keys(before, tuning="finetune", seed=0, **fine_tuned) & keys(
         after, tuning="finetune", seed=0, **fine_tuned
     )
@@ -105,3 +105,15 @@ def test_a_schedule_spends_its_epochs_from_the_budget(tasks):
     trial = next(t for t in found if t.labels.get("row") == "tuned between" and t.labels["tuning"] == "finetune")
     assert trial.settings["tuning"]["epochs"] == 2
     assert trial.settings["start"]["tune_epochs"] == 3
+
+
+def test_calibration_counts_where_it_is_looked_at(tasks):
+    text = STUDY.replace("  transplant: {}", "  transplant: {recoveries: [none, refit]}\n  zip: {}")
+    before, after = tasks(text), tasks(text.replace("seeds: 2", "calibration: 7"))
+    for labels, same in (
+        ({"row": "transplant", "recovery": "none"}, True),
+        ({"row": "transplant", "recovery": "refit"}, False),
+        ({"row": "zip"}, False),
+        ({"row": "best member"}, True),
+    ):
+        assert (keys(before, seed=0, **labels) == keys(after, seed=0, **labels)) is same

@@ -7,8 +7,10 @@ from typing import Any
 from neurograft.experimenting.study import Recovery, Settings, Start, TuningKind
 
 BEST, ENSEMBLE, CONTINUE = "best member", "ensemble", "continue the best member"
-ALONE = {"continue", "prune", "untrained", "ensemble"}
+ALONE = {"continue", "prune", "untrained", "ensemble", "combine", "schedule"}
 """Starts that no fusion plan was made for: there is nothing to recover."""
+LOOKING = {"metric": ("activations",), "importance": ("activation", "variance", "taylor")}
+"""Options of methods that look at images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def rows_of(settings: Settings) -> Iterator[Row]:
             yield Row(CONTINUE, _start("continue"), tuning=tuning)
     for name, start in starts_of(settings).items():
         recoveries = start.recoveries if start.recoveries is not None else settings.recoveries
-        for recovery in ("none",) if start.method in ALONE or start.method in ("combine", "schedule") else recoveries:
+        for recovery in ("none",) if start.method in ALONE else recoveries:
             for tuning in tunings:
                 if start.tunings is None or tuning in start.tunings:
                     yield Row(name, start, recovery, tuning)
@@ -55,6 +57,16 @@ def starts_of(settings: Settings) -> Mapping[str, Start]:
     own = settings.starts
     alike = settings.members.networks is None and settings.members.copies != "pruned"
     return {"average": _start("average"), **own} if alike and "average" not in own else own
+
+
+def looks_at_images(method: str, options: Mapping[str, Any]) -> bool:
+    """Whether a start needs calibration images, before any recovery.
+
+    Example:
+        >>> looks_at_images("transplant", {}), looks_at_images("transplant", {"importance": "variance"})
+        (False, True)
+    """
+    return method == "zip" or any(options.get(option) in values for option, values in LOOKING.items())
 
 
 def tunings_of(settings: Settings) -> tuple[TuningKind, ...]:

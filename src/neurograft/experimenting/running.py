@@ -3,14 +3,13 @@
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from neurograft.checkpoints.writing import write_checkpoint
 from neurograft.experimenting.costs import costs_trial
 from neurograft.experimenting.data import Images, Split, shards, special_class
-from neurograft.experimenting.lab import ANSWERS_KEPT, Lab, Made, MemberStore, Tick, keep, scores_of
+from neurograft.experimenting.lab import ANSWERS_KEPT, Lab, MemberStore, Tick, keep, scores_of
 from neurograft.experimenting.provenance import provenance
 from neurograft.experimenting.starts import Ingredients, make_start
 from neurograft.experimenting.synchronous import synchronous_trial
@@ -93,7 +92,7 @@ def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
     if settings["tuning"] is None:
         validation = scores_of(made.network, images.validation)
         found: JSON = {"lr": None, "epoch": 0, "curve": [validation["accuracy"]], "validation": validation}
-        network, seconds = made.network, 0.0
+        network, tune, search = made.network, 0.0, 0.0
     else:
         tuning = {**settings["tuning"], "augment": settings["data"]["augment"]}
         teachers = key_of({"members": entries, "data": settings["data"], "chosen": tuning.get("teachers")})
@@ -107,8 +106,10 @@ def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
             checkpoint=lab.store.unfinished_path(task.key),
             ask=lambda teacher, split: keep(lab.answers, teachers, lambda: answers_of(teacher, split), ANSWERS_KEPT),
         )
-        found, network, seconds = _training_of(result), result.network, result.seconds
-    return found | {"test": scores_of(network, images.test), "seconds": _seconds(spent, made, seconds)}
+        found, network = _training_of(result), result.network
+        tune, search = result.seconds, result.search
+    seconds = {"members": spent, "fuse": made.fuse, "recover": made.recover, "tune": tune, "search": search}
+    return found | {"test": scores_of(network, images.test), "seconds": seconds}
 
 
 def _record(lab: Lab, entry: JSON, member: torch.nn.Module, images: Images) -> JSON:
@@ -125,10 +126,6 @@ def _training_of(result: Tuned) -> JSON:
         "validation": result.validation,
         "tried": [[lr, accuracy] for lr, accuracy in result.tried.items()],
     }
-
-
-def _seconds(members: float, made: Made, tune: float) -> dict[str, Any]:
-    return {"members": members, "fuse": made.fuse, "recover": made.recover, "tune": tune}
 
 
 def _costs(task: Task, _: Lab, tick: Tick) -> JSON:

@@ -13,6 +13,7 @@ from neurograft.applying.pruning import prune
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.experimenting.data import Images
 from neurograft.experimenting.lab import STARTS_KEPT, Lab, Made, Tick, calibration_of, example_of, keep, rank
+from neurograft.experimenting.rows import looks_at_images
 from neurograft.experimenting.trials import JSON, key_of
 from neurograft.experimenting.tunings import finetuned
 from neurograft.fusing import recovered
@@ -53,7 +54,9 @@ def make_start(of: Ingredients) -> Made:
     What the process made last is kept: the tunings of one start share it.
     """
     settings = of.settings
-    shared = {name: settings.get(name) for name in ("data", "network", "members", "start", "calibration")}
+    shared = {name: settings[name] for name in ("data", "network", "members", "start")}
+    if _looking(settings["start"]):
+        shared["calibration"] = settings["calibration"]
     made = keep(of.lab.starts, key_of(shared), lambda: _made(of), STARTS_KEPT)
     if settings["recovery"] == "none":
         return made
@@ -65,7 +68,12 @@ def make_start(of: Ingredients) -> Made:
         network = recovered(made.network, made.plan, of.members, batches, settings["recovery"])
         return Made(network, made.plan, made.fuse, time.perf_counter() - started)
 
-    return keep(of.lab.starts, key_of({**shared, "recovery": settings["recovery"]}), recover, STARTS_KEPT)
+    own = {**shared, "recovery": settings["recovery"], "calibration": settings["calibration"]}
+    return keep(of.lab.starts, key_of(own), recover, STARTS_KEPT)
+
+
+def _looking(start: JSON) -> bool:
+    return looks_at_images(start["method"], start.get("options", {}))
 
 
 def _made(of: Ingredients) -> Made:
@@ -92,7 +100,7 @@ def _fused(of: Ingredients, start: JSON) -> tuple[nn.Module, FusionPlan]:
         example_of(of.images),
         start["method"],
         weights,
-        calibration=calibration_of(of.images, of.settings["calibration"]),
+        calibration=calibration_of(of.images, of.settings["calibration"]) if _looking(start) else None,
         seed=start["seed"],
         **options,
     )

@@ -54,7 +54,13 @@ def synchronous_trial(task: Task, lab: Lab, tick: Tick) -> JSON:
         "tried": [[one.lr, None if one.diverged else max(one.curve)] for one in found],
         "validation": best.validation,
         "test": test,
-        "seconds": {"members": 0.0, "fuse": best.fuse, "recover": 0.0, "tune": best.seconds - best.fuse},
+        "seconds": {
+            "members": 0.0,
+            "fuse": best.fuse,
+            "recover": 0.0,
+            "tune": best.seconds - best.fuse,
+            "search": sum(one.seconds for one in found),
+        },
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
-from neurograft.experimenting.rows import ALONE, Row, rows_of, starts_of
+from neurograft.experimenting.rows import Row, looks_at_images, rows_of, starts_of
 from neurograft.experimenting.study import Members, Settings, Start, Training
 from neurograft.experimenting.study_file import Point, Study
 
@@ -125,7 +125,7 @@ def _pipeline(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
             "recovery": row.recovery,
             "tuning": tuning,
         }
-        if row.start.method not in ALONE:
+        if row.recovery != "none" or looks_at_images(row.start.method, row.start.options):
             own["calibration"] = settings.calibration
         if tuning is not None:
             own["seed"] = seed

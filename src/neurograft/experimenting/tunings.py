@@ -36,6 +36,7 @@ class Tuned:
         curve: validation accuracy before the first and after each epoch, at the chosen step size.
         validation: scores at the chosen epoch.
         seconds: of training at the chosen step size.
+        search: of training at all step sizes.
         tried: step size -> best validation accuracy, None where training diverged.
     """
 
@@ -45,6 +46,7 @@ class Tuned:
     curve: tuple[float, ...]
     validation: JSON
     seconds: float
+    search: float
     tried: Mapping[float, float | None]
 
 
@@ -85,7 +87,7 @@ def tuned(
         if file is not None:
             file.unlink(missing_ok=True)
     best = max(found, key=lambda one: rank(one.validation))
-    return Tuned(best.network, best.lr, best.epoch, best.curve, best.validation, best.seconds, tried)
+    return replace(best, search=sum(one.seconds for one in found), tried=tried)
 
 
 def finetuned(
@@ -204,11 +206,12 @@ def _trained(
         )
     except TrainingDiverged:
         network = None
+    spent = time.perf_counter() - started
     scores = [epoch.validation for epoch in history if epoch.validation is not None]
     curve = tuple(score.accuracy for score in scores)
     if network is None:  # the start, before the step size that was too large
         lost = scores_json(scores[0])
-        return Tuned(start, lr, 0, curve, lost, time.perf_counter() - started, {lr: None})
+        return Tuned(start, lr, 0, curve, lost, spent, spent, {lr: None})
     chosen = max(range(len(scores)), key=lambda number: (scores[number].accuracy, -scores[number].loss))
     best = scores_json(scores[chosen])
-    return Tuned(network.eval(), lr, chosen, curve, best, time.perf_counter() - started, {lr: max(curve)})
+    return Tuned(network.eval(), lr, chosen, curve, best, spent, spent, {lr: max(curve)})
