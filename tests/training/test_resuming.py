@@ -103,7 +103,12 @@ def test_a_loader_with_its_own_generator_goes_on_where_it_was(tmp_path):
 
 def test_patience_counts_on(tmp_path):
     model, batches = nn.Linear(2, 2), [(torch.randn(8, 2), torch.randint(2, (8,)))]
-    settings = {"lr": 1e-30, "validation": batches, "patience": 4, "checkpoint": tmp_path / "run"}  # nothing gets better
+    settings = {
+        "lr": 1e-30,
+        "validation": batches,
+        "patience": 4,
+        "checkpoint": tmp_path / "run",
+    }  # nothing gets better
     with pytest.raises(Stopped):
         ng.finetune(model, batches, **settings, on_epoch=stopping(3))
     for _ in range(2):
