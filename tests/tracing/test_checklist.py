@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils import _pytree as pytree
 
 import neurograft as ng
 from tests.networks import NETWORKS, ResNet, build, example
+from tests.tracing.shares import free_share
 
 
 class Case(NamedTuple):
@@ -457,6 +459,18 @@ def roughened(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def others(inputs: Any) -> Any:
+    """Other inputs of the same shapes."""
+    generator = torch.Generator().manual_seed(9)
+
+    def other(x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            return torch.randn(x.shape, generator=generator)
+        return torch.randint(int(x.max()) + 1, x.shape, generator=generator)
+
+    return pytree.tree_map_only(Tensor, other, inputs)
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", CASES)
 def test_case(name: str) -> None:
@@ -465,8 +479,10 @@ def test_case(name: str) -> None:
     graph = ng.trace(model, inputs)
     assert graph.unruled == ()
     assert sorted(group.size for group in graph.free) == CASES[name].units, str(graph)
+    assert free_share(model, graph) >= 0.95
     proof = ng.verify(model, graph, inputs, seed=4, deep=True)
     assert proof.passed, str(proof)
+    assert ng.verify(model, graph, others(inputs), seed=5).passed
 
 
 def test_channels_last_gives_the_same_groups() -> None:

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import neurograft as ng
-from neurograft.tracing.graph import NeuronGraph
 from tests.tracing.huggingface import HUGGINGFACE, WORDS, made
+from tests.tracing.shares import free_share
 
 pytest.importorskip("transformers")
 
@@ -343,17 +342,6 @@ SLOW = {"roberta", "electra", "deit", "mistral", "qwen2", "mobilenet_v2", "opt",
 def marked(names: Any) -> list[Any]:
     """The names, the slow ones marked."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
-
-
-def free_share(model: nn.Module, graph: NeuronGraph) -> float:
-    """The share of the elements of all weights of two or more dims that lie on an axis of a free group."""
-    weights = {name: x for name, x in model.named_parameters() if x.dim() > 1}
-    on_free = [
-        x.numel()
-        for name, x in weights.items()
-        if any(not graph[group].fixed for roles in graph.tensors[name].roles for group in roles)
-    ]
-    return sum(on_free) / sum(x.numel() for x in weights.values())
 
 
 def other_inputs(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,10 @@ def test_every_network_is_proven_down_to_its_intermediate_tensors(name: str, dty
     assert proof.deep_at is None
     assert max(proof.error, proof.role_error) < (1e-5 if dtype == torch.float32 else 1e-12)
     assert proof.permuted == len(graph.free)
+    other = torch.utils._pytree.tree_map(
+        lambda x: x.flip(0) * 1.5 + 0.1 if x.is_floating_point() else (x + 1) % (int(x.max()) + 1), inputs
+    )
+    assert ng.verify(model, graph, other, seed=6).passed
 
 
 def test_other_inputs_than_the_traced_ones_are_proven_too() -> None:
