@@ -29,6 +29,8 @@ APART = {
 def pair(name: str) -> tuple[list[nn.Module], dict[str, Any]]:
     """Two members in float64, the second with noise on every parameter."""
     model, inputs = made(name)
+    if name == "mixtral":  # the grouped product of matrices knows no float64
+        model.config._experts_implementation = "batched_mm"
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
