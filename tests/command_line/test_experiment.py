@@ -44,7 +44,7 @@ def output(tmp_path):
 def table(output):
     """The rows by key, without what differs from run to run."""
     return {
-        row["key"]: {name: value for name, value in row.items() if name not in ("seconds", "hardware")}
+        row["key"]: {name: value for name, value in row.items() if name not in ("seconds", "hardware", "commit")}
         for row in Store(output).rows()
     }
 
