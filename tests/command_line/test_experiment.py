@@ -79,7 +79,7 @@ def test_a_study_of_ones_own_runs_once(neurograft, study, output):
     code, out, err = neurograft("experiment", "run", study, "-o", output)
     assert (code, err) == (0, "")
     assert "[9/9]" in out
-    assert f"{study} (smoke): 7 of 7 trials" in out
+    assert f"{study}: 7 of 7 trials" in out
     assert f"neurograft experiment report {study} --preset smoke --output {output}" in out
     rows = Store(output).rows()
     assert [row["row"] for row in rows].count("average") == 2
@@ -259,8 +259,9 @@ def test_killed_again_and_again_a_study_ends_with_the_same_table(neurograft, tmp
 
 
 @pytest.mark.slow
-def test_a_job_that_ends_leaves_everything_in_order(tmp_path, study):
-    process = start(study, "--preset", "small", "--seeds", "40", "-o", tmp_path / "runs")
+@pytest.mark.parametrize("engine", ["in-process", "ray"])
+def test_a_job_that_ends_leaves_everything_in_order(tmp_path, study, engine):
+    process = start(study, "--preset", "small", "--seeds", "40", "-o", tmp_path / "runs", "--engine", engine)
     while not Store(tmp_path / "runs").rows():
         assert process.poll() is None, process.communicate()[0]
     process.terminate()

@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import signal
@@ -68,6 +69,10 @@ def start(tmp_path):
         if process.poll() is None:
             process.terminate()
             process.communicate(timeout=300)
+
+
+def raise_full(task, store, tick):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def starts(log):
@@ -177,6 +182,10 @@ def test_a_worker_reports_an_error_with_its_place(tmp_path, monkeypatch):
     answer = perform(type(task)("m", "member", "m", settings={"fails": True}), do, 1, NOWHERE, {})
     assert answer.error == "RuntimeError: no such luck"
     assert "errands.py" in answer.trace
+    assert not answer.full
+    full = perform(task, raise_full, 1, NOWHERE, {})
+    assert full.full
+    assert "No space left" in full.error
     workbench._LIVING.pop().release()
     workbench._own_store.cache_clear()
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from neurograft.experimenting.asking import Asked
-    from neurograft.experimenting.schedule import Outcome
+    from neurograft.experimenting.engines import Work
+    from neurograft.experimenting.schedule import Outcome, Task
     from neurograft.experimenting.store import Store
 
 FAILURES_SHOWN = 5
@@ -155,16 +157,10 @@ def run(
 
     Example: `neurograft experiment run all --preset small --engine ray --data-folder data`
     """
-    from functools import partial
-
     from rich.console import Console
 
-    from neurograft.experimenting.asking import ask, check_data, parse_seeds
-    from neurograft.experimenting.devices import AUTO, check_device, choose_device
-    from neurograft.experimenting.engines import run_in_process, study_work
-    from neurograft.experimenting.journal import counted
-    from neurograft.experimenting.room import room_for
-    from neurograft.experimenting.schedule import Schedule
+    from neurograft.experimenting.asking import ask, parse_seeds
+    from neurograft.experimenting.devices import AUTO, check_device
     from neurograft.experimenting.store import Store
 
     _check_engine(engine, address, gpus_per_trial)
@@ -175,36 +171,83 @@ def run(
     if dry_run:
         _show_standing(asked, store, console, preset)
         return
-    torn = store.prepare()
-    store.check_room(room_for(tasks, store))
-    if address is None or not address.startswith("ray://"):  # then this machine is none of the cluster
-        check_data(tuple(Schedule(tasks, store).pending.values()), data_folder)
-    if torn:
-        typer.echo(f"{counted(torn, 'line')} that a killed run left unfinished moved aside; their trials run again")
-    if device == AUTO and gpus_per_trial == 0:
-        device = "cpu"
-    work = partial(study_work, data_folder=data_folder, device=device)
+    part = address is None or not address.startswith("ray://")  # else this machine is no part of the cluster
+    _prepare(tasks, store, data_folder, look=part)
+    here = _Engine("cpu" if device == AUTO and gpus_per_trial == 0 else device, data_folder, fail_fast, console)
     with _interruptible(store):
         if engine == "ray":
-            from neurograft.experimenting.cluster import run_on_ray
-
-            outcome = run_on_ray(
-                tasks,
-                store,
-                work,
-                address=address,
-                cpus=cpus_per_trial,
-                gpus=gpus_per_trial,
-                retries=retries,
-                fail_fast=fail_fast,
-                console=console,
-            )
+            outcome = here.on_ray(tasks, store, address, cpus_per_trial, gpus_per_trial, retries)
         else:
-            choose_device(device)
-            outcome = run_in_process(tasks, store, work, fail_fast=fail_fast, console=console)
-    _show_outcome(asked, outcome, store, preset)
+            outcome = here.in_process(tasks, store)
+    _show_outcome(asked, outcome, store)
+    where = [] if output == OUTPUT else ["--output", str(output)]
+    typer.echo(
+        f"Tables and plots: {shlex.join(['neurograft', 'experiment', 'report', *studies, '--preset', preset, *where])}"
+    )
     if outcome.left:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What both engines are told."""
+
+    device: str
+    data_folder: Path | None
+    fail_fast: bool
+    console: "Console"
+
+    def in_process(self, tasks: "Sequence[Task]", store: "Store") -> "Outcome":
+        from neurograft.experimenting.devices import choose_device
+        from neurograft.experimenting.engines import run_in_process
+
+        choose_device(self.device)
+        return run_in_process(tasks, store, self._work(), fail_fast=self.fail_fast, console=self.console)
+
+    def on_ray(
+        self,
+        tasks: "Sequence[Task]",
+        store: "Store",
+        address: str | None,
+        cpus: float,
+        gpus: float | None,
+        retries: int,
+    ) -> "Outcome":
+        from neurograft.experimenting.cluster import run_on_ray
+
+        return run_on_ray(
+            tasks,
+            store,
+            self._work(),
+            address=address,
+            cpus=cpus,
+            gpus=gpus,
+            retries=retries,
+            fail_fast=self.fail_fast,
+            console=self.console,
+        )
+
+    def _work(self) -> "Work":
+        from functools import partial
+
+        from neurograft.experimenting.engines import study_work
+
+        return partial(study_work, data_folder=self.data_folder, device=self.device)
+
+
+def _prepare(tasks: "Sequence[Task]", store: "Store", data_folder: Path | None, *, look: bool) -> None:
+    """Find out before the work whether results can be written, will fit, and data sets are there."""
+    from neurograft.experimenting.asking import check_data
+    from neurograft.experimenting.journal import counted
+    from neurograft.experimenting.room import room_for
+    from neurograft.experimenting.schedule import Schedule
+
+    torn = store.prepare()
+    if torn:
+        typer.echo(f"{counted(torn, 'line')} that a killed run left unfinished moved aside; their trials run again")
+    store.check_room(room_for(tasks, store))
+    if look:
+        check_data(tuple(Schedule(tasks, store).pending.values()), data_folder)
 
 
 def _check_engine(engine: str, address: str | None, gpus: float | None) -> None:
@@ -256,13 +299,13 @@ def _show_standing(asked: "Sequence[Asked]", store: "Store", console: "Console",
     typer.echo(f"{size_text(room_for(everything, store))} will be written. Nothing was run.")
 
 
-def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store", preset: str) -> None:
-    """What is there now, what failed, and what to do next."""
+def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store") -> None:
+    """What is there now, and what failed."""
     from neurograft.experimenting.journal import counted
 
     for one in asked:
         done = sum(store.has(task.key) for task in one.trials)
-        typer.echo(f"{one.name} ({preset}): {done} of {len(one.trials)} trials")
+        typer.echo(f"{one.name}: {done} of {len(one.trials)} trials")
     failures = [failure for failure in store.failures() if failure["label"] in outcome.failed]
     for failure in failures[:FAILURES_SHOWN]:
         typer.echo(f"failed: {failure['label']}: {failure['error']}", err=True)
@@ -273,9 +316,6 @@ def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store", 
             "command tries again",
             err=True,
         )
-    names = " ".join(one.name for one in asked)
-    where = "" if store.folder == OUTPUT else f" --output {store.folder}"
-    typer.echo(f"Tables and plots: neurograft experiment report {names} --preset {preset}{where}")
 
 
 @experiment.command()

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from neurograft.errors import MissingExtra, OptionError
+from neurograft.errors import MissingExtra, OptionError, StoreError
 from neurograft.experimenting.engines import POLL, Work
 from neurograft.experimenting.progress import Watch
 from neurograft.experimenting.schedule import Outcome, Schedule, Task
@@ -153,6 +153,8 @@ class _Driver:
         task, claim = self.running.pop(reference)
         with claim:
             answer = self._answer(reference)
+            if answer.full:
+                raise StoreError(f"a worker's host cannot go on with {task.label}: {answer.error}. {self.store.safe()}")
             if answer.error is not None:
                 self.store.fail(task.key, task.label, answer.error, answer.trace)
                 self.watch.fail(task, answer.error, self.schedule.fail(task))

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurograft.experimenting.engines import Work, explain
+from neurograft.experimenting.journal import of_the_disk
 from neurograft.experimenting.store import Store, same_folder
 
 MEMBERS_KEPT = 32
@@ -31,6 +32,7 @@ class Answer:
         seconds: how long it took.
         error: in one line, None if all went well.
         trace: where it was raised.
+        full: whether the disk of the worker's host takes no more, so that every other task would meet it there.
     """
 
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class Answer:
     seconds: float = 0.0
     error: str | None = None
     trace: str = ""
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def perform(task: Any, work: Work, threads: int, home: Home, records: Mapping[st
         written = numpy.fromfile(path, dtype=numpy.uint8) if task.kind == "member" else None
         _tidy(store, keep=tuple(records))
     except Exception as error:
-        return Answer(error=explain(error), trace=traceback.format_exc())
+        return Answer(error=explain(error), trace=traceback.format_exc(), full=of_the_disk(error))
     return Answer(result, written, time.perf_counter() - began)
 
 
