@@ -93,6 +93,19 @@ def test_page_shows_rows_groups_and_provenance(demonstration):
         assert words in page
 
 
+def test_page_draws_what_refitting_did_to_every_layer(demonstration):
+    page = demonstration[0].report.read_text(encoding="utf-8")
+    drawn = page.partition("Refitting, layer by layer")[2].partition("<h3>")[0]
+    reports = demonstration[0].comparisons["mlp"].reports
+    assert set(reports) == set(METHODS)
+    assert drawn.count("<svg") == len(METHODS)
+    for method, report in reports.items():
+        assert f"{method}: 400 samples, 1 pass" in drawn
+        for layer in report.layers:
+            assert f"{layer.tensor}, towards its layer" in drawn
+            assert f"{layer.after:.2f}</text>" in drawn
+
+
 def test_networks_are_kept(demonstration):
     done, _ = demonstration
     folder, comparison = done.report.parent, done.comparisons["mlp"]

@@ -16,7 +16,8 @@ class LayerRecovery:
 
     Attributes:
         tensor: the weight's name.
-        target: what it was brought towards: "neurons", "stream", "outputs" or "statistics".
+        target: what it was brought towards: "layer" (what the members' layer gives), "stream" (the sum it is added to)
+            or "statistics"; "left out" where it stays as it is.
         before: relative error of its pre-activations against the planned ones, before: |z − t| / |t|.
         after: the same afterwards, on the same samples.
         ridge: the λ that was used; infinity where the planned weights were kept, nan where none is needed.
@@ -42,7 +43,7 @@ class RecoveryReport:
     """What a recovery did to a fused network; prints as a table.
 
     Attributes:
-        recovery: "refit", "repair", "batch_norm" or "batch_norm without data".
+        recovery: "refit", "repair", "repair without data" or "batch_norm".
         layers: in execution order; those left out have a note.
         samples: calibration samples.
         passes: how often the samples went through the fused network.

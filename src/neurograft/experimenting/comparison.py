@@ -11,6 +11,7 @@ from torch import nn
 
 from neurograft.applying.application import apply
 from neurograft.calibrating.refit import refit
+from neurograft.calibrating.report import RecoveryReport, recovery_report
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import Scores, evaluate
 from neurograft.experimenting.data import Images
@@ -73,12 +74,13 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All rows for one kind of network, and what they were made of."""
+    """All rows for one kind of network, what they were made of, and what refitting each method's network did."""
 
     outcomes: tuple[Outcome, ...]
     members: tuple[nn.Module, ...]
     plans: dict[str, FusionPlan]
     fused: dict[str, nn.Module]
+    reports: dict[str, RecoveryReport]
 
     def find(self, row: str, recovery: Recovery) -> Outcome | None:
         """The outcome of one row and recovery, None where there is none."""
@@ -107,7 +109,7 @@ def compare(
     outcomes.append(lab.measure(BEST, members[best], seconds=trained[best][1]))
     outcomes.append(lab.measure(ENSEMBLE, Ensemble(members), seconds=sum(seconds for _, seconds in trained)))
     starts: dict[str, tuple[nn.Module, float]] = {CONTINUE: (members[best], 0.0)}
-    plans, calibration = {}, images.train.batches()
+    plans, reports, calibration = {}, {}, images.train.batches()
     for method in methods:
         started = time.perf_counter()
         plans[method] = plan(members, images.train.examples(), method, calibration=calibration, seed=budget.seed)
@@ -119,10 +121,13 @@ def compare(
             better = refit(network, plans[row], members, calibration, seed=budget.seed)
             seconds_refit = seconds + time.perf_counter() - refitted
             outcomes.append(lab.measure(row, better, recovery="refit", seconds=seconds_refit))
+            report = recovery_report(better)
+            assert report is not None
+            reports[row] = report
         outcomes.append(lab.recover(row, network, "finetune", members, seconds))
         outcomes.append(lab.recover(row, network, "distill", members, seconds))
     fused = {method: starts[method][0] for method in plans}
-    return Comparison(tuple(outcomes), members, plans, fused)
+    return Comparison(tuple(outcomes), members, plans, fused, reports)
 
 
 def rank(scores: Scores) -> tuple[float, float]:

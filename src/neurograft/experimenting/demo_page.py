@@ -1,5 +1,6 @@
 """What the demonstration says: its table, its one sentence, and its page."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from neurograft.experimenting.comparison import BEST, CONTINUE, ENSEMBLE, Comparison, Outcome, Recovery, noise, rank
@@ -10,6 +11,7 @@ from neurograft.reporting.groups import groups_table
 from neurograft.reporting.html import html_page
 from neurograft.reporting.origins import origins_picture
 from neurograft.reporting.plots import Curve, accuracy_chart
+from neurograft.reporting.recovery import axis_end, recovery_picture, recovery_words
 from neurograft.reporting.tables import Table
 
 RECOVERIES: tuple[tuple[Recovery, str], ...] = (
@@ -113,6 +115,11 @@ _HONESTY = (
     "test images were read once per network, every measurement ran in eval mode. It is one seed: repeat it with --seed "
     "before believing a small difference."
 )
+_REFITTED = (
+    "How far each layer's output is from what the members say it should be: the ring before, the dot after (a dot alone "
+    "where the weights were kept), as a share of what it should be. Orange layers add to a residual stream, and should "
+    "give what is missing in it."
+)
 _OWNED = (
     "One strip per member: the stronger a cell, the more of that neuron went into the fused network; the faintest were "
     "left out, or share a fused neuron with many others. The strip below is the fused layer."
@@ -141,6 +148,7 @@ def _section(name: str, comparison: Comparison, images: Images) -> Section:
         parts.append(Paragraph(f"{label.capitalize()}:", "soft"))
         chart = accuracy_chart(_curves(comparison, recovery), title=f"{title}, {label}", x_label="epoch")
         parts.append(Picture(chart, f"{title}, {label}", f"{name}-{recovery}"))
+    parts += _refitted(name, comparison)
     for method, plan in comparison.plans.items():
         picture = origins_picture(plan)
         if picture:
@@ -150,6 +158,17 @@ def _section(name: str, comparison: Comparison, images: Images) -> Section:
             parts += [Paragraph(f"Warning: {text}", "note") for text in plan.warnings]
     parts += [Heading(f"The {len(graph)} neuron groups"), groups_table(graph)]
     return Section(title, tuple(parts))
+
+
+def _refitted(name: str, comparison: Comparison) -> Iterator[Part]:
+    """How far every layer was from the members before and after it was refitted, one picture per method."""
+    yield Heading("Refitting, layer by layer")
+    yield Paragraph(_REFITTED, "soft")
+    end = axis_end(comparison.reports.values())
+    for method, report in comparison.reports.items():
+        yield Paragraph(f"{method}: {recovery_words(report)}", "soft")
+        if picture := recovery_picture(report, end):
+            yield Picture(picture, f"relative error of every layer of {method}", f"{name}-{method}-refit")
 
 
 def _curves(comparison: Comparison, recovery: Recovery) -> list[Curve]:
