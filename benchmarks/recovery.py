@@ -26,7 +26,9 @@ from neurograft.experimenting.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("average", "permutation", "optimal_transport", "transplant")
-RECOVERIES = ("bare", "batch_norm", "repair", "refit")
+RECOVERIES = ("bare", "batch_norm", "repair", "refit to the plain mean", "refit")
+MERGING = ("average", "permutation", "optimal_transport")
+FEW = 50
 CURVE = (50, 200, 500, 1000, 2000, 5000)
 CALIBRATION = 2000
 CONTROL = "member 0's neurons"
@@ -236,6 +238,8 @@ def recovered(recovery: str, fused, plan, members, batches) -> nn.Module:
         return ng.repair(fused, plan, members, batches)
     if recovery == "repair without data":
         return ng.repair(fused, plan, members)
+    if recovery == "refit to the plain mean":
+        return ng.refit(fused, plan, members, batches, agree=False)
     return ng.refit(fused, plan, members, batches) if recovery == "refit" else fused
 
 
@@ -263,8 +267,10 @@ def wanted(member: nn.Module, count: int) -> Iterator[tuple[str, str, int]]:
     normed = any(isinstance(m, nn.BatchNorm2d) for m in member.modules())
     for method in (*METHODS, CONTROL):
         for recovery in RECOVERIES:
-            if recovery != "batch_norm" or normed:
+            possible = {"batch_norm": normed, "refit to the plain mean": method in MERGING}
+            if possible.get(recovery, True):
                 yield method, recovery, 0 if recovery == "bare" else CALIBRATION
+        yield method, "refit", FEW
         if normed:
             yield method, "repair without data", 0
     for samples in CURVE if count == 2 else ():

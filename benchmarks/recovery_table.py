@@ -37,6 +37,7 @@ COLUMNS = (
     ("batch_norm", "BatchNorm"),
     ("repair without data", "REPAIR without data"),
     ("repair", "REPAIR"),
+    ("refit to the plain mean", "refit to the plain mean"),
     ("refit", "refit"),
 )
 

@@ -3,12 +3,16 @@
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import inf, isfinite
 
 from torch import nn
 
+from neurograft.applying.application import apply
+from neurograft.calibrating.agreement import Agreement, agreement, as_applied
 from neurograft.calibrating.belonging import check_belongs
 from neurograft.calibrating.fitting import Fit
+from neurograft.calibrating.judging import Judge, held_out
 from neurograft.calibrating.report import LayerRecovery, RecoveryReport, remember
 from neurograft.calibrating.samples import Sampler, Samples, read_samples
 from neurograft.calibrating.settling import Item, Work, eval_mode, settle
@@ -37,6 +41,7 @@ def refit(
     positions: int | None = None,
     layers: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    agree: bool = True,
     max_memory: int | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -49,17 +54,24 @@ def refit(
         min over W of |X Wᵀ − T|² + λ·mean(diag XᵀX)·|W − W₀|²
 
     is solved, with the bias as one more column, and the next layer reads the new activations. BatchNorms are
-    re-estimated as they are passed. `recovery_report(result)` says what happened to every layer.
+    re-estimated as they are passed. A few samples are held out of all that: if the refitted network's outputs are not
+    nearer to the members' mean output on them than those of the fused one, nothing is changed.
+    `recovery_report(result)` says what happened to every layer.
 
     Args:
         fused: what `apply(plan, models)` gave; it stays as it is.
         plan: the plan it was made by.
         models: the members.
         batches: a re-iterable of inputs, with or without labels (which are left out).
-        ridge: λ, at least 0; None chooses it per layer on held-out samples, and keeps W₀ where nothing is won.
+        ridge: λ, at least 0, for every layer and from all samples, whatever comes of it; None chooses it per layer
+            by cross-validation, keeps W₀ where nothing is won, and holds out one sample in five, at most 100, to judge.
         positions: positions per sample (pixels of an image, tokens) a layer is solved from; None: what is needed.
         layers: fnmatch patterns of the weights to refit.
         exclude: fnmatch patterns of weights to leave as they are.
+        agree: weight merged neurons by how far the members agree on them before anything is solved, ω_m ∝ w_m ·
+            max(r_m, 0)² with r_m the correlation with one member's: the mean of neurons that have nothing in common is
+            no member's neuron. Where the plan selects neurons, or only some layers are asked for, there is nothing to
+            weight; False keeps the plan's own weights everywhere.
         max_memory: bytes for activations and targets, 2 GiB by default; less memory takes more passes. A layer whose
             Gram matrices need more than that (about 7,000 inputs in 2 GiB) is left out.
         seed: of the sampled positions.
@@ -86,27 +98,81 @@ def refit(
     _check_options(ridge, positions, max_memory)
     check_belongs(plan, models, fused)
     samples = read_samples(batches, device_of(fused))
+    total, memory = samples.total, MEMORY if max_memory is None else max_memory
+    samples, judges = held_out(samples) if ridge is None else (samples, None)
     result = copy.deepcopy(fused)
-    memory = MEMORY if max_memory is None else max_memory
-    found = _without_huge(survey(result, plan, samples, layers=layers, exclude=exclude), max(memory, MEMORY))
-    samples = joined_if_small(samples, found, memory)
-    sampler = Sampler(samples.total, positions, seed)
-    reports = {place.key: left_out(place) for place in found.places if place.skipped}
-    passes = 0
-    corrected: set[str] = set()
-    with eval_mode(result):
-        for names in _chunks(found, sampler, memory):
-            places = [place for place in found.places if place.key in names and not place.skipped]
-            targets = collect_targets(places, plan, models, samples, sampler)
-            fits = [Fit(place, targets.pop(place.key), ridge, _largest_norm(models, place)) for place in places]
-            norms = collect_norms([name for name in names if isinstance(name, str)], plan, models, samples)
-            passes += settle(Work(result, samples, sampler, _in_order(found, fits, names, norms)))
-            reports |= {fit.place.key: fit.report() for fit in fits}
-            corrected |= {name for fit in fits if fit.place.stream and fit.changed for name in fit.place.norms}
-        passes += settle_statistics(result, samples, corrected)
-    unseen = [LayerRecovery(name, "left out", note="no plain product reads it") for name in found.unseen]
-    lines = tuple(reports[place.key] for place in found.places) + tuple(unseen)
-    return remember(result, RecoveryReport("refit", lines, samples.total, passes, time.perf_counter() - started))
+    notes: tuple[str, ...] = ()
+    if agree and tuple(layers) == ("*",) and not exclude and as_applied(fused, plan, models):
+        found = agreement(plan, models, samples, judges=judges, memory=memory // 2)
+        if found is not None:
+            plan, result, notes = found.plan, apply(found.plan, models), (_shares(found),)
+    work = _Refit(plan, models, Sampler(samples.total, positions, seed), ridge, memory)
+    report = work.run(result, samples, layers, exclude)
+    report = replace(report, samples=total, notes=notes)
+    if judges is not None:
+        result, report = _better(fused, result, Judge.of(judges, plan, models), report)
+    return remember(result, replace(report, seconds=time.perf_counter() - started))
+
+
+@dataclass(frozen=True, eq=False)
+class _Refit:
+    """What stays the same while the layers are walked."""
+
+    plan: FusionPlan
+    models: Sequence[nn.Module]
+    sampler: Sampler
+    ridge: float | None
+    memory: int
+
+    def run(self, model: nn.Module, samples: Samples, layers: Sequence[str], exclude: Sequence[str]) -> RecoveryReport:
+        """Refit a copy of ours in place."""
+        found = survey(model, self.plan, samples, layers=layers, exclude=exclude)
+        found = _without_huge(found, max(self.memory, MEMORY))
+        samples = joined_if_small(samples, found, self.memory)
+        reports = {place.key: left_out(place) for place in found.places if place.skipped}
+        passes = 0
+        corrected: set[str] = set()
+        with eval_mode(model):
+            for names in _chunks(found, self.sampler, self.memory):
+                fits, norms = self.targets(found, names, samples)
+                passes += settle(Work(model, samples, self.sampler, _in_order(found, fits, names, norms)))
+                reports |= {fit.place.key: fit.report() for fit in fits}
+                corrected |= {name for fit in fits if fit.place.stream and fit.changed for name in fit.place.norms}
+            passes += settle_statistics(model, samples, corrected)
+        unseen = [LayerRecovery(name, "left out", note="no plain product reads it") for name in found.unseen]
+        lines = tuple(reports[place.key] for place in found.places) + tuple(unseen)
+        return RecoveryReport("refit", lines, samples.total, passes, 0.0)
+
+    def targets(
+        self, found: Survey, names: Sequence[Key | str], samples: Samples
+    ) -> tuple[list[Fit], dict[str, PlannedNorm]]:
+        """What the members say of some layers and BatchNorms."""
+        places = [place for place in found.places if place.key in names and not place.skipped]
+        targets = collect_targets(places, self.plan, self.models, samples, self.sampler)
+        fits = [Fit(p, targets.pop(p.key), self.ridge, _largest_norm(self.models, p)) for p in places]
+        norms = [name for name in names if isinstance(name, str)]
+        return fits, collect_norms(norms, self.plan, self.models, samples)
+
+
+def _shares(found: Agreement) -> str:
+    shares = ", ".join(f"member {m} {share:.0%}" for m, share in enumerate(found.shares))
+    return f"merged neurons were weighted by how far they agree with member {found.reference}'s: {shares} on average"
+
+
+def _better(
+    fused: nn.Module, refitted: nn.Module, judge: Judge, report: RecoveryReport
+) -> tuple[nn.Module, RecoveryReport]:
+    """The refitted network, or a copy of the fused one where that is nearer to the members on the held-out samples."""
+    before, after = judge.error(fused), judge.error(refitted)
+    report = replace(report, held_out=judge.samples.total, before=before, after=after)
+    if not isfinite(before) or after <= before:
+        return refitted, report
+    note = (
+        f"nothing was changed: on {judge.samples.total} held-out samples the refitted outputs were farther from the "
+        f"members' mean ({after:.3g} of its size) than the fused ones ({before:.3g}); pass more samples"
+    )
+    kept = tuple(replace(layer, after=layer.before, ridge=inf, norm=1.0) for layer in report.layers)
+    return copy.deepcopy(fused), replace(report, layers=kept, after=before, notes=(*report.notes, note))
 
 
 def joined_if_small(samples: Samples, found: Survey, memory: int) -> Samples:

@@ -49,6 +49,9 @@ class RecoveryReport:
         passes: how often the samples went through the fused network.
         seconds: all in all.
         notes: what a user must know.
+        held_out: how many of the samples took no part, to judge by.
+        before: on those, |y − t| / |t| of the fused outputs y against the members' mean t; nan without any.
+        after: the same of the recovered network's outputs.
     """
 
     recovery: str
@@ -57,6 +60,9 @@ class RecoveryReport:
     passes: int
     seconds: float
     notes: tuple[str, ...] = ()
+    held_out: int = 0
+    before: float = nan
+    after: float = nan
 
     def __str__(self) -> str:
         out = StringIO()
@@ -75,6 +81,9 @@ class RecoveryReport:
             cells = ["kept" if x == inf else "" if isnan(x) else f"{x:.3g}" for x in numbers]
             table.add_row(layer.tensor, layer.target, *cells, str(layer.rows), f"{layer.seconds:.2f}", layer.note)
         console.print(table)
+        if self.held_out:
+            errors = f"relative error {self.before:.3g} before, {self.after:.3g} after"
+            console.print(f"outputs on {self.held_out} held-out samples: {errors}", highlight=False)
         for note in self.notes:
             console.print(f"note: {note}", highlight=False)
         return out.getvalue().rstrip()

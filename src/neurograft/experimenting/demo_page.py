@@ -116,9 +116,9 @@ _HONESTY = (
     "before believing a small difference."
 )
 _REFITTED = (
-    "How far each layer's output is from what the members say it should be: the ring before, the dot after (a dot alone "
-    "where the weights were kept), as a share of what it should be. Orange layers add to a residual stream, and should "
-    "give what is missing in it."
+    "How far each layer's output is from what the members say it should be: the ring before, the dot after (a dot "
+    "alone where the weights were kept), as a share of what it should be. Orange layers add to a residual stream, and "
+    "should give what is missing in it."
 )
 _OWNED = (
     "One strip per member: the stronger a cell, the more of that neuron went into the fused network; the faintest were "
