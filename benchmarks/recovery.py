@@ -257,9 +257,12 @@ def study_one(name: str, seed: int, counts: list[int], images: Images, book: Boo
         chosen = members[:count]
         if not book.has(name, seed, count, "ensemble", "bare", 0):
             book.add(Row(name, seed, count, "ensemble", "bare", 0, accuracy(ng.Ensemble(chosen), images), 0.0))
+        start: Start | None = None
         for method, recovery, samples in wanted(members[0], count):
             if not book.has(name, seed, count, method, recovery, samples):
-                book.add(measured(name, seed, chosen, method, recovery, samples, pool, images))
+                if start is None or start.method != method:
+                    start = Start.of(method, chosen, pool, seed)
+                book.add(measured(name, seed, start, recovery, samples, pool, images))
 
 
 def wanted(member: nn.Module, count: int) -> Iterator[tuple[str, str, int]]:
@@ -270,26 +273,42 @@ def wanted(member: nn.Module, count: int) -> Iterator[tuple[str, str, int]]:
             possible = {"batch_norm": normed, "refit to the plain mean": method in MERGING}
             if possible.get(recovery, True):
                 yield method, recovery, 0 if recovery == "bare" else CALIBRATION
-        yield method, "refit", FEW
         if normed:
             yield method, "repair without data", 0
-    for samples in CURVE if count == 2 else ():
-        yield "transplant", "refit", samples
+        for samples in CURVE if count == 2 and method == "transplant" else (FEW,):
+            yield method, "refit", samples
 
 
-def measured(name, seed, members, method, recovery, samples, pool, images) -> Row:
-    batches = [pool[start : min(samples, start + 500)] for start in range(0, samples, 500)]
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A fused network as it comes, and how long it took: the same for every recovery."""
+
+    method: str
+    members: list[nn.Module]
+    plan: ng.FusionPlan
+    fused: nn.Module
+    seconds: float
+
+    @classmethod
+    def of(cls, method: str, members: list[nn.Module], pool: Tensor, seed: int) -> "Start":
+        started = time.perf_counter()
+        options = {"method": method}
+        if method == CONTROL:
+            k = len(members)
+            options = {"method": "transplant", "quota": [1.0] + [0.0] * (k - 1), "weights": [1 / k] * k}
+        plan = ng.plan(members, pool[:2], **options, seed=seed)
+        return cls(method, members, plan, ng.apply(plan, members), time.perf_counter() - started)
+
+
+def measured(name: str, seed: int, start: Start, recovery: str, samples: int, pool: Tensor, images: Images) -> Row:
+    batches = [pool[first : min(samples, first + 500)] for first in range(0, samples, 500)]
     started = time.perf_counter()
-    options = {"method": method}
-    if method == CONTROL:
-        k = len(members)
-        options = {"method": "transplant", "quota": [1.0] + [0.0] * (k - 1), "weights": [1 / k] * k}
-    plan = ng.plan(members, pool[:2], **options, seed=seed)
-    result = recovered(recovery, ng.apply(plan, members), plan, members, batches)
-    seconds = time.perf_counter() - started
+    result = recovered(recovery, start.fused, start.plan, start.members, batches)
+    seconds = start.seconds + time.perf_counter() - started
     report = ng.recovery_report(result)
     passes = report.passes if report else 0
-    return Row(name, seed, len(members), method, recovery, samples, accuracy(result, images), seconds, passes)
+    score = accuracy(result, images)
+    return Row(name, seed, len(start.members), start.method, recovery, samples, score, seconds, passes)
 
 
 def main() -> None:
