@@ -204,6 +204,14 @@ def read_rows(path: Path) -> list[Row]:
     return [Row(**{name: line[name] for name in names}) for line in lines]
 
 
+def hardware(folder: Path) -> str:
+    """Which machine, and how many threads, the rows were made on."""
+    lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    found = [line["hardware"] for line in lines]
+    threads = sorted({str(h["threads"]) for h in found})
+    return f"{found[0]['cpu']}, {found[0]['cores']} cores, {' or '.join(threads)} threads" if found else "no rows yet"
+
+
 def accuracy(network: nn.Module, images: Images) -> float:
     return ng.evaluate(network, images.test.batches(500)).accuracy
 
@@ -327,7 +335,9 @@ def main() -> None:
         from recovery_table import write_table
 
         titles = {name: study.title for name, study in STUDIES.items()}
-        write_table({name: read_rows(asked.results / f"{name}.jsonl") for name in STUDIES}, titles, ROOT / "docs")
+        rows = {name: read_rows(asked.results / f"{name}.jsonl") for name in STUDIES}
+        spent = {name: sum(r.seconds for r in found if r.members > 1) for name, found in rows.items() if found}
+        write_table(rows, titles, ROOT / "docs", spent, hardware(asked.results))
         return
     torch.set_num_threads(asked.threads)
     for seed in asked.seeds:
