@@ -11,6 +11,8 @@ from torch import Tensor
 Allowed: TypeAlias = Callable[[Tensor], bool]
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 4
+WORSE = 1.1
+"""A held-out error so many times the least is on the far side of the valley."""
 WIDE = 1024
 """Inputs above which one held-out fold decides, not each in turn."""
 
@@ -155,16 +157,25 @@ class Regression:
         return Solution(torch.zeros_like(total.cross), inf, before, before, total.rows)
 
     def _ranked(self) -> list[float]:
-        """The λ to try, best first: the largest within one per cent of the least held-out error, then larger ones."""
+        """The λ to try, best first: the largest within one per cent of the least held-out error, then larger ones.
+
+        From the largest λ down the error falls and rises again, so the first that is clearly worse is the last tried.
+        """
         total = self.total
-        held = {inf: 0.0, **dict.fromkeys(RIDGES, 0.0)}
-        for fold in self.folds if len(self.folds) > 2 else self.folds[:1]:
-            if not fold.rows or fold.rows == total.rows:
-                continue
-            rest = Moments(total.gram - fold.gram, total.cross - fold.cross, fold.residual, fold.target)
-            for candidate in held:
-                delta = None if held[candidate] == inf else self._change(rest, candidate)
-                held[candidate] = inf if delta is None else held[candidate] + fold.error(delta)
+        pairs = [
+            (Moments(total.gram - fold.gram, total.cross - fold.cross, fold.residual, fold.target), fold)
+            for fold in (self.folds if len(self.folds) > 2 else self.folds[:1])
+            if fold.rows and fold.rows != total.rows
+        ]
+        held = {inf: sum(float(fold.residual.sum()) for _, fold in pairs)}
+        for candidate in reversed(RIDGES) if pairs else ():
+            error = 0.0
+            for rest, fold in pairs:
+                delta = self._change(rest, candidate)
+                error = inf if delta is None else error + fold.error(delta)
+            held[candidate] = error
+            if error > WORSE * min(held.values()):
+                break
         least = min(held.values())
         best = max(candidate for candidate, error in held.items() if error <= 1.01 * least)
         return [candidate for candidate in RIDGES if candidate >= best]
