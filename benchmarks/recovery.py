@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -175,7 +176,8 @@ class Row:
 class Book:
     """The rows of one network: read at the start, appended one by one."""
 
-    def __init__(self, folder: Path, network: str):
+    def __init__(self, folder: Path, network: str, cache: Path):
+        self.cache = cache
         self.path = folder / f"{network}.jsonl"
         self.rows = read_rows(self.path)
         self.keys = {row.key for row in self.rows}
@@ -186,7 +188,8 @@ class Book:
     def add(self, row: Row) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row) | provenance()) + "\n")
+            trained = {"members_trained_at": trained_at(self.cache, row.network, 100 * row.seed)}
+            file.write(json.dumps(asdict(row) | trained | provenance()) + "\n")
         self.rows.append(row)
         self.keys.add(row.key)
         print(
@@ -209,7 +212,11 @@ def hardware(folder: Path) -> str:
     lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
     found = [line["hardware"] for line in lines]
     threads = sorted({str(h["threads"]) for h in found})
-    return f"{found[0]['cpu']}, {found[0]['cores']} cores, {' or '.join(threads)} threads" if found else "no rows yet"
+    if not found:
+        return "no rows yet"
+    trained = ", ".join(sorted({line["members_trained_at"] for line in lines}))
+    used = " or ".join(threads)
+    return f"{found[0]['cpu']}, {found[0]['cores']} cores, threads: {used}; members trained at commit {trained}"
 
 
 def accuracy(network: nn.Module, images: Images) -> float:
@@ -217,7 +224,7 @@ def accuracy(network: nn.Module, images: Images) -> float:
 
 
 def train(study: Study, network: str, seed: int, images: Images, cache: Path) -> nn.Module:
-    path = cache / f"{network}-{seed}.pt"
+    path = member_path(cache, network, seed)
     torch.manual_seed(seed)
     model = study.make()
     if path.exists():
@@ -235,8 +242,24 @@ def train(study: Study, network: str, seed: int, images: Images, cache: Path) ->
             progress=False,
         )
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(provenance()), encoding="utf-8")
     torch.save(model.state_dict(), path)
     return model.eval()
+
+
+@cache
+def loaded(source: str, samples: int | None) -> Images:
+    return load_images(source, samples=samples)
+
+
+def member_path(cache: Path, network: str, seed: int) -> Path:
+    return cache / f"{network}-{seed}.pt"
+
+
+def trained_at(cache: Path, network: str, seed: int) -> str:
+    """The commit that trained a member of the cache."""
+    found = member_path(cache, network, seed).with_suffix(".json")
+    return str(json.loads(found.read_text(encoding="utf-8"))["commit"]) if found.exists() else "unknown"
 
 
 def recovered(recovery: str, fused, plan, members, batches) -> nn.Module:
@@ -342,12 +365,12 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     for seed in asked.seeds:
         for name in asked.networks:
-            images = load_images(str(asked.data / STUDIES[name].data), samples=STUDIES[name].samples)
+            images = loaded(str(asked.data / STUDIES[name].data), STUDIES[name].samples)
             if asked.train:
                 for m in range(max(asked.members)):
                     train(STUDIES[name], name, 100 * seed + m, images, asked.cache)
                 continue
-            study_one(name, seed, asked.members, images, Book(asked.results, name), asked.cache)
+            study_one(name, seed, asked.members, images, Book(asked.results, name, asked.cache), asked.cache)
 
 
 if __name__ == "__main__":
