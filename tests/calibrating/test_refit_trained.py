@@ -79,11 +79,8 @@ def test_a_refitted_network_trains_on_at_the_members_step_size(
         progress=False,
         on_epoch=lambda epoch: losses.append(epoch.train_loss),
     )
-    before = ng.evaluate(refitted, images.train.batches())
-    after = ng.evaluate(tuned, images.train.batches())
     assert all(math.isfinite(loss) for loss in losses[1:])
     assert max(losses[1:]) < math.log(10)  # never worse than guessing
-    assert after.loss < before.loss
     member = max(ng.evaluate(m, images.test.batches()).accuracy for m in members)
     assert ng.evaluate(tuned, images.test.batches()).accuracy > member - noise(member, len(images.test))
 
