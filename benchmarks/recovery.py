@@ -214,7 +214,7 @@ def hardware(folder: Path) -> str:
     threads = sorted({str(h["threads"]) for h in found})
     if not found:
         return "no rows yet"
-    trained = ", ".join(sorted({line["members_trained_at"] for line in lines}))
+    trained = ", ".join(sorted({line.get("members_trained_at", "unknown") for line in lines}))
     used = " or ".join(threads)
     return f"{found[0]['cpu']}, {found[0]['cores']} cores, threads: {used}; members trained at commit {trained}"
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
+from textwrap import fill
 from typing import Any
 
 CONTROL = "member 0's neurons"
@@ -63,7 +64,11 @@ def notes(findings: Mapping[str, Sequence[Findings]], seconds: Mapping[str, floa
         *_repair(every),
         *_cost(seconds, where),
     ]
-    return "## What to read from it\n\n" + "\n".join(f"- {part}" for part in parts) + "\n"
+    return "## What to read from it\n\n" + "\n".join(_wrapped(f"- {part}") for part in parts) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _ensemble(found: Sequence[Findings]) -> Iterator[str]:
