@@ -1,3 +1,4 @@
+import importlib
 from itertools import pairwise, permutations, product
 from typing import Any
 
@@ -16,6 +17,9 @@ from neurograft.planning.costs import Network, WeightEvidence, aligned
 from neurograft.planning.matching import order_of
 from neurograft.planning.members import state_of
 
+permutation_module = importlib.import_module(
+    "neurograft.planning.methods.permutation"
+)  # its name leads to the function
 X = torch.randn(6, 12, generator=torch.Generator().manual_seed(1), dtype=torch.double)
 
 
@@ -120,6 +124,23 @@ def test_more_restarts_are_never_worse() -> None:
     members = [mlp(12, 9, 8, 4, seed=s) for s in range(2)]
     best = [ng.plan(members, X, method="permutation", restarts=r).details["objective"][1][-1] for r in (1, 4, 16)]
     assert best[0] <= best[1] <= best[2]
+
+
+@pytest.mark.parametrize(
+    ("width", "metric", "starts"), [(9, "weights", 10), (513, "weights", 3), (9, "activations", 3)]
+)
+def test_narrow_networks_get_more_starts(width: int, metric: str, starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [mlp(12, width, 4, seed=s) for s in range(2)]
+    given = []
+    descent = permutation_module._Descent
+
+    def noting(graph: ng.NeuronGraph, sweeps: int, restarts: int, generator: torch.Generator) -> object:
+        given.append(restarts)
+        return descent(graph, sweeps, 1, generator)
+
+    monkeypatch.setattr(permutation_module, "_Descent", noting)
+    ng.plan(members, X, method="permutation", metric=metric, calibration=[X])
+    assert given == [starts]
 
 
 def test_it_agrees_better_than_the_members_as_they_are() -> None:
