@@ -306,7 +306,7 @@ def _end_labels(axis: "Axes", panel: Panel, scale: Scale, bounds: tuple[float, f
     low, high = bounds
     ends = []
     for line in panel.lines:
-        known = [value for value in line.values if not math.isnan(value)]
+        known = [value for value in line.values if not math.isnan(_height(value, scale))]
         if known:
             ends.append(((_height(known[-1], scale) - low) / (high - low), line, known))
     ends.sort(key=lambda end: end[0])

@@ -95,6 +95,18 @@ def test_what_was_not_measured_is_not_judged():
     assert judge(claim(Figure(row="zip"), BEST), results_of([])).text == "not measured"
 
 
+def test_a_rival_that_does_not_vary_is_one_row_under_every_value():
+    entries = [("transplant", "none", {"mixing": m}, 0.9, m) for m in (0.2, 0.5)]
+    entries += [("best member", "none", {"mixing": m}, 0.8, 0.8) for m in (0.2, 0.5)]
+    results = results_of(entries)
+    for group in results:
+        if group.which.row == "best member":
+            for seed, row in group.rows.items():
+                row["key"] = f"the same trial of seed {seed}"
+    verdict = judge(claim(Figure(row="transplant", best_over="mixing"), BEST), results)
+    assert [finding.holds for finding in verdict.findings] == [True]
+
+
 def test_several_rows_at_once_are_no_rival():
     entries = [("best member", "none", {"members": k}, 0.8, 0.8) for k in (2, 4)]
     entries.append(("transplant", "none", {"members": 2}, 0.9, 0.9))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from neurograft.experimenting.reports.measures import Summary, summary
+from neurograft.experimenting.reports.measures import Summary, measure_named, summary
 from neurograft.experimenting.reports.panels import TUNINGS, Panel
 from neurograft.experimenting.reports.results import BEST, ENSEMBLE, Group, Results, Which
 from neurograft.experimenting.reports.tables import digits_of
@@ -25,22 +25,26 @@ def over_chart(results: Results, panel: Panel, tuning: str, name: str, measure: 
     """A measure over the varied quantity, a line per start with the spread over seeds; None if nothing was measured."""
     styles = styles_of(results)
     references = [Which(BEST), Which(ENSEMBLE)] if measure == "accuracy" else []
+    how = measure_named(measure)
     whiches = [which for which in panel.whiches(results, tuning) if not which.row.startswith("member ")]
     lines = []
     for which in [*whiches, *(which for which in references if which not in whiches)]:
         figures = [
-            Summary({}) if group is None or not group.rows else summary(results, group, measure)
+            Summary({}) if group is None or not group.rows else _shown(summary(results, group, measure), measure)
             for group in panel.groups(results, which)
         ]
         if any(figures):
             lines.append(_line(which.start, figures, styles[which.start]))
     if not lines:
         return None
-    scale: Scale = "accuracy" if measure == "accuracy" else "linear" if measure == "epochs" else "logarithmic"
-    words = {"accuracy": "test accuracy", "epochs": "epochs to the best member"}.get(measure, measure)
+    positive = all(value > 0 for line in lines for value in line.values if not math.isnan(value))
+    scale: Scale = (
+        "accuracy" if measure == "accuracy" else "logarithmic" if positive and measure != "epochs" else "linear"
+    )
+    words = "test accuracy" if measure == "accuracy" else how.words
     return lines_picture(
         [Axes(panel.title, panel.ticks, tuple(lines))],
-        label=f"{words}, {TUNINGS[tuning]}, over {panel.x_label}{_of(panel)}",
+        label=f"{words}{f', {TUNINGS[tuning]}' if measure == 'accuracy' else ''}, over {panel.x_label}{_of(panel)}",
         name=name,
         x_label=panel.x_label,
         y_label=words,
@@ -135,8 +139,13 @@ def _gain(results: Results, group: Group | None, level: Summary) -> Summary:
     return Summary({seed: 100 * (own[seed] - level.values[seed]) for seed in own if seed in level.values})
 
 
-def _scaled(figure: Summary) -> Summary:
-    return Summary({seed: 100 * value for seed, value in figure.values.items()})
+def _scaled(figure: Summary, scale: float = 100) -> Summary:
+    return Summary({seed: scale * value for seed, value in figure.values.items()})
+
+
+def _shown(figure: Summary, measure: str) -> Summary:
+    """In the unit of the axis; accuracies stay shares, their axis makes percents of them."""
+    return figure if measure == "accuracy" else _scaled(figure, measure_named(measure).scale)
 
 
 def _bars(name: str, figures: Sequence[Summary]) -> Bars:

@@ -38,7 +38,7 @@ def provenance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             versions.setdefault(library, {})[version] = None
     facts = {
         "seeds": ", ".join(map(str, sorted({row["seed"] for row in rows}))),
-        "splits": _each(_splits(row) for row in rows if "test" in row and "validation" in row),
+        "splits": _each(_splits(row) for row in rows if row.get("test") and row.get("validation")),
         "commit": _each(row["commit"] for row in rows),
         "versions": ", ".join(f"{library} {' and '.join(found)}" for library, found in versions.items()),
         "hardware": _each(computer_text(row["hardware"]) for row in rows),

@@ -13,6 +13,42 @@ CERTAINTY = 2.0
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """How people read a number of a row.
+
+    Attributes:
+        words: what it is, with the unit of a value.
+        scale: what values are multiplied with.
+        unit: of a difference.
+        digits: decimals.
+    """
+
+    words: str
+    scale: float = 1.0
+    unit: str = ""
+    digits: int = 3
+
+
+MEASURES = {
+    "accuracy": Measure("test accuracy in %", 100, "points", 2),
+    "epochs": Measure("epochs until validation first reaches the best member", 1, "epochs", 1),
+    "seconds.fuse": Measure("seconds of fusing", 1, "s"),
+    "seconds.tune": Measure("seconds of training", 1, "s", 1),
+    "memory": Measure("memory of fusing beyond the members, MB", 1e-6, "MB", 1),
+}
+
+
+def measure_named(path: str) -> Measure:
+    """How to read a measure; one that is not known is a plain number.
+
+    Example:
+        >>> measure_named("memory").unit, measure_named("seconds.trace").words
+        ('MB', 'seconds.trace')
+    """
+    return MEASURES.get(path, Measure(path))
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """A figure over seeds.
 

@@ -48,14 +48,15 @@ class Panel:
         return tuple(results.find(setting, which) for setting in self.settings)
 
 
-def panels_of(results: Results, x: str | None) -> tuple[Panel, ...]:
+def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple[Panel, ...]:
     """The panels of a study: one per combination of everything that varies besides `x`.
 
     Args:
         results: of the study.
         x: the quantity along an axis; None, or one that does not vary, gives a panel per setting.
+        single: whether a quantity of a single value is an axis too.
     """
-    name = _field(results, x)
+    name = _field(results, x, 1 if single else 2)
     others = [field for field in results.varying if field != name]
     if name is None:
         return tuple(Panel(named(setting, others), (setting,)) for setting in results.settings)
@@ -71,13 +72,14 @@ def panels_of(results: Results, x: str | None) -> tuple[Panel, ...]:
     return tuple(panels)
 
 
-def _field(results: Results, x: str | None) -> str | None:
+def _field(results: Results, x: str | None, least: int) -> str | None:
     """The name by which settings know a varied quantity; a setting may know "members.count" as "members"."""
     if x is None:
         return None
     same = {"members.count": "members", "network.name": "network", "data.source": "data"}
     for candidate in (x, same.get(x, x)):
-        if len({text_of(dict(setting).get(candidate)) for setting in results.settings}) > 1:
+        found = {text_of(dict(setting)[candidate]) for setting in results.settings if candidate in dict(setting)}
+        if len(found) >= least:
             return candidate
     return None
 

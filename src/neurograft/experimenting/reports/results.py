@@ -89,12 +89,12 @@ class Results:
 
     @cached_property
     def varying(self) -> tuple[str, ...]:
-        """The names of what differs between settings; of two that always go together the first is taken."""
+        """The names of what differs between settings, without those that an earlier one says already."""
         columns: dict[str, tuple[Any, ...]] = {}
         names = dict.fromkeys(name for setting in self.settings for name, _ in setting)
         for name in names:
             values = tuple(_hashable(dict(setting).get(name)) for setting in self.settings)
-            if len(set(values)) > 1 and not any(_same_partition(values, other) for other in columns.values()):
+            if len(set(values)) > 1 and not any(_says(other, values) for other in columns.values()):
                 columns[name] = values
         return tuple(columns)
 
@@ -224,5 +224,6 @@ def _hashable(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else text_of(value)
 
 
-def _same_partition(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    return len(set(zip(one, other, strict=True))) == len(set(one)) == len(set(other))
+def _says(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether who knows the first knows the second."""
+    return len(set(zip(one, other, strict=True))) == len(set(one))

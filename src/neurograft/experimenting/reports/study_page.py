@@ -34,10 +34,17 @@ def study_document(about: "About", results: Results, *, name: str, preset: str, 
         verdicts = tuple(judge(claim, results) for claim in about.claims)
         sections.append(Section(f"What the paper on {about.paper} says", (claims_table(verdicts),)))
     x = about.plot.x if about.plot.x not in ("epoch", "row") else None
-    panels = panels_of(results, x)
+    measure = about.plot.measure
+    panels = panels_of(results, x, single=measure != "accuracy")
     for number, panel in enumerate(panels):
         stem = f"{name}-{number}"
-        parts = _over(results, panel, stem, about.plot.measure) if panel.x else _single(results, panel, stem)
+        parts = (
+            _single(results, panel, stem)
+            if panel.x is None
+            else _accuracy_over(results, panel, stem)
+            if measure == "accuracy"
+            else _measures_over(results, panel, stem, measure)
+        )
         title = panel.title or (f"Over {panel.x_label}" if panel.x else "Comparison")
         sections.append(Section(title, tuple(parts)))
     sections.append(Section("How this was made", tuple(made_parts(results, name, preset, commands))))
@@ -57,17 +64,26 @@ def _single(results: Results, panel: Panel, stem: str) -> Iterator[Part]:
     yield cost_table(results, panel)
 
 
-def _over(results: Results, panel: Panel, stem: str, measure: str) -> Iterator[Part]:
+def _accuracy_over(results: Results, panel: Panel, stem: str) -> Iterator[Part]:
     """A varied quantity: per way of training a table and a plot over it, then the curves at each of its values."""
     for tuning in panel.tunings(results):
         yield Heading(f"{TUNINGS[tuning][:1].upper()}{TUNINGS[tuning][1:]}")
-        if (found := standings(results, panel, tuning)) and measure == "accuracy":
+        if found := standings(results, panel, tuning):
             yield Paragraph(found, "takeaway")
-        yield over_table(results, panel, tuning, measure)
-        yield from _drawn(over_chart(results, panel, tuning, f"{stem}-over-{tuning}", measure))
-        if tuning != "none" and measure == "accuracy":
+        yield over_table(results, panel, tuning)
+        yield from _drawn(over_chart(results, panel, tuning, f"{stem}-over-{tuning}"))
+        if tuning != "none":
             yield from _drawn(epochs_chart(results, [panel], tuning, f"{stem}-epochs-{tuning}"))
             yield over_table(results, panel, tuning, "epochs")
+
+
+def _measures_over(results: Results, panel: Panel, stem: str, measure: str) -> Iterator[Part]:
+    """Costs over a varied quantity: the study's measure, and the memory where rows have it."""
+    remembered = any("memory" in row for row in results.rows)
+    for name in (measure, *(["memory"] if remembered and measure != "memory" else [])):
+        for tuning in panel.tunings(results):
+            yield over_table(results, panel, tuning, name)
+            yield from _drawn(over_chart(results, panel, tuning, f"{stem}-{name.replace('.', '-')}", name))
 
 
 def _drawn(*pictures: Picture | None) -> Iterator[Part]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from neurograft.experimenting.reports.measures import Summary, difference, summary
+from neurograft.experimenting.reports.measures import Summary, difference, measure_named, summary
 from neurograft.experimenting.reports.panels import TUNINGS, Panel
 from neurograft.experimenting.reports.results import BEST, CONTINUE, ENSEMBLE, Group, Results, Setting, Which
 from neurograft.reporting.tables import Table
@@ -49,7 +49,7 @@ def over_table(results: Results, panel: Panel, tuning: str, measure: str = "accu
     groups = [group for setting in panel.settings for group in results.in_setting(setting)]
     digits = digits_of(groups)
     leads = [
-        _leader(results, [g for g in results.in_setting(setting) if g.which.tuning == tuning])
+        _leader(results, [g for g in results.in_setting(setting) if g.which.tuning == tuning and measure == "accuracy"])
         for setting in panel.settings
     ]
     whiches = panel.whiches(results, tuning)
@@ -61,9 +61,10 @@ def over_table(results: Results, panel: Panel, tuning: str, measure: str = "accu
             if measure == "accuracy" and _level_with(results, group, leads[c - 1]):
                 strong.add((r, c))
         cells.append(tuple(line))
-    titles = {"accuracy": "Test accuracy in %", "epochs": "Epochs until validation first reaches the best member"}
+    words = measure_named(measure).words
+    trained = f", {TUNINGS[tuning]}" if len(panel.tunings(results)) > 1 else ""
     return Table(
-        title=_title(f"{titles.get(measure, measure)}, {TUNINGS[tuning]}", results, panel.settings),
+        title=_title(f"{words[:1].upper()}{words[1:]}{trained}", results, panel.settings),
         columns=(panel.x_label, *panel.ticks),
         rows=tuple(cells),
         numeric=len(panel.ticks),
@@ -111,7 +112,8 @@ def cell(results: Results, group: Group | None, digits: int, measure: str = "acc
     if not group.rows:
         return "not run" if all(why == "not run" for why in group.missing.values()) else "failed"
     figure = summary(results, group, measure)
-    text = spread_text(figure, digits, 100 if measure == "accuracy" else 1)
+    how = measure_named(measure)
+    text = spread_text(figure, digits if measure == "accuracy" else how.digits, how.scale)
     if measure == "accuracy" and (rival := rival_of(results, group)) is not None:
         gap = difference(figure, summary(results, rival))
         text += MARKS[gap.sign] if gap is not None else ""
@@ -143,7 +145,7 @@ def rival_of(results: Results, group: Group) -> Group | None:
 
 def digits_of(groups: Sequence[Group]) -> int:
     """Decimals of a percentage that say something for so many test images."""
-    samples = [row["test"]["samples"] for group in groups for row in group.rows.values() if "test" in row]
+    samples = [row["test"]["samples"] for group in groups for row in group.rows.values() if row.get("test")]
     return 2 if samples and min(samples) >= FINE else 1
 
 
@@ -177,7 +179,7 @@ _APART = (ENSEMBLE, CONTINUE)
 def _title(what: str, results: Results, settings: Sequence[Setting]) -> str:
     groups = [group for setting in settings for group in results.in_setting(setting)]
     seeds = {seed for group in groups for seed in (*group.rows, *group.missing)}
-    images = sorted({row["test"]["samples"] for group in groups for row in group.rows.values() if "test" in row})
+    images = sorted({row["test"]["samples"] for group in groups for row in group.rows.values() if row.get("test")})
     on = f", {' or '.join(f'{n:,}' for n in images)} test images" if images else ""
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return f"{what} ({over}{on})"
@@ -209,5 +211,5 @@ def _mean(results: Results, group: Group | None, measure: str) -> str:
 def _rates(group: Group | None) -> str:
     if group is None:
         return "–"
-    rates = sorted({row["lr"] for row in group.rows.values() if row["lr"] is not None})
+    rates = sorted({row["lr"] for row in group.rows.values() if row.get("lr") is not None})
     return " or ".join(f"{rate:g}" for rate in rates) if rates else "not run"

@@ -1,16 +1,12 @@
 """Verdicts on claims as tables."""
 
 from neurograft.experimenting.claims import Figure
+from neurograft.experimenting.reports.measures import measure_named
 from neurograft.experimenting.reports.panels import TUNINGS
 from neurograft.experimenting.reports.results import Results, Which, named
 from neurograft.experimenting.reports.tables import digits_of, spread_text
 from neurograft.experimenting.reports.verdicts import Finding, Verdict, setting_name
 from neurograft.reporting.tables import Table
-
-UNITS = {"accuracy": (100.0, "points"), "epochs": (1.0, "epochs"), "seconds.fuse": (1.0, "s")}
-"""Measure -> what its values are multiplied with to be read, and the unit then."""
-DIGITS = {"accuracy": 2, "epochs": 1}
-"""Measure -> decimals of its differences."""
 
 
 def claims_table(verdicts: tuple[Verdict, ...]) -> Table:
@@ -31,12 +27,12 @@ def how_much(verdict: Verdict) -> str:
     gaps = [finding.difference for finding in verdict.findings if finding.difference is not None]
     if not gaps:
         return "–"
-    scale, unit = UNITS.get(verdict.claim.measure, (1.0, verdict.claim.measure))
+    measure = measure_named(verdict.claim.measure)
     if len(gaps) == 1:
-        return f"{gap_text(verdict.findings, verdict.claim.measure)} {unit}"
-    ordered = sorted(gap.mean * scale for gap in gaps)
-    digits = DIGITS.get(verdict.claim.measure, 3)
-    return f"{ordered[0]:+.{digits}f} to {ordered[-1]:+.{digits}f} {unit}".replace("-", "−")
+        return f"{gap_text(verdict.findings, verdict.claim.measure)} {measure.unit}".strip()
+    ordered = sorted(gap.mean * measure.scale for gap in gaps)
+    digits = measure.digits
+    return f"{ordered[0]:+.{digits}f} to {ordered[-1]:+.{digits}f} {measure.unit}".replace("-", "−").strip()
 
 
 def gap_text(findings: tuple[Finding, ...], measure: str) -> str:
@@ -49,15 +45,14 @@ def gap_text(findings: tuple[Finding, ...], measure: str) -> str:
         '−1.00 ± 2.00'
     """
     gap = next(finding.difference for finding in findings if finding.difference is not None)
-    scale = UNITS.get(measure, (1.0, ""))[0]
-    digits = DIGITS.get(measure, 3)
-    return f"{scale * gap.mean:+.{digits}f} ± {scale * gap.noise:.{digits}f}".replace("-", "−")
+    how = measure_named(measure)
+    return f"{how.scale * gap.mean:+.{how.digits}f} ± {how.scale * gap.noise:.{how.digits}f}".replace("-", "−")
 
 
 def findings_table(results: Results, verdict: Verdict) -> Table:
     """A claim, setting by setting: both figures, their difference, its noise, and whether the relation is there."""
     claim = verdict.claim
-    unit = UNITS.get(claim.measure, (1.0, claim.measure))[1]
+    unit = measure_named(claim.measure).unit or claim.measure
     rows = tuple(_line(results, verdict, finding) for finding in verdict.findings)
     against = "a number of ours" if isinstance(claim.against, float) else _side(claim.against)
     return Table(
@@ -69,9 +64,8 @@ def findings_table(results: Results, verdict: Verdict) -> Table:
 
 
 def _line(results: Results, verdict: Verdict, finding: Finding) -> tuple[str, ...]:
-    measure = verdict.claim.measure
-    scale = UNITS.get(measure, (1.0, ""))[0]
-    digits = digits_of(list(results)) if measure == "accuracy" else 1 if measure == "epochs" else 3
+    measure, how = verdict.claim.measure, measure_named(verdict.claim.measure)
+    digits, scale = (digits_of(list(results)) if measure == "accuracy" else how.digits), how.scale
     name = setting_name(results, finding.setting) or "all"
     shown = f"{name}, at {finding.chosen}" if finding.chosen else name
     against = (

@@ -130,7 +130,8 @@ def _matches(setting: Setting, where: Mapping[str, Any]) -> bool:
 
 def _figure(results: Results, claim: Claim, figure: Figure, groups: list[Group]) -> tuple[Summary, str]:
     """The figure over seeds, and what validation chose where it had a choice."""
-    if len(groups) > 1 and figure.best_over is None:
+    trials = {frozenset(row["key"] for row in group.rows.values()) for group in groups}
+    if len(trials) > 1 and figure.best_over is None:
         found = "; ".join(named(group.setting) for group in groups)
         raise StudyError(
             f"claim {claim.text!r}: {figure.row!r} stands for several rows at once ({found}); say in its `where` which "
@@ -139,7 +140,9 @@ def _figure(results: Results, claim: Claim, figure: Figure, groups: list[Group])
     measured = [group for group in groups if group.rows]
     if not measured:
         return Summary({}), ""
-    best = max(measured, key=lambda group: summary(results, group, split="validation").mean)
+    best = measured[0]
+    if len(measured) > 1:
+        best = max(measured, key=lambda group: summary(results, group, split="validation").mean)
     value = dict(best.setting).get(ALIASES.get(figure.best_over or "", figure.best_over or ""), "")
     shown = text_of(value) if figure.best_over is not None else ""
     return summary(results, best, claim.measure), shown
