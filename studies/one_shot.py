@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,8 @@ DIGIT = 4
 STARTS = (1, 3, 10, 30)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "average": ("average", {}),
-    "permutation (weights)": ("permutation", {"restarts": 10}),
+    "permutation (weights, 3 starts)": ("permutation", {"restarts": 3}),
+    "permutation (weights, 10 starts)": ("permutation", {"restarts": 10}),
     "permutation (activations)": ("permutation", {"metric": "activations"}),
     "optimal_transport (weights)": ("optimal_transport", {}),
     "optimal_transport (activations)": ("optimal_transport", {"metric": "activations"}),
@@ -268,12 +270,12 @@ def origin(rows: list[dict[str, Any]]) -> str:
     """Commits, seeds, settings and hardware of the rows."""
     commits = sorted({row["commit"] for row in rows})
     seeds = sorted({row["seed"] for row in rows})
-    hardware = rows[0]["hardware"]
+    hardware = sorted({f"{row['hardware']['cpu']}, {row['hardware']['threads']} threads" for row in rows})
     trained = sorted({commit for row in rows for commit in row.get("trained", [row["commit"]])})
     return (
         f"Commit {', '.join(commits)}; members trained at {', '.join(trained)}; seeds {', '.join(map(str, seeds))}; "
         f"torch {rows[0]['versions']['torch']}; "
-        f"{hardware['cpu']}, {hardware['threads']} threads; settings {json.dumps(rows[0]['configuration'])}."
+        f"{' and '.join(hardware)}; settings {json.dumps(rows[0]['configuration'])}."
     )
 
 
@@ -293,7 +295,8 @@ def page() -> Iterator[str]:
         yield "| --- |" + " ---: |" * len(COUNTS)
         for label in ("members, mean", "best member", "ensemble", *METHODS):
             found = [[r["accuracy"] for r in rows if (r["row"], r["members"]) == (label, count)] for count in COUNTS]
-            yield f"| {label} | " + " | ".join(cell(values) for values in found) + " |"
+            if any(found):
+                yield f"| {label} | " + " | ".join(cell(values) for values in found) + " |"
         yield from ["", origin(rows)]
     yield from why()
     rows = [row for row in Rows("other_digits").rows if not row["done"]]
@@ -327,10 +330,12 @@ def why() -> Iterator[str]:
     yield "convolutional networks by activations, and with them this does not happen. Which member is the reference"
     yield "moves a row by several points too: compare seeds, not columns."
     yield ""
-    pairs = [(seed, pair) for seed, pair in sorted({(row["seed"], row["pair"]) for row in rows})]
+    labels = list(dict.fromkeys(row["row"] for row in rows))
+    counted = Counter((row["seed"], row["pair"]) for row in rows)
+    pairs = sorted(pair for pair, count in counted.items() if count == len(labels))
     yield "| | " + " | ".join(f"seed {seed}: {pair}" for seed, pair in pairs) + " | mean |"
     yield "| --- |" + " ---: |" * (len(pairs) + 1)
-    for label in dict.fromkeys(row["row"] for row in rows):
+    for label in labels:
         by_pair = {(r["seed"], r["pair"]): r["accuracy"] for r in rows if r["row"] == label}
         values = [by_pair[pair] for pair in pairs]
         yield (
