@@ -208,15 +208,19 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def hardware(folder: Path) -> str:
-    """Which machine, and how many threads, the rows were made on."""
-    lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    found = [line["hardware"] for line in lines]
-    threads = sorted({str(h["threads"]) for h in found})
-    if not found:
-        return "no rows yet"
-    trained = ", ".join(sorted({line.get("members_trained_at", "unknown") for line in lines}))
-    used = " or ".join(threads)
-    return f"{found[0]['cpu']}, {found[0]['cores']} cores, threads: {used}; members trained at commit {trained}"
+    """Which machine, how many threads and which commits the rows were made on, network by network."""
+    said = []
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        own = [line["hardware"] for line in lines]
+        threads = " or ".join(sorted({str(h["threads"]) for h in own}))
+        commits = ", ".join(sorted({line["commit"] for line in lines}))
+        trained = ", ".join(sorted({line.get("members_trained_at", "the same") for line in lines}))
+        said.append(
+            f"{path.stem}: {own[0]['cpu']}, {own[0]['cores']} cores, threads {threads}, rows of commit {commits}, "
+            f"members of {trained}"
+        )
+    return "; ".join(said) if said else "no rows yet"
 
 
 def accuracy(network: nn.Module, images: Images) -> float:

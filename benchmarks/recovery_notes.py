@@ -102,7 +102,9 @@ def _two_thirds(found: Sequence[Findings]) -> Iterator[str]:
             f"Why not there ({f}): refit brings a fused network to what its members know, layer by layer, and no "
             f"further. Even with every hidden neuron a member's own, so that no layer is off at all, the control "
             f"reaches {points(control)}; the members have "
-            f"{', '.join(points(r.accuracy) for r in f.singles)}, the best of which is the bar."
+            f"{', '.join(points(r.accuracy) for r in f.singles)}, the best of which is the bar. A transplanted network "
+            "falls short even of that: it holds a part of every member's neurons, and what the parts that were left "
+            "out knew is missing in every layer behind them."
         )
 
 
@@ -142,9 +144,12 @@ def _agreement(found: Sequence[Findings]) -> Iterator[str]:
         "Merged neurons that do not agree are weighted before anything is solved (`agree=True`). Against targets that "
         f"are the plain mean of the members that gives {points(mean(gain for *_, gain in gains))} points on average "
         f"over {len(gains)} fusions: most for {m} of {f} ({points(most)}), least for {n} of {g} ({points(least)}). The "
-        "more members and the less aligned, the more it gives: the mean of neurons that have nothing in common is no "
-        "member's neuron, and no later layer can make up for that."
+        "less is aligned, the more it gives: the mean of neurons that have nothing in common is no member's neuron, "
+        "and no later layer can make up for that."
     )
+    for f in found:
+        if f.get("average", "refit") is not None and f.get("average", "refit to the plain mean") is None:
+            yield f"{f}: these rows are older than that weighting; their refit is to the plain mean."
 
 
 def _batch_norm(findings: Mapping[str, Sequence[Findings]]) -> Iterator[str]:

@@ -48,6 +48,8 @@ def write_table(
         for name, found in rows.items()
     }
     parts = [HEAD.format(samples=f"{samples:,}")]
+    missing = [titles[name] for name, found in findings.items() if not found]
+    parts += [f"No rows yet: {'; '.join(missing)}.\n"] if missing else []
     parts += [_section(found) for group in findings.values() for found in group]
     curves = {titles[name]: _curve(found) for name, found in rows.items()}
     curves = {title: curve for title, curve in curves.items() if len(curve) > 1}
