@@ -72,7 +72,8 @@ def refit(
             max(r_m, 0)² with r_m the correlation with one member's: the mean of neurons that have nothing in common is
             no member's neuron. Where the plan selects neurons, or only some layers are asked for, there is nothing to
             weight; False keeps the plan's own weights everywhere.
-        max_memory: bytes for activations and targets, 2 GiB by default; less memory takes more passes. A layer whose
+        max_memory: bytes for activations and targets, 2 GiB by default; less memory takes more passes. How far members
+            agree is measured on up to 1,024 values of every neuron, which are held beside that. A layer whose
             Gram matrices need more than that (about 7,000 inputs in 2 GiB) is left out.
         seed: of the sampled positions.
 
@@ -103,7 +104,7 @@ def refit(
     result = copy.deepcopy(fused)
     notes: tuple[str, ...] = ()
     if agree and tuple(layers) == ("*",) and not exclude and as_applied(fused, plan, models):
-        found = agreement(plan, models, samples, judges=judges, memory=memory // 2)
+        found = agreement(plan, models, samples, judges=judges, memory=max(memory, MEMORY) // 2)
         if found is not None:
             plan, result, notes = found.plan, apply(found.plan, models), (_shares(found),)
     work = _Refit(plan, models, Sampler(samples.total, positions, seed), ridge, memory)
