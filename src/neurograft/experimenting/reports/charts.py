@@ -22,7 +22,7 @@ def styles_of(results: Results) -> Mapping[str, int]:
 
 
 def over_chart(results: Results, panel: Panel, tuning: str, name: str, measure: str = "accuracy") -> Picture | None:
-    """A measure over the varied quantity, a line per start with the spread over seeds; None if nothing was measured."""
+    """A measure over the varied quantity, a line per start with its spread over seeds; None without two values."""
     styles = styles_of(results)
     references = [Which(BEST), Which(ENSEMBLE)] if measure == "accuracy" else []
     how = measure_named(measure)
@@ -35,7 +35,7 @@ def over_chart(results: Results, panel: Panel, tuning: str, name: str, measure: 
         ]
         if any(figures):
             lines.append(_line(which.start, figures, styles[which.start]))
-    if not lines:
+    if not lines or len(panel.ticks) < 2:
         return None
     positive = all(value > 0 for line in lines for value in line.values if not math.isnan(value))
     scale: Scale = (

@@ -34,9 +34,10 @@ class Panel:
         return short(self.x) if self.x is not None else ""
 
     def whiches(self, results: Results, tuning: str | None = None) -> tuple[Which, ...]:
-        """Every row that at least one of its settings has, in order."""
+        """Every row that at least one of its settings has, in order, members first."""
         groups = (group for setting in self.settings for group in results.in_setting(setting))
-        return tuple(dict.fromkeys(g.which for g in groups if tuning is None or g.which.tuning == tuning))
+        found = dict.fromkeys(g.which for g in groups if tuning is None or g.which.tuning == tuning)
+        return tuple(sorted(found, key=lambda which: not which.row.startswith("member ")))
 
     def tunings(self, results: Results) -> tuple[str, ...]:
         """Every way its rows were trained on, in the order of `TUNINGS`."""

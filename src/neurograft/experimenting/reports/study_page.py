@@ -32,7 +32,9 @@ def study_document(about: "About", results: Results, *, name: str, preset: str, 
     sections = []
     if about.claims:
         verdicts = tuple(judge(claim, results) for claim in about.claims)
-        sections.append(Section(f"What the paper on {about.paper} says", (claims_table(verdicts),)))
+        ours = about.paper == "neurograft"
+        title = "What we expected" if ours else f"What the paper on {about.paper} says"
+        sections.append(Section(title, (claims_table(verdicts),)))
     x = about.plot.x if about.plot.x not in ("epoch", "row") else None
     measure = about.plot.measure
     panels = panels_of(results, x, single=measure != "accuracy")
