@@ -140,6 +140,7 @@ def test_members_of_one_make_have_no_differing_settings(name: str) -> None:
 
 def test_widths_are_no_differing_settings() -> None:
     assert differing_settings([Configured(8), Configured(12)]) == ()
+    assert differing_settings([Configured(8, name_or_path="a"), Configured(8, name_or_path="b")]) == ()
     assert differing_settings([Configured(8, act=lambda x: x), Configured(8, act=lambda y: y + 0)]) != ()
 
 

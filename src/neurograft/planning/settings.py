@@ -11,7 +11,9 @@ from torch import nn
 
 MOST_SHOWN = 3
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Enum)
-SAYS_NOTHING = frozenset({"training", "transformers_version", "architectures", "dtype", "torch_dtype"})
+SAYS_NOTHING = frozenset(  # how a network was loaded and stored, not what it computes
+    {"training", "name_or_path", "model_type", "transformers_version", "architectures", "dtype", "torch_dtype"}
+)
 
 
 def differing_settings(models: Sequence[nn.Module]) -> tuple[str, ...]:
