@@ -79,7 +79,6 @@ def random_state(devices: Sequence[int] = (), batches: Any = None) -> dict[str, 
         devices: indices of CUDA devices that count.
         batches: a DataLoader whose generators count.
     """
-    version, words, gauss = random.getstate()
     numpy_state = numpy.random.get_state(legacy=False)  # noqa: NPY002 - data sets draw from the global state
     assert isinstance(numpy_state, dict)
     return {
@@ -89,7 +88,7 @@ def random_state(devices: Sequence[int] = (), batches: Any = None) -> dict[str, 
             **numpy_state,
             "state": {"key": torch.from_numpy(numpy_state["state"]["key"].copy()), "pos": numpy_state["state"]["pos"]},
         },
-        "python": (version, torch.tensor(words), gauss),
+        "python": random.getstate(),
         "batches": [generator.get_state() for generator in _generators(batches)],
     }
 
@@ -101,8 +100,7 @@ def set_random_state(state: Mapping[str, Any], batches: Any = None) -> None:
         torch.cuda.set_rng_state(kept, index)
     words = state["numpy"]["state"]
     numpy.random.set_state({**state["numpy"], "state": {"key": words["key"].numpy(), "pos": words["pos"]}})  # noqa: NPY002
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
+    random.setstate(state["python"])
     for generator, kept in zip(_generators(batches), state["batches"], strict=True):
         generator.set_state(kept)
 

@@ -1,7 +1,7 @@
 """How good a network is on labelled batches."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
 from typing import Any, TypeAlias
@@ -79,33 +79,29 @@ def evaluate(
 
     Source of the calibration error: Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
-    check_model(model)
     check_batches(batches)
     started = time.perf_counter()
-    device = device_of(model)
-    tally = _Tally(model, loss, metric)
-    with untouched(model), forked_random_state(batches=batches), torch.no_grad():
-        for number, (inputs, labels) in enumerate(labelled(batches)):
-            outputs = call_on_batch(model, to_device(inputs, device), f"batch {number}")
-            tally.add(outputs, to_device(labels, device), f"batch {number}")
-    return tally.scores(time.perf_counter() - started)
+    return tally(model, batches, loss=loss, metric=metric).scores(time.perf_counter() - started)
 
 
-def labelled(batches: Batches) -> Iterator[tuple[Any, Any]]:
-    """Take labelled batches apart, one by one, refusing those that cannot be right.
+def tally(model: nn.Module, batches: Batches, *, loss: Measure | None = None, metric: Measure | None = None) -> "Tally":
+    """The sums that the scores are made of, over these batches; several processes can add theirs.
 
     Raises:
-        InputError: if there is no batch, a batch has no samples or no labels, or its inputs hold NaN.
+        InputError: as `evaluate`, but not for no batches at all.
     """
-    number = -1
-    for number, batch in enumerate(batches):
-        inputs, labels = split_labels(batch)
-        if labels is None:
-            raise InputError(f"batch {number} has no labels; batches must be (inputs, labels) pairs")
-        check_inputs(inputs, f"batch {number}")
-        yield inputs, labels
-    if number < 0:
-        raise InputError("batches are empty: nothing to look at")
+    check_model(model)
+    device = device_of(model)
+    sums = Tally(model, loss, metric)
+    with untouched(model), forked_random_state(batches=batches), torch.no_grad():
+        for number, batch in enumerate(batches):
+            where = f"batch {number}"
+            inputs, labels = split_labels(batch)
+            if labels is None:
+                raise InputError(f"{where} has no labels; batches must be (inputs, labels) pairs")
+            check_inputs(inputs, where)
+            sums.add(call_on_batch(model, to_device(inputs, device), where), to_device(labels, device), where)
+    return sums
 
 
 def check_inputs(inputs: Any, where: str) -> None:
@@ -154,17 +150,19 @@ def check_classes(labels: Tensor, classes: int, where: str) -> None:
         )
 
 
-class _Tally:
+class Tally:
     """Sums over the batches, in float64."""
 
     def __init__(self, model: nn.Module, loss: Measure | None, metric: Measure | None) -> None:
         self.loss, self.metric = loss, metric
         self.vote = model.vote if isinstance(model, Ensemble) else "average"
-        self.samples = self.classified = 0
+        self.batches = self.samples = self.classified = 0
         self.losses = self.metrics = self.correct = 0.0
         self.bins = torch.zeros(2, BINS, dtype=torch.float64)  # correct, summed confidence
 
     def add(self, outputs: Any, labels: Any, where: str) -> None:
+        """Add a batch."""
+        self.batches += 1
         answer = first_tensor(outputs)
         if bool(answer.isnan().any()):
             raise InputError(f"{where}: the network's outputs hold NaN; check its weights")
@@ -201,7 +199,25 @@ class _Tally:
         self.bins.index_add_(1, bins, torch.stack([right, confidence]))
         return len(labels)
 
+    def sums(self) -> Tensor:
+        """All of it in one row of float64, to be added to others'."""
+        counts = [self.batches, self.samples, self.classified, self.losses, self.metrics, self.correct]
+        return torch.cat([torch.tensor(counts, dtype=torch.float64), self.bins.flatten()])
+
+    def set_sums(self, sums: Tensor) -> None:
+        """Go on from other sums."""
+        self.batches, self.samples, self.classified = (int(count) for count in sums[:3])
+        self.losses, self.metrics, self.correct = sums[3:6].tolist()
+        self.bins = sums[6:].reshape(self.bins.shape)
+
     def scores(self, seconds: float) -> Scores:
+        """What the sums come to.
+
+        Raises:
+            InputError: if there was nothing to look at.
+        """
+        if self.batches == 0:
+            raise InputError("batches are empty: nothing to look at")
         if self.samples == 0:
             raise InputError(f"every label is {IGNORED_LABEL}: nothing to look at")
         likely = bool(self.classified) and self.vote != "majority"

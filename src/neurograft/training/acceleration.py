@@ -1,6 +1,8 @@
 """Where to compute, in which precision and by how many processes: all that touches Accelerate's global state."""
 
+import atexit
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -37,7 +39,7 @@ def accelerated(settings: Settings, home: torch.device) -> Iterator[Accelerator]
             a tracker's folder that cannot be written to.
         MissingExtra: for a tracker without TensorBoard.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     device = _device(settings, home)
@@ -48,17 +50,26 @@ def accelerated(settings: Settings, home: torch.device) -> Iterator[Accelerator]
         state.clear()
     started: list[Any] = []
     try:
+        alone = not torch.distributed.is_initialized()
         place = PartialState(cpu=device.type == "cpu")
+        if alone and torch.distributed.is_initialized():
+            atexit.register(torch.distributed.destroy_process_group)  # it serves all trainings of the process
         if place.num_processes == 1:
-            place.device = device
+            place.device = device if device.index is not None or device.type != "cuda" else _current_gpu()
+        elif device.index not in (None, place.device.index):
+            raise OptionError(f"device={str(device)!r}: of several processes each has its own, here {place.device}")
         accelerator = Accelerator(
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             mixed_precision="no" if settings["precision"] == "float32" else settings["precision"],
             log_with=None if settings["tracker"] is None else "tensorboard",
             project_dir=settings["tracker"],
         )
         _start_tracker(accelerator, settings)
         started = accelerator.trackers
-        yield accelerator
+        with warnings.catch_warnings():
+            # a network without branches has none: not worth a warning
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            yield accelerator
     finally:
         for tracker in started:
             tracker.finish()
@@ -80,6 +91,10 @@ def _device(settings: Settings, home: torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"device={str(device)!r}: torch finds no GPU on this machine")
     return device
+
+
+def _current_gpu() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _start_tracker(accelerator: Accelerator, settings: Settings) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from neurograft.errors import InputError, TrainingDiverged
-from neurograft.evaluating.evaluation import Scores, check_inputs, evaluate
+from neurograft.evaluating.evaluation import Scores, check_inputs
 from neurograft.inputs import Batches, call_on_batch, check_batches, check_model, device_of, split_labels, to_device
 from neurograft.training.acceleration import Accelerator, accelerated
 from neurograft.training.learning_rates import factor_of
+from neurograft.training.processes import Crew
 from neurograft.training.resuming import copied, fingerprint, identity_of, put_back, read, tensors_of, write
 from neurograft.training.settings import Epoch as Epoch
 from neurograft.training.settings import Settings, settled
@@ -76,7 +77,7 @@ def fit(
             run = _Run(trained, beside, batches, batch_loss, settings, accelerator)
             if settings["checkpoint"] is not None:
                 told = {**task, **{f"network {i} beside": fingerprint(other) for i, other in enumerate(beside)}}
-                run.keep(Path(settings["checkpoint"]), identity_of(model, batches, settings, 1, told))
+                run.keep(Path(settings["checkpoint"]), identity_of(model, batches, settings, run.crew.count, told))
             best = run.best_of_all()
     if best is not None:
         put_back(trained, best)
@@ -112,6 +113,7 @@ class _Run:
     ) -> None:
         self.network, self.batches, self.batch_loss = network, batches, batch_loss
         self.settings, self.accelerator = settings, accelerator
+        self.crew = Crew(accelerator, settings["seed"])
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         others = [accelerator.prepare_model(_Forward(other), evaluation_mode=True) for other in beside]
         self.answers = [accelerator.prepare_model(_Forward(network)), *others]
@@ -123,16 +125,18 @@ class _Run:
 
     def keep(self, path: Path, identity: Mapping[str, str]) -> None:
         """Go on from a checkpoint if there is one, and write it after every epoch."""
-        found = read(path, identity)
+        found = self.crew.from_first(lambda: read(path, identity))
         if found is not None:
             self._go_on(found)
-        self.save = lambda: write(path, identity, self._content())
+        if self.crew.index == 0:
+            self.save = lambda: write(path, identity, self._content())
 
     def best_of_all(self) -> dict[str, Tensor] | None:
         """Run the epochs and give the tensors of the best one, None for the last."""
         patience = self.settings["patience"]
-        schedule = _schedule(self.optimizer, self.settings, done=max(len(self.history) - 1, 0))
-        with _bar(self.settings, self.batches, done=max(len(self.history) - 1, 0)) as advance:
+        done = max(len(self.history) - 1, 0)
+        schedule = _schedule(self.optimizer, self.settings, done)
+        with _bar(self.settings, self.batches, self.crew, done) as advance:
             for number in range(len(self.history), self.settings["epochs"] + 1):
                 if patience is not None and self.since_best >= patience:
                     break
@@ -144,10 +148,14 @@ class _Run:
         started = time.perf_counter()
         loss = math.nan
         if number > 0:
-            loss = self._one_pass(f"epoch {number}", advance)
+            loss = self._one_pass(number, advance)
+            self.crew.share_buffers(self.network)
             if schedule is not None:
                 schedule.step()
-        scores = self._validate()
+        validation = self.settings["validation"]
+        scores = None
+        if validation is not None:
+            scores = self.crew.evaluate(self.network, validation, number, self.settings["loss"])
         epoch = Epoch(number, loss, scores, time.perf_counter() - started)
         self.history.append(epoch)
         if scores is not None:
@@ -199,15 +207,15 @@ class _Run:
                 self.settings["on_epoch"](self.history[-1])
         set_random_state(found["random"], self.batches)
 
-    def _one_pass(self, where: str, advance: Callable[[], None]) -> float:
+    def _one_pass(self, epoch: int, advance: Callable[[], None]) -> float:
         device = self.accelerator.device
         total, count = 0.0, 0
-        for number, batch in enumerate(self.batches):
+        for number, (batch, counted) in enumerate(self.crew.rounds(self.batches, epoch)):
             inputs, labels = split_labels(batch)
-            place = f"{where}, batch {number}"
+            place = f"epoch {epoch}, batch {number}"
             check_inputs(inputs, place)
             loss = self.batch_loss(self.answers, to_device(inputs, device), to_device(labels, device), place)
-            value = float(loss.detach())
+            value, loss = self.crew.agreed(loss, inputs, counted)
             if not math.isfinite(value):
                 raise TrainingDiverged(f"{place}: the loss is {value}; lower lr, or check the network for huge weights")
             self._step(loss)
@@ -229,11 +237,6 @@ class _Run:
             scaler.scale(loss).backward()
             scaler.step(self.optimizer)
             scaler.update()
-
-    def _validate(self) -> Scores | None:
-        if self.settings["validation"] is None:
-            return None
-        return evaluate(self.network, self.settings["validation"], loss=self.settings["loss"])
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
@@ -268,16 +271,16 @@ def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
 
 
 @contextmanager
-def _bar(settings: Settings, batches: Batches, done: int) -> Iterator[Callable[[], None]]:
+def _bar(settings: Settings, batches: Batches, crew: Crew, done: int) -> Iterator[Callable[[], None]]:
     """A progress bar on the terminal's error stream; nothing where there is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if not (settings["progress"] and console.is_terminal and settings["epochs"]):
+    if not (settings["progress"] and console.is_terminal and settings["epochs"] and crew.index == 0):
         yield lambda: None
         return
-    steps = len(batches) if isinstance(batches, Sized) else None
+    steps = -(-len(batches) // crew.count) if isinstance(batches, Sized) else None
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("training", total=None if steps is None else steps * settings["epochs"])
         bar.advance(task, (steps or 0) * done)
