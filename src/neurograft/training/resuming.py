@@ -1,8 +1,7 @@
 """A training's file: how far it is, so that it goes on where it was stopped and ends with the same result."""
 
 import hashlib
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurograft.checkpoints.whole import whole
 from neurograft.errors import CheckpointError
 from neurograft.inputs import Batches
 from neurograft.training.learning_rates import factor_of
@@ -59,15 +59,13 @@ def fingerprint(*models: nn.Module) -> str:
 
 
 def read(path: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `write` wrote last, None if there is no such file; half-written files of killed runs are removed.
+    """What `write` wrote last, None if there is no such file.
 
     Raises:
         CheckpointError: if the file holds something else, or another training: says what differs.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: checkpoint= names a file")
-    for part in _parts(path):
-        part.unlink(missing_ok=True)
     if not path.exists():
         return None
     try:
@@ -96,20 +94,13 @@ def write(path: Path, identity: Mapping[str, str], content: Mapping[str, Any]) -
     Raises:
         CheckpointError: if the disk is full or may not be written to.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, "identity": dict(identity), "content": dict(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
+        with whole(path) as part:
+            torch.save({"format": FORMAT, "identity": dict(identity), "content": dict(content)}, part)
+    except (OSError, RuntimeError) as error:  # PyTorch's own writer raises RuntimeError where a disk is full
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be written: {reason}") from error
-    finally:
-        if part.exists():
-            part.unlink()
+        raise CheckpointError(f"{path} could not be written: {reason}") from error
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -127,10 +118,6 @@ def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors_of(model).items():
             tensor.copy_(tensors[name])
-
-
-def _parts(path: Path) -> Iterable[Path]:
-    return path.parent.glob(f".{path.name}.*.part") if path.parent.is_dir() else ()
 
 
 def _name(function: Any) -> str | None:
