@@ -4,7 +4,7 @@ import atexit
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -66,9 +66,9 @@ def accelerated(settings: Settings, home: torch.device) -> Iterator[Accelerator]
         )
         _start_tracker(accelerator, settings)
         started = accelerator.trackers
-        with warnings.catch_warnings():
-            # a network without branches has none: not worth a warning
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        with warnings.catch_warnings() if place.backend is not None else nullcontext():
+            if place.backend is not None:  # most networks have none: not worth a warning
+                warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
             yield accelerator
     finally:
         for tracker in started:
