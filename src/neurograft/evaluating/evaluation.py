@@ -1,7 +1,7 @@
 """How good a network is on labelled batches."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import nan
 from typing import Any, TypeAlias
@@ -96,12 +96,30 @@ def tally(model: nn.Module, batches: Batches, *, loss: Measure | None = None, me
     with untouched(model), forked_random_state(batches=batches), torch.no_grad():
         for number, batch in enumerate(batches):
             where = f"batch {number}"
-            inputs, labels = split_labels(batch)
-            if labels is None:
-                raise InputError(f"{where} has no labels; batches must be (inputs, labels) pairs")
-            check_inputs(inputs, where)
+            inputs, labels = _pair(batch, where)
             sums.add(call_on_batch(model, to_device(inputs, device), where), to_device(labels, device), where)
     return sums
+
+
+def labelled(batches: Batches) -> Iterator[tuple[Any, Any]]:
+    """Take labelled batches apart, one by one, refusing those that cannot be right.
+
+    Raises:
+        InputError: if there is no batch, a batch has no samples or no labels, or its inputs hold NaN.
+    """
+    number = -1
+    for number, batch in enumerate(batches):
+        yield _pair(batch, f"batch {number}")
+    if number < 0:
+        raise InputError("batches are empty: nothing to look at")
+
+
+def _pair(batch: Any, where: str) -> tuple[Any, Any]:
+    inputs, labels = split_labels(batch)
+    if labels is None:
+        raise InputError(f"{where} has no labels; batches must be (inputs, labels) pairs")
+    check_inputs(inputs, where)
+    return inputs, labels
 
 
 def check_inputs(inputs: Any, where: str) -> None:
