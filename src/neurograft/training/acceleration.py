@@ -2,9 +2,8 @@
 
 import atexit
 import os
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -66,10 +65,7 @@ def accelerated(settings: Settings, home: torch.device) -> Iterator[Accelerator]
         )
         _start_tracker(accelerator, settings)
         started = accelerator.trackers
-        with warnings.catch_warnings() if place.backend is not None else nullcontext():
-            if place.backend is not None:  # most networks have none: not worth a warning
-                warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-            yield accelerator
+        yield accelerator
     finally:
         for tracker in started:
             tracker.finish()

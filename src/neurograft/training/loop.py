@@ -22,7 +22,7 @@ from neurograft.training.processes import Crew
 from neurograft.training.resuming import copied, fingerprint, identity_of, put_back, read, tensors_of, write
 from neurograft.training.settings import Epoch as Epoch
 from neurograft.training.settings import Settings, settled
-from neurograft.untouched import forked_random_state, random_state, set_random_state, untouched
+from neurograft.untouched import forked_random_state, random_state, seed_all, set_random_state, untouched
 
 Answer: TypeAlias = Callable[[Any, str], Any]
 """A network, called with the inputs of a batch and the words that begin an error message."""
@@ -121,6 +121,7 @@ class _Run:
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.since_best = (-math.inf, -math.inf), 0
+        self.random: Mapping[str, Any] | None = None
         self.save: Callable[[], None] = lambda: None
 
     def keep(self, path: Path, identity: Mapping[str, str]) -> None:
@@ -137,6 +138,7 @@ class _Run:
         done = max(len(self.history) - 1, 0)
         schedule = _schedule(self.optimizer, self.settings, done)
         with _bar(self.settings, self.batches, self.crew, done) as advance:
+            self._start_random_state()  # now that all is imported: some modules draw numbers as they are
             for number in range(len(self.history), self.settings["epochs"] + 1):
                 if patience is not None and self.since_best >= patience:
                     break
@@ -205,7 +207,14 @@ class _Run:
             self.history.append(Epoch(**{**epoch, "validation": scores}))
             if self.settings["on_epoch"] is not None:
                 self.settings["on_epoch"](self.history[-1])
-        set_random_state(found["random"], self.batches)
+        self.random = found["random"]
+
+    def _start_random_state(self) -> None:
+        if self.random is not None:
+            set_random_state(self.random, self.batches)
+        else:
+            device = self.accelerator.device
+            seed_all(self.settings["seed"], [device.index] if device.type == "cuda" else [])
 
     def _one_pass(self, epoch: int, advance: Callable[[], None]) -> float:
         device = self.accelerator.device
