@@ -86,7 +86,10 @@ def random_state(devices: Sequence[int] = (), batches: Any = None) -> dict[str, 
         "cuda": {index: torch.cuda.get_rng_state(index) for index in devices},
         "numpy": {
             **numpy_state,
-            "state": {"key": torch.from_numpy(numpy_state["state"]["key"].copy()), "pos": numpy_state["state"]["pos"]},
+            "state": {
+                "key": torch.from_numpy(numpy_state["state"]["key"].astype(numpy.int64)),
+                "pos": numpy_state["state"]["pos"],
+            },
         },
         "python": random.getstate(),
         "batches": [generator.get_state() for generator in _generators(batches)],
@@ -99,7 +102,8 @@ def set_random_state(state: Mapping[str, Any], batches: Any = None) -> None:
     for index, kept in state["cuda"].items():
         torch.cuda.set_rng_state(kept, index)
     words = state["numpy"]["state"]
-    numpy.random.set_state({**state["numpy"], "state": {"key": words["key"].numpy(), "pos": words["pos"]}})  # noqa: NPY002
+    key = words["key"].numpy().astype(numpy.uint32)
+    numpy.random.set_state({**state["numpy"], "state": {"key": key, "pos": words["pos"]}})  # noqa: NPY002
     random.setstate(state["python"])
     for generator, kept in zip(_generators(batches), state["batches"], strict=True):
         generator.set_state(kept)
