@@ -324,11 +324,11 @@ def why() -> Iterator[str]:
     yield from ["", "## Why matching by weights is worse on a LeNet", ""]
     yield "Pairs of the same members, validation accuracy in %. The first layer has 6 filters of 75 weights, which say"
     yield "little about which filter goes with which, and what is mismatched there misleads all layers behind it."
-    yield "Optimal transport in weights mode decides it by incoming weights alone, as published; given the match that"
-    yield "permutation finds for this one layer, it does about as well. Permutation counts outgoing weights too; its"
-    yield "descent ends in many optima, so that more starts help. The optimal transport paper aligns its"
-    yield "convolutional networks by activations, and with them this does not happen. Which member is the reference"
-    yield "moves a row by several points too: compare seeds, not columns."
+    yield "Optimal transport in weights mode decides it by incoming weights alone, as published. The last row gives"
+    yield "it permutation's match (of the most starts) for this one layer and lets it decide the others. Permutation"
+    yield "counts outgoing weights too; its descent ends in many optima, and the one of the best objective need not be"
+    yield "the most accurate. By activations, as in the optimal transport paper's convolutional networks, both do"
+    yield "better (above)."
     yield ""
     labels = list(dict.fromkeys(row["row"] for row in rows))
     counted = Counter((row["seed"], row["pair"]) for row in rows)
