@@ -60,7 +60,7 @@ class Watch:
         """A task starts."""
         self._running[task.key] = task.label
         self._ticks = 0
-        self._show()
+        self._show(at_once=True)
 
     def tick(self, task: Task, what: str = "") -> None:
         """An epoch of a running task is over."""
@@ -116,7 +116,7 @@ class Watch:
         done = self._done + self._ticks - before
         return f"about {duration((time.monotonic() - since) * left / done)} left" if done > 0 else ""
 
-    def _show(self, what: str = "") -> None:
+    def _show(self, what: str = "", *, at_once: bool = False) -> None:
         if self._bar is None:
             return
         running = list(self._running.values())
@@ -124,7 +124,8 @@ class Watch:
         more = f" and {len(running) - RUNNING_SHOWN} more" if len(running) > RUNNING_SHOWN else ""
         place = f"{self._count}/{self._tasks}"
         text = " · ".join(fact for fact in (place, self._left(), what or shown + more) if fact)
-        self._bar.update(self._id, completed=self._done + self._ticks, total=self._total, description=escape(text))
+        done = self._done + self._ticks
+        self._bar.update(self._id, completed=done, total=self._total, description=escape(text), refresh=at_once)
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
