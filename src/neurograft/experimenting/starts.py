@@ -10,6 +10,7 @@ from torch import nn
 from neurograft.applying.application import apply
 from neurograft.applying.combining import combine
 from neurograft.applying.pruning import prune
+from neurograft.calibrating.repair import repair
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.experimenting.data import Images
 from neurograft.experimenting.lab import STARTS_KEPT, Lab, Made, Tick, calibration_of, example_of, keep, rank
@@ -61,14 +62,18 @@ def make_start(of: Ingredients) -> Made:
     if settings["recovery"] == "none":
         return made
 
+    recovery, samples = settings["recovery"], settings.get("calibration")
+
     def recover() -> Made:
         assert made.plan is not None
         started = time.perf_counter()
-        batches = calibration_of(of.images, settings["calibration"])
-        network = recovered(made.network, made.plan, of.members, batches, settings["recovery"])
+        if recovery == "data_free":
+            network = repair(made.network, made.plan, of.members)
+        else:
+            network = recovered(made.network, made.plan, of.members, calibration_of(of.images, samples), recovery)
         return Made(network, made.plan, made.fuse, time.perf_counter() - started)
 
-    own = {**shared, "recovery": settings["recovery"], "calibration": settings["calibration"]}
+    own = {**shared, "recovery": recovery, "calibration": samples}
     return keep(of.lab.starts, key_of(own), recover, STARTS_KEPT)
 
 
@@ -83,11 +88,12 @@ def _made(of: Ingredients) -> Made:
     if own is not None:
         network, plan_made = own(of, start), None
     else:
-        network, plan_made = _fused(of, start)
+        plan_made = _kept_member(of, start) if start["method"] == "keep" else _planned(of, start)
+        network = apply(plan_made, of.members)
     return Made(network, plan_made, time.perf_counter() - started)
 
 
-def _fused(of: Ingredients, start: JSON) -> tuple[nn.Module, FusionPlan]:
+def _planned(of: Ingredients, start: JSON) -> FusionPlan:
     options: JSON = dict(start.get("options", {}))
     mixing = start.get("mixing")
     weights = None
@@ -95,7 +101,7 @@ def _fused(of: Ingredients, start: JSON) -> tuple[nn.Module, FusionPlan]:
         options["fraction"] = mixing
     elif mixing is not None:
         weights = (1 - mixing, mixing)
-    decided = plan(
+    return plan(
         of.members,
         example_of(of.images),
         start["method"],
@@ -104,7 +110,14 @@ def _fused(of: Ingredients, start: JSON) -> tuple[nn.Module, FusionPlan]:
         seed=start["seed"],
         **options,
     )
-    return apply(decided, of.members), decided
+
+
+def _kept_member(of: Ingredients, start: JSON) -> FusionPlan:
+    """All neurons from one member, though all have the same say in what the outputs should be."""
+    k = len(of.members)
+    chosen = of.best if start["member"] == "best" else start["member"]
+    quota = [float(number == chosen) for number in range(k)]
+    return plan(of.members, example_of(of.images), "transplant", [1 / k] * k, quota=quota)
 
 
 def _continued(of: Ingredients, start: JSON) -> nn.Module:

@@ -9,11 +9,11 @@ from neurograft.errors import NeurograftError, closest
 from neurograft.experimenting.claims import Claim
 from neurograft.experimenting.strict import Strict
 
-Recovery: TypeAlias = Literal["none", "refit", "repair", "batch_norm"]
+Recovery: TypeAlias = Literal["none", "refit", "repair", "data_free", "batch_norm"]
 TuningKind: TypeAlias = Literal["none", "finetune", "distill"]
 Preset: TypeAlias = Literal["smoke", "small", "paper-short", "paper"]
 PRESETS: tuple[Preset, ...] = ("smoke", "small", "paper-short", "paper")
-OWN_STARTS = ("continue", "prune", "combine", "schedule", "untrained")
+OWN_STARTS = ("continue", "keep", "prune", "combine", "schedule", "untrained")
 """Starts that are no fusion method."""
 
 
@@ -119,12 +119,13 @@ class Start(Strict):
     """One way to a network that is then recovered and trained on.
 
     Attributes:
-        method: a fusion method; "continue" (a member as it is), "prune" (a member made narrower), "combine" (all side
-            by side), "schedule" (`steps` in order), "untrained"; by default the name of the row.
+        method: a fusion method; "continue" (a member as it is), "keep" (a member's own neurons, to be recovered towards
+            all members), "prune" (a member made narrower), "combine" (all side by side), "schedule" (`steps` in order),
+            "untrained"; by default the name of the row.
         options: of the method; of pruning for "prune" and "schedule"; of the network for "untrained".
         recoveries: recoveries without training; default those of the study.
         tunings: "none", "finetune", "distill"; default all that the study has.
-        member: for "continue" and "prune": "best" or a number.
+        member: for "continue", "keep" and "prune": "best" or a number.
         steps: for "schedule".
         tune_epochs: for "schedule": epochs of each "tune" step, taken off the later training.
     """
@@ -216,7 +217,8 @@ class Settings(Strict):
         members: how they are trained.
         mixing: the weight of the second of two members (for "transplant" its `fraction`); null: equal weights.
         starts: row -> how it is made. Every study has members, best member, ensemble, average and "continue" besides.
-        recoveries: without training, of every fused start.
+        recoveries: without training, of every fused start: "refit", "repair" and "batch_norm" on calibration images,
+            "data_free" (REPAIR from the members' BatchNorm statistics).
         calibration: unlabelled training images that recoveries and methods look at.
         tuning: how starts are trained further.
         synchronous: for that kind.

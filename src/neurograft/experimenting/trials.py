@@ -15,6 +15,8 @@ FORMAT = 1
 
 JSON: TypeAlias = dict[str, Any]
 TRAINING = tuple(Training.model_fields)
+OF_A_MEMBER = ("continue", "keep", "prune")
+"""Starts that are made of one member, which needs no seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def _pipeline(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
             "recovery": row.recovery,
             "tuning": tuning,
         }
-        if row.recovery != "none" or looks_at_images(row.start.method, row.start.options):
+        if row.recovery not in ("none", "data_free") or looks_at_images(row.start.method, row.start.options):
             own["calibration"] = settings.calibration
         if tuning is not None:
             own["seed"] = seed
@@ -187,14 +189,14 @@ def _start(start: Start, settings: Settings, seed: int) -> JSON:
     found: JSON = {"method": start.method}
     if start.options:
         found["options"] = start.options
-    if start.method in ("continue", "prune"):
+    if start.method in OF_A_MEMBER:
         found["member"] = start.member
     if start.method == "schedule":
         found |= {"steps": list(start.steps), "tune_epochs": start.tune_epochs}
         finetune = settings.tuning.finetune
         if "tune" in start.steps and finetune is not None:
             found["tune"] = finetune.model_dump(mode="json", exclude={"epochs"})
-    if start.method not in ("continue", "prune"):
+    if start.method not in OF_A_MEMBER:
         if settings.mixing is not None:
             found["mixing"] = settings.mixing
         if start.method != "ensemble":
