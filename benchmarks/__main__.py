@@ -13,8 +13,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
-NOT_HERE = ("__main__", "recovery", "recovery_notes", "recovery_table")
-"""No benchmarks of time and memory: the recovery study has a page of its own, docs/recovery.md."""
 HEAD = """# Performance
 
 Written by `make bench`; `python benchmarks NAME` repeats one of them. Each table comes from one run in which the ways
@@ -56,7 +54,7 @@ def sections(page: str) -> dict[str, str]:
 
 
 def main() -> None:
-    scripts = sorted(path for path in HERE.glob("*.py") if path.stem not in NOT_HERE)
+    scripts = sorted(path for path in HERE.glob("*.py") if path.stem != "__main__")
     asked = sys.argv[1:]
     found = sections(PAGE.read_text() if PAGE.is_file() else "")
     for script in scripts:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neurograft.experimenting.comparison import Budget
-from neurograft.experimenting.demo import run_demo
+from neurograft.experimenting.demo import Budget, run_demo
 from neurograft.planning.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +46,7 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     from neurograft.command_line.app import main
 
     monkeypatch.chdir(tmp_path)
-    run_demo(
-        "digits", Path("runs/demo"), networks=("mlp",), budget=Budget(members=2, member_epochs=1, recovery_epochs=1)
-    )
+    run_demo("digits", Path("runs/demo"), networks=("mlp",), budget=Budget(members=2, member_epochs=1, tuning_epochs=1))
     lines = [line for line in commands() if line.startswith("neurograft ")]
     assert len(lines) >= 3
     for line in lines:

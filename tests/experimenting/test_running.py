@@ -119,3 +119,43 @@ def test_a_long_training_that_was_killed_goes_on(study, tmp_path, kind):
     if kind == "trial":
         assert found["test"] == wanted["test"]
         assert not state.exists()
+
+
+KEPT = """
+title: Kept
+question: q
+paper: neurograft
+data: {source: digits}
+network: {name: convnet, width: 4}
+members: {epochs: 2, lr: 0.1, batch: 32}
+starts:
+  transplant: {recoveries: [none, data_free]}
+  own neurons of member 1: {method: keep, member: 1, recoveries: [none, refit]}
+calibration: 100
+presets: {smoke: {}}
+"""
+
+
+def test_a_kept_members_neurons_are_refitted_towards_all_members(study, tmp_path):
+    rows = run_study(study(KEPT), "smoke", tmp_path)
+    (refitted,) = find(rows, row="own neurons of member 1")  # as it is, it is member 1, which has a row
+    digits = load_images("digits")
+    members = [make_network({"name": "convnet", "width": 4}, digits.shape, 10) for _ in "ab"]
+    for network, entry in zip(members, refitted["configuration"]["members"], strict=True):
+        load_into(network, tmp_path / f"{entry['key']}.safetensors")
+    plan = ng.plan(members, digits.train.images[:2], weights=[1, 1], quota=[0, 1])
+
+    found = ng.refit(ng.apply(plan, members), plan, members, torch.split(digits.train.images[:100], 250))
+    assert refitted["test"]["accuracy"] == ng.evaluate(found, digits.test.batches()).accuracy
+
+
+def test_repair_without_data_reads_no_image(study, tmp_path):
+    rows = run_study(study(KEPT), "smoke", tmp_path)
+    (repaired,) = find(rows, row="transplant", recovery="data_free")
+    assert "calibration" not in repaired["configuration"]
+    digits = load_images("digits")
+    members = [make_network({"name": "convnet", "width": 4}, digits.shape, 10) for _ in "ab"]
+    for network, entry in zip(members, repaired["configuration"]["members"], strict=True):
+        load_into(network, tmp_path / f"{entry['key']}.safetensors")
+    found = ng.fuse(members, digits.train.images[:2], recover="repair")
+    assert repaired["test"]["accuracy"] == ng.evaluate(found, digits.test.batches()).accuracy

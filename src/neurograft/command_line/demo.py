@@ -25,11 +25,11 @@ def demo(
     ] = None,
     members: Annotated[int, typer.Option(min=2, help="Networks to train and fuse.")] = 4,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each member.")] = 30,
-    recovery_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning, and of distilling.")] = 20,
+    tuning_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning, and of distilling.")] = 20,
     samples: Annotated[
         int, typer.Option(min=100, help="Images to train and validate on, at most; keeps big data sets short.")
     ] = 6000,
-    seed: Annotated[int, typer.Option(help="Of the first member; the others count on from it.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
 ) -> None:
     """Train small networks, fuse them, fine-tune, and write a page about it.
 
@@ -40,20 +40,19 @@ def demo(
     from rich.console import Console
 
     from neurograft.errors import OptionError, closest
-    from neurograft.experimenting.comparison import Budget
-    from neurograft.experimenting.demo import run_demo
-    from neurograft.experimenting.networks import NETWORKS
+    from neurograft.experimenting.demo import Budget, run_demo
+    from neurograft.experimenting.networks import DEMONSTRATED
     from neurograft.planning.methods import METHODS
 
-    networks = tuple(network or NETWORKS)
+    networks = tuple(network or DEMONSTRATED)
     for name in networks:
-        if name not in NETWORKS:
-            raise OptionError(f"unknown network {name!r}; {closest(name, NETWORKS)}")
+        if name not in DEMONSTRATED:
+            raise OptionError(f"unknown network {name!r}; {closest(name, DEMONSTRATED)}")
     methods = tuple(method or METHODS)
     for name in methods:
         if name not in METHODS:
             raise OptionError(f"unknown method {name!r}; {closest(name, METHODS)}")
     if data == "digits":
         torch.set_num_threads(1)  # for networks this small, several threads wait for each other more than they work
-    budget = Budget(members=members, member_epochs=epochs, recovery_epochs=recovery_epochs, seed=seed)
+    budget = Budget(members=members, member_epochs=epochs, tuning_epochs=tuning_epochs, seed=seed)
     run_demo(data, output, networks=networks, methods=methods, samples=samples, budget=budget, console=Console())

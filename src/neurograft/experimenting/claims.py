@@ -60,7 +60,10 @@ class Claim(Strict):
         holds_if: the claimed relation. "above" and "below" must exceed the noise, "equal" must not; "not above" and
             "not below" are met by equal figures.
         measure: "accuracy" on the test images; "epochs" of tuning until validation first reaches the best member;
-            or the path of another number in a row, such as `seconds.fuse`.
+            "won back", the share of what fusing lost that recovering brought back; or the path of another number in a
+            row, such as `seconds.fuse`.
+        margin: in units of the measure, added to `figure` before the two are compared: how far below still counts as
+            equal.
         where: fields that both figures' rows must have, as in `Figure.where`.
     """
 
@@ -70,4 +73,5 @@ class Claim(Strict):
     against: Figure | float
     holds_if: Relation
     measure: str = "accuracy"
+    margin: float = 0.0
     where: dict[str, Scalar] = Field(default_factory=dict)

@@ -1,36 +1,72 @@
 """The demonstration: members, fusion, recovery, and a page that shows all of it, in a minute and without a download."""
 
 import json
-import math
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from neurograft.checkpoints import write_checkpoint
-from neurograft.errors import InputError
-from neurograft.experimenting.comparison import Budget, Comparison, Tick, compare
+from neurograft.errors import InputError, NeurograftError
 from neurograft.experimenting.data import Images, load_images
-from neurograft.experimenting.demo_page import demo_page, scores_table, takeaway
-from neurograft.experimenting.networks import NETWORKS
+from neurograft.experimenting.demo_page import demo_document
+from neurograft.experimenting.engines import run_in_process, study_work
+from neurograft.experimenting.lab import Made
+from neurograft.experimenting.networks import DEMONSTRATED, demonstrated
 from neurograft.experimenting.provenance import provenance
+from neurograft.experimenting.reports.panels import panels_of
+from neurograft.experimenting.reports.results import Results
+from neurograft.experimenting.reports.sources import RowFiles
+from neurograft.experimenting.reports.study_page import takeaway
+from neurograft.experimenting.reports.tables import SIGNS, comparison_table
+from neurograft.experimenting.reports.writing import write_text
+from neurograft.experimenting.running import start_of
+from neurograft.experimenting.store import Store
+from neurograft.experimenting.study import About, Settings
+from neurograft.experimenting.study_file import Point, Study
+from neurograft.experimenting.trials import Task, study_rows, tasks_of, trials_of
 from neurograft.planning.methods import METHODS
+from neurograft.reporting.html import html_page
 from neurograft.reporting.tables import terminal_table
+
+PRESET = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long and how fast members are trained and starts tuned: the same for every row.
+
+    Attributes:
+        members: how many networks are trained.
+        member_epochs: epochs of each member.
+        tuning_epochs: epochs of fine-tuning, and of distilling.
+        member_lr: step size for the members.
+        tuning_lr: step size for fine-tuning and distilling.
+        batch: samples per step.
+        seed: of everything.
+    """
+
+    members: int = 4
+    member_epochs: int = 30
+    tuning_epochs: int = 20
+    member_lr: float = 0.02
+    tuning_lr: float = 0.03
+    batch: int = 32
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What a demonstration wrote and measured."""
+    """What a demonstration measured and wrote."""
 
-    comparisons: dict[str, Comparison]
-    report: Path
-    results: Path
+    results: Results
+    page: Path
+    rows: Path
     seconds: float
 
 
@@ -38,18 +74,20 @@ def run_demo(
     source: str,
     output: Path,
     *,
-    networks: tuple[str, ...] = tuple(NETWORKS),
-    methods: tuple[str, ...] = tuple(METHODS),
+    networks: Sequence[str] = tuple(DEMONSTRATED),
+    methods: Sequence[str] = tuple(METHODS),
     samples: int | None = None,
     budget: Budget | None = None,
     console: Console | None = None,
 ) -> Demonstration:
     """Train members of each kind of network, fuse them, recover them, and write a page, result rows and checkpoints.
 
+    It is a study like those of `neurograft experiment`, run in a folder that is removed afterwards.
+
     Args:
         source: "digits", another data set or a folder, see `load_images`.
         output: the folder for `report.html`, `results.jsonl` and the networks; made if it is missing.
-        networks: names in `neurograft.experimenting.networks.NETWORKS`.
+        networks: names in `neurograft.experimenting.networks.DEMONSTRATED`.
         methods: names in `neurograft.planning.methods.METHODS`.
         samples: images to train and validate on, None for all.
         budget: epochs, step sizes, members and seed.
@@ -57,113 +95,108 @@ def run_demo(
 
     Raises:
         InputError: if the output folder cannot be written to, before any training.
+        NeurograftError: if a network could not be trained or fused.
     """
     started = time.perf_counter()
     console = console if console is not None else Console()
     budget = budget if budget is not None else Budget()
-    _prepare(output)
-    images = load_images(source, samples=samples)
-    console.print(_opening(images, budget), highlight=False)
-    comparisons = {}
-    with _progress(console, len(networks) * _epochs(budget, len(methods))) as say:
-        for name in networks:
-            title, make = NETWORKS[name]
-            comparisons[name] = compare(
-                lambda make=make: make(images.shape, images.classes),  # type: ignore[misc]
-                images,
-                budget,
-                methods=methods,
-                tick=lambda what, title=title: say(f"{title}: {what}"),  # type: ignore[misc]
-            )
-            console.print(terminal_table(scores_table(NETWORKS[name][0], comparisons[name], images)))
-            console.print(takeaway(comparisons[name], images) + "\n", highlight=False)
-            _save_networks(output, name, comparisons[name], budget)
+    place = _prepared(output)
+    try:
+        images = load_images(source, samples=samples)
+        study = demo_study(source, images, networks, methods, samples, budget)
+        console.print(_opening(images, budget), highlight=False)
+        store = Store(place)
+        store.prepare()
+        tasks = tasks_of(study, PRESET)
+        run_in_process(tasks, store, partial(study_work, data_folder=None, device="cpu"), console=console)
+        for failure in store.failures():
+            raise NeurograftError(f"{failure['label']}: {failure['error']}")
+        trials = trials_of(study, PRESET)
+        results = RowFiles(place).results(study, PRESET)
+        for panel in panels_of(results, None):
+            table = comparison_table(results, panel)
+            title = f"{panel.title}. {table.title}" if panel.title else table.title
+            console.print(terminal_table(replace(table, title=title, note="")))
+            console.print(f"{takeaway(results, panel)}\n", highlight=False)
+        console.print(f"{SIGNS}\n", highlight=False)
+        page, rows = output / "report.html", output / "results.jsonl"
+        write_text(rows, "".join(f"{json.dumps(row)}\n" for row in study_rows(study, PRESET, store)))
+        fused = [task for task in trials if task.labels["row"] in methods and task.labels["tuning"] == "none"]
+        made = [(task, start_of(task, store)) for task in fused]
+        _save_networks(output, tasks, made, store)
+        write_text(page, html_page(demo_document(study.about, results, made, _command(source))))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
     seconds = time.perf_counter() - started
-    settings = {"data": images.name, "splits": _splits(images), **asdict(budget)}
-    results = output / "results.jsonl"
-    _write(results, "".join(json.dumps(row) + "\n" for row in _rows(comparisons, settings)))
-    report = output / "report.html"
-    _write(report, demo_page(comparisons, images, settings, provenance(), seconds))
-    console.print(f"page     {report}\nresults  {results}\nnetworks {output}/*.safetensors", highlight=False)
+    console.print(f"page     {page}\nresults  {rows}\nnetworks {output}/*.safetensors", highlight=False)
     console.print(f"{seconds:.0f} s", highlight=False)
-    return Demonstration(comparisons, report, results, seconds)
+    return Demonstration(results, page, rows, seconds)
+
+
+def demo_study(
+    source: str, images: Images, networks: Sequence[str], methods: Sequence[str], samples: int | None, budget: Budget
+) -> Study:
+    """The demonstration as a study: a case for each kind of network."""
+    tuning = {"epochs": budget.tuning_epochs, "lr": budget.tuning_lr, "batch": budget.batch}
+    points = []
+    for name in networks:
+        settings = {
+            "data": {"source": source, "samples": samples},
+            "network": demonstrated(name, images.shape),
+            "members": {
+                "count": budget.members,
+                "epochs": budget.member_epochs,
+                "lr": budget.member_lr,
+                "batch": budget.batch,
+            },
+            "starts": {method: {} for method in methods},
+            "recoveries": ["none", "refit"],
+            "calibration": len(images.train),
+            "tuning": {"finetune": tuning, "distill": tuning},
+            "seeds": [budget.seed],
+        }
+        points.append(Point(DEMONSTRATED[name], {}, Settings.model_validate(settings)))
+    about = About(
+        title=f"{budget.members} networks into one",
+        question=(
+            f"{budget.members} networks were trained from different seeds on the same {len(images.train)} images, "
+            "fused into one network of the same size, and trained on. Can that one network stand in for all "
+            f"{budget.members}?"
+        ),
+        paper="neurograft",
+    )
+    return Study("demo", about, {PRESET: tuple(points)})
+
+
+def _command(source: str) -> tuple[str, ...]:
+    return ("neurograft demo" if source == "digits" else f"neurograft demo --data {source}",)
 
 
 def _opening(images: Images, budget: Budget) -> str:
-    sizes = ", ".join(f"{count} {name}" for name, count in _splits(images).items())
+    splits = {"train": images.train, "validation": images.validation, "test": images.test}
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     return f"{images.name}: {sizes} images; {budget.members} members of each network, seed {budget.seed}\n"
 
 
-def _splits(images: Images) -> dict[str, int]:
-    return {"train": len(images.train), "validation": len(images.validation), "test": len(images.test)}
-
-
-def _epochs(budget: Budget, methods: int) -> int:
-    return budget.members * budget.member_epochs + 2 * (1 + methods) * budget.recovery_epochs
-
-
-def _prepare(output: Path) -> None:
-    """Find out now, not after the training, whether the folder can be written to."""
-    probe = output / ".writable"
+def _prepared(output: Path) -> Path:
+    """A folder to work in, beside what is written; found out now, not after the training, whether that is possible."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        return Path(tempfile.mkdtemp(prefix=".working.", dir=output))
     except OSError as error:
         raise InputError(
             f"{output} cannot be written to: {error.strerror}; choose another folder with --output"
         ) from error
 
 
-@contextmanager
-def _progress(console: Console, epochs: int) -> Iterator[Tick]:
-    """A bar on a terminal; elsewhere one line per step."""
-    if not console.is_terminal:
-        seen: set[str] = set()
-
-        def line(what: str) -> None:
-            if what not in seen:
-                seen.add(what)
-                console.print(what, highlight=False)
-
-        yield line
-        return
-    columns = (BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=epochs)
-        yield lambda what: bar.update(task, description=what, advance=1)
-
-
-def _rows(comparisons: dict[str, Comparison], settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for network, comparison in comparisons.items():
-        for outcome in comparison.outcomes:
-            for split in ("validation", "test"):
-                scores = asdict(getattr(outcome, split))
-                yield {
-                    "network": network,
-                    "row": outcome.row,
-                    "recovery": outcome.recovery,
-                    "epoch": outcome.epoch,
-                    "split": split,
-                    **{key: None if math.isnan(value) else value for key, value in scores.items() if key != "seconds"},
-                    "curve": outcome.curve,
-                    "seconds": round(outcome.seconds, 3),
-                    "seed": settings["seed"],
-                    "configuration": settings,
-                    **provenance(),
-                }
-
-
-def _save_networks(output: Path, name: str, comparison: Comparison, budget: Budget) -> None:
+def _save_networks(output: Path, tasks: Sequence[Task], made: Sequence[tuple[Task, Made]], store: Store) -> None:
     """Keep members and fused networks, so that the other commands can be tried on them."""
-    common = {"network": name, "seed": budget.seed, "torch": torch.__version__, "commit": provenance()["commit"]}
-    for number, member in enumerate(comparison.members):
-        write_checkpoint(member, output / f"{name}-member-{number}.safetensors", {**common, "member": number})
-    for method, fused in comparison.fused.items():
-        write_checkpoint(fused, output / f"{name}-{method}.safetensors", {**common, "method": method})
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    for task in tasks:
+        if task.kind == "member":
+            name = f"{task.settings['network']['name']}-member-{task.labels['member']}"
+            shutil.copyfile(store.member_path(task.key), output / f"{name}.safetensors")
+    for task, start in made:
+        if task.labels["recovery"] == "none":
+            name = f"{task.settings['network']['name']}-{task.labels['row']}"
+            metadata = {"key": task.key, "label": task.label, "commit": provenance()["commit"]}
+            write_checkpoint(start.network, output / f"{name}.safetensors", metadata)

@@ -46,6 +46,8 @@ def rows_of(settings: Settings) -> Iterator[Row]:
             yield Row(CONTINUE, _start("continue"), tuning=tuning)
     for name, start in starts_of(settings).items():
         recoveries = start.recoveries if start.recoveries is not None else settings.recoveries
+        if start.method == "keep":  # as it is, it is the member, which has a row of its own
+            recoveries = tuple(recovery for recovery in recoveries if recovery != "none")
         for recovery in ("none",) if start.method in ALONE else recoveries:
             for tuning in tunings:
                 if start.tunings is None or tuning in start.tunings:

@@ -9,7 +9,7 @@ import torch
 from neurograft.checkpoints.writing import write_checkpoint
 from neurograft.experimenting.costs import costs_trial
 from neurograft.experimenting.data import Images, Split, shards, special_class
-from neurograft.experimenting.lab import ANSWERS_KEPT, Lab, MemberStore, Tick, keep, scores_of
+from neurograft.experimenting.lab import ANSWERS_KEPT, Lab, Made, MemberStore, Tick, keep, scores_of
 from neurograft.experimenting.provenance import provenance
 from neurograft.experimenting.starts import Ingredients, make_start
 from neurograft.experimenting.synchronous import synchronous_trial
@@ -66,7 +66,9 @@ def _member(task: Task, lab: Lab, tick: Tick) -> JSON:
     trained = finetuned(network, training, images, seed=settings["seed"], tick=tick, part=part, checkpoint=checkpoint)
     path = lab.store.member_path(task.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(trained.network.cpu(), path, {"key": task.key, "label": task.label})
+    write_checkpoint(
+        trained.network.cpu(), path, {"key": task.key, "label": task.label, "commit": provenance()["commit"]}
+    )
     return _training_of(trained) | {"seconds": {"members": time.perf_counter() - started}}
 
 
@@ -79,13 +81,27 @@ def part_of(split: Split, part: JSON | None) -> Split:
     return special_class(split, part["skill"], share=part["share"], seed=part["seed"])[part["number"]]
 
 
-def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
-    settings = task.settings
-    images = lab.images(settings["data"])
-    entries = settings["members"]
+def start_of(
+    task: Task, store: MemberStore, *, data_folder: Path | None = None, device: torch.device | str = "cpu"
+) -> Made:
+    """What a trial measures or trains on, with its plan: the same network that `run_task` made for its row."""
+    return make_start(_ingredients(task, _lab(store, data_folder, torch.device(device))))
+
+
+def _ingredients(task: Task, lab: Lab, tick: Tick = lambda _: None) -> Ingredients:
+    images = lab.images(task.settings["data"])
+    entries = task.settings["members"]
     members = [lab.member(entry, images) for entry in entries]
     records = [_record(lab, entry, member, images) for entry, member in zip(entries, members, strict=True)]
-    made = make_start(Ingredients(settings, images, members, records, lab, tick))
+    return Ingredients(task.settings, images, members, records, lab, tick)
+
+
+def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
+    settings = task.settings
+    entries = settings["members"]
+    found_in = _ingredients(task, lab, tick)
+    images, members, records = found_in.images, found_in.members, found_in.records
+    made = make_start(found_in)
     spent = sum(
         {entry["key"]: float(r["seconds"]["members"]) for entry, r in zip(entries, records, strict=True)}.values()
     )

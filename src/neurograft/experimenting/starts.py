@@ -62,7 +62,7 @@ def make_start(of: Ingredients) -> Made:
     if settings["recovery"] == "none":
         return made
 
-    recovery, samples = settings["recovery"], settings.get("calibration")
+    recovery = settings["recovery"]
 
     def recover() -> Made:
         assert made.plan is not None
@@ -70,10 +70,11 @@ def make_start(of: Ingredients) -> Made:
         if recovery == "data_free":
             network = repair(made.network, made.plan, of.members)
         else:
-            network = recovered(made.network, made.plan, of.members, calibration_of(of.images, samples), recovery)
+            batches = calibration_of(of.images, settings["calibration"])
+            network = recovered(made.network, made.plan, of.members, batches, recovery)
         return Made(network, made.plan, made.fuse, time.perf_counter() - started)
 
-    own = {**shared, "recovery": recovery, "calibration": samples}
+    own = {**shared, "recovery": recovery, "calibration": settings.get("calibration")}
     return keep(of.lab.starts, key_of(own), recover, STARTS_KEPT)
 
 

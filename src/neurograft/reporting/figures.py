@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from neurograft.errors import MissingExtra
 from neurograft.reporting.document import Picture
 from neurograft.reporting.palette import DASHES, INKS, LIGHT, MARKERS, themed
-from neurograft.reporting.plots import spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -325,6 +324,25 @@ def _end_labels(axis: "Axes", panel: Panel, scale: Scale, bounds: tuple[float, f
             va="center",
             arrowprops={"arrowstyle": "-", "color": color, "lw": 0.8, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)},
         )
+
+
+def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Places near the sorted `wanted` ones, at least `gap` apart and, if they fit, between `low` and `high`.
+
+    Example:
+        >>> spread([10.0, 11.0, 50.0], gap=5, low=0, high=52)
+        [10.0, 15.0, 50.0]
+        >>> spread([51.0, 52.0], gap=5, low=0, high=52)
+        [47, 52]
+    """
+    places: list[float] = []
+    for place in wanted:
+        places.append(max(place, places[-1] + gap if places else low))
+    limit = high
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], limit)
+        limit = places[index] - gap
+    return places
 
 
 def _legend(figure: "Figure", panels: Sequence[Panel]) -> None:

@@ -4,7 +4,6 @@ import pytest
 from tests.experimenting.reports.plausible import labels, measured
 
 from neurograft.errors import InputError
-from neurograft.experimenting.comparison import noise
 from neurograft.experimenting.reports.measures import Summary, difference, summary
 from neurograft.experimenting.reports.results import Which, collect
 
@@ -37,9 +36,9 @@ def test_noise_of_the_test_set_shrinks_with_images_and_seeds():
     assert difference(other, close).sign == 0
 
 
-def test_one_seed_has_the_noise_of_the_demonstration():
+def test_one_seed_has_the_noise_of_two_equal_test_sets():
     found = difference(Summary({0: 0.9}, 997), Summary({0: 0.9}, 997))
-    assert found.noise == pytest.approx(noise(0.9, 997))
+    assert found.noise == pytest.approx(2 * math.sqrt(2 * 0.9 * 0.1 / 997))
 
 
 def test_figures_without_a_common_seed_have_no_difference():

@@ -3,7 +3,7 @@ from tests.experimenting.reports.plausible import labels, measured, study
 
 from neurograft.experimenting.reports.panels import panels_of
 from neurograft.experimenting.reports.results import collect
-from neurograft.experimenting.reports.tables import comparison_table, cost_table, over_table
+from neurograft.experimenting.reports.tables import comparison_table, cost_table, over_table, won_back_table
 
 
 def table_of(entries, *, samples=10000, missing=(), failures=None):
@@ -101,3 +101,25 @@ def test_costs():
     assert table.columns[3:6] == ("fine-tuning, s", "step size", "epochs to best")
     assert line(table, "transplant")[:4] == ("0.1", "0", "9", "0.01")
     assert float(line(table, "transplant")[4]) == pytest.approx(11, abs=3)
+
+
+def test_where_nothing_is_trained_recoveries_are_columns_and_say_what_they_won_back():
+    expected, rows = [], {}
+    for row, recovery, accuracies in [
+        ("best member", "none", (0.90, 0.80)),
+        ("ensemble", "none", (0.95, 0.95)),
+        ("transplant", "none", (0.50, 0.85)),
+        ("transplant", "repair", (0.40, 0.70)),
+        ("transplant", "refit", (0.80, 0.82)),
+    ]:
+        for seed, accuracy in enumerate(accuracies):
+            of = labels(row, recovery=recovery, seed=seed)
+            expected.append(of)
+            rows[of["key"]] = measured(of, accuracy)
+    results = collect(expected, rows)
+    (panel,) = panels_of(results, None)
+    table = comparison_table(results, panel)
+    assert table.columns == ("network", "as it is", "REPAIR", "refit")
+    assert [text.split()[0] for text in line(table, "transplant")] == ["67.50", "55.00", "81.00"]
+    # of seed 1 nothing was lost; of seed 0 0.4 were, of which 0.3 came back, and 0.1 more were lost
+    assert won_back_table(results, panel).rows == (("transplant", "-25", "75"),)

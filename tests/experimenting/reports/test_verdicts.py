@@ -113,3 +113,10 @@ def test_several_rows_at_once_are_no_rival():
     figure = Figure(row="transplant", where={"members": 2})
     with pytest.raises(StudyError, match="'best member' stands for several rows at once .*say in its `where`"):
         judge(claim(figure, BEST), results_of(entries))
+
+
+def test_a_margin_says_how_far_below_still_counts_as_equal():
+    found = results_of([("transplant", "none", {}, 0.75, 0.8), ("best member", "none", {}, 0.8, 0.8)])
+    assert judge(claim(TRANSPLANT, BEST, "not below"), found).text == "did not hold"
+    assert judge(claim(TRANSPLANT, BEST, "not below", margin=0.04), found).text == "did not hold"
+    assert judge(claim(TRANSPLANT, BEST, "not below", margin=0.05), found).text == "held"

@@ -2,11 +2,10 @@
 
 from neurograft.experimenting.networks.convnet import ConvNet, convnet
 from neurograft.experimenting.networks.demonstration import (
-    NETWORKS,
-    convnet_for,
+    DEMONSTRATED,
+    demonstrated,
     digits_convnet,
     digits_mlp,
-    mlp_for,
 )
 from neurograft.experimenting.networks.lenet import LeNet, lenet
 from neurograft.experimenting.networks.making import NAMED, check_network, make_network
@@ -17,9 +16,9 @@ from neurograft.experimenting.networks.vgg import VGG, vgg11
 from neurograft.experimenting.networks.vit import ViT
 
 __all__ = [
+    "DEMONSTRATED",
     "MLP",
     "NAMED",
-    "NETWORKS",
     "VGG",
     "ConvNet",
     "LeNet",
@@ -28,13 +27,12 @@ __all__ = [
     "ViT",
     "check_network",
     "convnet",
-    "convnet_for",
+    "demonstrated",
     "digits_convnet",
     "digits_mlp",
     "lenet",
     "make_network",
     "mlp",
-    "mlp_for",
     "resnet8",
     "resnet18",
     "resnet20",

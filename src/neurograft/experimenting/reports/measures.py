@@ -1,7 +1,7 @@
 """Figures with their spread over seeds, and when two of them are equal."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class Measure:
 
 MEASURES = {
     "accuracy": Measure("test accuracy in %", 100, "points", 2),
+    "won back": Measure("won back of what fusing lost against the best member, in %", 100, "%", 0),
     "epochs": Measure("epochs until validation first reaches the best member", 1, "epochs", 1),
     "seconds.fuse": Measure("seconds of fusing", 1, "s"),
     "seconds.tune": Measure("seconds of training", 1, "s", 1),
@@ -146,7 +147,9 @@ def summary(results: Results, group: Group, measure: str = "accuracy", split: st
         results: where "epochs" finds the best member.
         group: the row.
         measure: "accuracy"; "epochs", of training until the validation accuracy first reaches the best member's (one
-            more than there were if it never does); or the dotted path of a number in a row.
+            more than there were if it never does); "won back", by recovering: (x − b) / (m − b) with x the accuracy of
+            this network, b of the bare one, m of the best member, for seeds with b < m; or the dotted path of a number
+            in a row.
         split: which split's accuracy.
 
     Raises:
@@ -159,7 +162,20 @@ def summary(results: Results, group: Group, measure: str = "accuracy", split: st
     if measure == "epochs":
         best = results.find(group.setting, Which(BEST))
         return Summary({} if best is None else dict(_epochs(group, best)))
+    if measure == "won back":
+        return Summary(dict(_won_back(results, group, split)))
     return Summary({seed: _number(row, measure, group) for seed, row in group.rows.items()})
+
+
+def _won_back(results: Results, group: Group, split: str) -> Iterator[tuple[int, float]]:
+    best = results.find(group.setting, Which(BEST))
+    bare = results.find(group.setting, Which(group.which.row))
+    if best is None or bare is None:
+        return
+    for seed in sorted(group.rows.keys() & bare.rows.keys() & best.rows.keys()):
+        x, b, m = (float(own.rows[seed][split]["accuracy"]) for own in (group, bare, best))
+        if b < m:
+            yield seed, (x - b) / (m - b)
 
 
 def _epochs(group: Group, best: Group) -> list[tuple[int, float]]:

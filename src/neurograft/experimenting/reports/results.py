@@ -12,6 +12,8 @@ Setting: TypeAlias = tuple[tuple[str, Any], ...]
 
 BEST, ENSEMBLE, CONTINUE = "best member", "ensemble", "continue the best member"
 LABELS = ("case", "network", "data", "members")
+RECOVERIES = {"none": "as it is", "batch_norm": "BatchNorm", "repair": "REPAIR", "data_free": "REPAIR without data"}
+"""Recoveries that are called otherwise by people."""
 LARGE = ("ensemble", "combine")
 """Starts that are several times the size of a member."""
 
@@ -32,8 +34,18 @@ class Which:
             >>> Which("optimal_transport", "refit", "distill").start
             'optimal transport + refit'
         """
-        parts = [self.row] if self.recovery == "none" else [self.row, self.recovery]
+        parts = [self.row] if self.recovery == "none" else [self.row, self.recovery_words]
         return " + ".join(parts).replace("_", " ")
+
+    @property
+    def recovery_words(self) -> str:
+        """How it was recovered, as people say it.
+
+        Example:
+            >>> Which("transplant", "batch_norm").recovery_words, Which("transplant").recovery_words
+            ('BatchNorm', 'as it is')
+        """
+        return RECOVERIES.get(self.recovery, self.recovery)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from neurograft.experimenting.reports.made import made_parts
 from neurograft.experimenting.reports.measures import difference, summary
 from neurograft.experimenting.reports.panels import TUNINGS, Panel, panels_of
 from neurograft.experimenting.reports.results import BEST, CONTINUE, ENSEMBLE, Group, Results, Which
-from neurograft.experimenting.reports.tables import comparison_table, cost_table, over_table, rival_of
+from neurograft.experimenting.reports.tables import comparison_table, cost_table, over_table, rival_of, won_back_table
 from neurograft.experimenting.reports.verdict_tables import claims_table
 from neurograft.experimenting.reports.verdicts import judge
 from neurograft.reporting.document import Document, Heading, Paragraph, Part, Picture, Section
@@ -58,6 +58,8 @@ def _single(results: Results, panel: Panel, stem: str) -> Iterator[Part]:
     if (found := takeaway(results, panel)) is not None:
         yield Paragraph(found, "takeaway")
     yield comparison_table(results, panel)
+    if (table := won_back_table(results, panel)) is not None:
+        yield table
     yield from _drawn(
         at_once_bars(results, panel, f"{stem}-at-once"),
         gain_bars(results, panel, f"{stem}-gain"),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from neurograft.experimenting.reports.measures import Summary, difference, measure_named, summary
 from neurograft.experimenting.reports.panels import TUNINGS, Panel
@@ -19,29 +20,62 @@ SIGNS = (
 
 
 def comparison_table(results: Results, panel: Panel) -> Table:
-    """Test accuracies of a single setting: a line per start, a column per way of training on."""
-    setting, tunings = panel.settings[0], panel.tunings(results)
-    starts = _starts(panel.whiches(results))
+    """Test accuracies of a single setting.
+
+    A line per start and a column per way of training on; where nothing is trained on, a column per recovery.
+    """
+    setting = panel.settings[0]
+    lines, columns = _layout(panel.whiches(results), panel.tunings(results))
     digits = digits_of(results.in_setting(setting))
     lead = _leader(results, results.in_setting(setting))
     cells, strong = [], set()
-    for r, (row, recovery, start) in enumerate(starts):
-        line = [start]
-        for c, tuning in enumerate(tunings, 1):
-            group = results.find(setting, Which(row, recovery, tuning))
-            line.append(cell(results, group, digits))
+    for r, (name, line) in enumerate(lines.items()):
+        found = [name]
+        for c, column in enumerate(columns.values(), 1):
+            group = results.find(setting, replace(line, **column))
+            found.append(cell(results, group, digits))
             if _level_with(results, group, lead):
                 strong.add((r, c))
-        cells.append(tuple(line))
+        cells.append(tuple(found))
     return Table(
         title=_title("Test accuracy in %", results, panel.settings),
-        columns=("network", *(TUNINGS[tuning] for tuning in tunings)),
+        columns=("network", *columns),
         rows=tuple(cells),
-        numeric=len(tunings),
+        numeric=len(columns),
         strong=frozenset(strong),
-        rules=_rules([row for row, _, _ in starts]),
+        rules=_rules([line.row for line in lines.values()]),
         note=" ".join([SIGNS, *_footnotes(results, panel)]),
     )
+
+
+def won_back_table(results: Results, panel: Panel) -> Table | None:
+    """How much of what fusing lost each recovery of a single setting brought back; None if nothing was recovered."""
+    setting = panel.settings[0]
+    recovered = dict.fromkeys(w for w in panel.whiches(results) if w.recovery != "none" and w.tuning == "none")
+    recoveries = dict.fromkeys(which.recovery for which in recovered)
+    rows = []
+    for row in dict.fromkeys(which.row for which in recovered):
+        groups = [results.find(setting, Which(row, recovery)) for recovery in recoveries]
+        if any(group is not None and summary(results, group, "won back") for group in groups):
+            rows.append((Which(row).start, *(cell(results, group, 0, "won back") for group in groups)))
+    if not rows:
+        return None
+    return Table(
+        title=_title("Won back of what fusing lost against the best member, in %", results, panel.settings),
+        columns=("network", *(Which("", recovery).recovery_words for recovery in recoveries)),
+        rows=tuple(rows),
+        numeric=len(recoveries),
+        note="100: as good as the best member. 0: no better than before. Seeds that had lost nothing are left out.",
+    )
+
+
+def _layout(whiches: Sequence[Which], tunings: Sequence[str]) -> tuple[dict[str, Which], dict[str, dict[str, str]]]:
+    """Lines and columns of a table of all networks of a setting."""
+    recoveries = dict.fromkeys(which.recovery for which in whiches)
+    if len(tunings) == 1 and len(recoveries) > 1:
+        lines = {Which(which.row).start: Which(which.row) for which in whiches}
+        return lines, {Which("", own).recovery_words: {"recovery": own} for own in recoveries}
+    return {w.start: replace(w, tuning="none") for w in whiches}, {TUNINGS[own]: {"tuning": own} for own in tunings}
 
 
 def over_table(results: Results, panel: Panel, tuning: str, measure: str = "accuracy") -> Table:
@@ -96,7 +130,7 @@ def cost_table(results: Results, panel: Panel) -> Table:
         numeric=len(more) + 2,
         note=(
             "Seconds of training are those at the step size that validation chose. Epochs to best: how many until "
-            " the validation accuracy first reaches the best member's; one more than there were if it never does."
+            "the validation accuracy first reaches the best member's; one more than there were if it never does."
         ),
     )
 

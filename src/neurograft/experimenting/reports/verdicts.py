@@ -1,7 +1,7 @@
 """Whether a paper's claim held in the rows that were measured, and by how much."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from neurograft.errors import StudyError
@@ -97,7 +97,9 @@ def _finding(
     else:
         other = claim.against
         gap = difference(figure, Summary(dict.fromkeys(figure.values, claim.against)))
-    return Finding(setting, figure, other, gap, None if gap is None else _holds(claim.holds_if, gap.sign), chosen)
+    with_margin = None if gap is None else replace(gap, mean=gap.mean + claim.margin)
+    holds = None if with_margin is None else _holds(claim.holds_if, with_margin.sign)
+    return Finding(setting, figure, other, gap, holds, chosen)
 
 
 def _fixed(figure: Figure) -> Iterator[str]:
