@@ -6,6 +6,12 @@ The networks are those of the comparison with the published way. First what no w
 same memory: each member must be read once to be scored, and the fused network must be written. Then the functions of
 planning and applying by their own time (cProfile, without what they call), summed over some turns. "Copies" is the time
 in copies of one member (`copy.deepcopy`, median of the turns between which it is measured).
+
+What is above reading and writing is, at the widths where it counts: scoring down the columns in two passes over a block
+(`square`, `sum`), where one kernel that squares while it sums would read it once; and making the fused tensor as zeros
+(`zeros`) to which blocks of gathered, widened rows are then added (`_scatter`, `_put`), where a kernel that gathers
+several members' rows straight into fresh memory would write it once. PyTorch has neither kernel; both would have to be
+compiled, and would bring a transplant to about the sum of the first two lines.
 """
 
 import copy

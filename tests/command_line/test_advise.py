@@ -52,3 +52,22 @@ def test_a_place_that_cannot_be_written_to_is_found_before_the_search(members, t
     assert "must end in .safetensors" in capsys.readouterr().err
     assert run(monkeypatch, NETWORK, *members, "--page", tmp_path / "nowhere" / "page.html") == 2
     assert "must end in .html, in a folder that exists" in capsys.readouterr().err
+
+
+def test_model_folders_give_a_model_folder(tmp_path, monkeypatch, capsys):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    settings = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "intermediate_size": 32}
+    settings |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 10}
+    for name in "ab":
+        torch.manual_seed(ord(name))
+        network = transformers.ViTForImageClassification(transformers.ViTConfig(**settings))
+        network.save_pretrained(tmp_path / name)
+    (tmp_path / "a" / "preprocessor_config.json").write_text("{}")
+    output = tmp_path / "advised"
+    arguments = ["--method", "transplant", "--epochs", 1, "--lr", 0.05, "--no-test", "--output", output]
+    assert not run(monkeypatch, tmp_path / "a", tmp_path / "b", *arguments)
+    assert "What was compared at the end" in capsys.readouterr().out
+    advised = transformers.AutoModelForImageClassification.from_pretrained(output)
+    assert advised.config.hidden_size == 16
+    assert advised(torch.zeros(2, 1, 8, 8)).logits.shape == (2, 10)
+    assert (output / "preprocessor_config.json").is_file()

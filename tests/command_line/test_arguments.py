@@ -62,7 +62,7 @@ def test_bad_inputs(shapes, message):
         ("digits_mlp", "must read package.module:function"),
         ("neurograft.nowhere:net", "neurograft.nowhere cannot be imported"),
         ("neurograft.experimenting.networks:digits_mpl", "has no 'digits_mpl'; did you mean 'digits_mlp'"),
-        ("neurograft.experimenting.networks:NETWORKS", "is a dict, not a function"),
+        ("neurograft.experimenting.networks:DEMONSTRATED", "is a dict, not a function"),
     ],
     ids=["no colon", "no module", "no function", "not callable"],
 )

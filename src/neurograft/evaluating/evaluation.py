@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from typing import Any, TypeAlias
 
 import torch
@@ -49,6 +49,16 @@ class Scores:
     samples: int
     seconds: float
     metric: float = nan
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What "better" means when validation chooses: accuracy first, where there is one, then the loss.
+
+        Example:
+            >>> Scores(0.9, 0.5, nan, 100, 0.1).rank > Scores(0.9, 0.6, nan, 100, 0.1).rank
+            True
+        """
+        return 0.0 if isnan(self.accuracy) else self.accuracy, -self.loss
 
 
 def evaluate(

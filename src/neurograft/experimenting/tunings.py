@@ -212,6 +212,6 @@ def _trained(
     if network is None:  # the start, before the step size that was too large
         lost = scores_json(scores[0])
         return Tuned(start, lr, 0, curve, lost, spent, spent, {lr: None})
-    chosen = max(range(len(scores)), key=lambda number: (scores[number].accuracy, -scores[number].loss))
+    chosen = max(range(len(scores)), key=lambda number: scores[number].rank)
     best = scores_json(scores[chosen])
     return Tuned(network.eval(), lr, chosen, curve, best, spent, spent, {lr: max(curve)})

@@ -161,7 +161,7 @@ class _Run:
         epoch = Epoch(number, loss, scores, time.perf_counter() - started)
         self.history.append(epoch)
         if scores is not None:
-            if (score := _rank(scores)) > self.best_score:
+            if (score := scores.rank) > self.best_score:
                 self.best, self.best_score, self.since_best = copied(tensors_of(self.network)), score, 0
             else:
                 self.since_best += 1
@@ -261,11 +261,6 @@ def _schedule(optimizer: torch.optim.Optimizer, settings: Settings, done: int) -
     if settings["schedule"] == "constant":
         return None
     return LambdaLR(optimizer, factor_of(settings["schedule"], settings["epochs"]), last_epoch=done - 1)
-
-
-def _rank(scores: Scores) -> tuple[float, float]:
-    """Higher is better: accuracy first where there is one, then the loss."""
-    return (scores.accuracy if not math.isnan(scores.accuracy) else 0.0, -scores.loss)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Candidate:
     @property
     def rank(self) -> tuple[float, float]:
         """Higher is better: accuracy, then the loss."""
-        return self.validation.accuracy, -self.validation.loss
+        return self.validation.rank
 
     def tuned_by(self, tuning: str, lr: float) -> "Candidate":
         """The same start, about to be trained."""

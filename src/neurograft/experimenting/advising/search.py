@@ -103,7 +103,7 @@ class Race:
             spent = candidate.seconds + time.perf_counter() - began
             return replace(candidate, diverged=True, seconds=spent)
         scores = [epoch.validation for epoch in history if epoch.validation is not None]
-        chosen = max(range(len(scores)), key=lambda number: (scores[number].accuracy, -scores[number].loss))
+        chosen = max(range(len(scores)), key=lambda number: scores[number].rank)
         return replace(
             candidate,
             network=network.eval(),
