@@ -1,6 +1,7 @@
 import pytest
 from tests.experimenting.reports.plausible import labels, measured, study
 
+from neurograft.experimenting.reports.made import provenance_of
 from neurograft.experimenting.reports.panels import panels_of
 from neurograft.experimenting.reports.results import collect
 from neurograft.experimenting.reports.tables import comparison_table, cost_table, over_table, won_back_table
@@ -123,3 +124,21 @@ def test_where_nothing_is_trained_recoveries_are_columns_and_say_what_they_won_b
     assert [text.split()[0] for text in line(table, "transplant")] == ["67.50", "55.00", "81.00"]
     # of seed 1 nothing was lost; of seed 0 0.4 were, of which 0.3 came back, and 0.1 more were lost
     assert won_back_table(results, panel).rows == (("transplant", "-25", "75"),)
+
+
+def test_computing_time_counts_a_shared_member_once_and_every_step_size():
+    def row(keys, members, **seconds):
+        entries = [{"key": key} for key in keys]
+        return measured(labels("transplant"), 0.9) | {
+            "configuration": {"members": entries},
+            "seconds": {"members": members, **seconds},
+        }
+
+    rows = [
+        row("ab", 20.0, fuse=1.0, recover=2.0),  # members a and b took 10 s each
+        row("ab", 20.0, fuse=1.0, tune=3.0, search=6.0),
+        row("abcd", 40.0, fuse=1.0),
+        row("a", 10.0),
+        row("", 0.0, tune=5.0),
+    ]
+    assert provenance_of(rows)["time"] == "56 s of computing"  # 40 + 3 + 6 + 1 + 1 + 5

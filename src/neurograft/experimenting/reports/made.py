@@ -65,16 +65,21 @@ def computer_text(hardware: Mapping[str, Any]) -> str:
 
 
 def _spent(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds in all; members are shared, so they count once for every seed and setting."""
-    members: dict[str, float] = {}
+    """Seconds in all; a member that rows share counts once."""
+    members: dict[frozenset[str], float] = {}
     total = 0.0
     for row in rows:
         seconds = {part: value or 0.0 for part, value in (row.get("seconds") or {}).items()}
-        shared = seconds.pop("members", 0.0)
-        total += sum(seconds.values())
-        place = f"{row['seed']} {row['network']} {row['data']} {row['members']} {row.get('varied')}"
-        members[place] = max(members.get(place, 0.0), shared)
-    return total + sum(members.values())
+        shared, tuned = seconds.pop("members", 0.0), seconds.pop("tune", 0.0)
+        total += sum(seconds.values()) + (0.0 if "search" in seconds else tuned)  # the search tuned at every step size
+        entries = row.get("configuration", {}).get("members") or ()
+        if keys := frozenset(entry["key"] for entry in entries):
+            members[keys] = max(members.get(keys, 0.0), shared)
+    counted: set[str] = set()
+    for keys, shared in sorted(members.items(), key=lambda item: -len(item[0])):
+        total += shared * len(keys - counted) / len(keys)
+        counted |= keys
+    return total
 
 
 def _duration(seconds: float) -> str:
