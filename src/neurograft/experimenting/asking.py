@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from neurograft.errors import OptionError, StudyError
+from neurograft.errors import InputError, OptionError, StudyError
 from neurograft.experimenting.data.loading import SPLIT_SEED, find
 from neurograft.experimenting.schedule import Schedule
 from neurograft.experimenting.schedule import Task as AnyTask
@@ -154,6 +154,8 @@ def check_data(tasks: Sequence[AnyTask], data_folder: Path | None) -> None:
     Raises:
         NeurograftError: as `find` of `neurograft.experimenting.data.loading`, with what is missing and how to get it.
     """
+    if data_folder is not None and not data_folder.is_dir():
+        raise InputError(f"--data-folder {data_folder}: no such folder")
     sources = {task.settings["data"]["source"] for task in tasks if "costs" not in task.settings}
     for source in sorted(sources - {"digits"}):
         find(source, data_folder, SPLIT_SEED)

@@ -125,7 +125,11 @@ def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
         found, network = _training_of(result), result.network
         tune, search = result.seconds, result.search
     seconds = {"members": spent, "fuse": made.fuse, "recover": made.recover, "tune": tune, "search": search}
-    return found | {"test": scores_of(network, images.test), "seconds": seconds}
+    return found | {
+        "test": scores_of(network, images.test),
+        "training": len(images.train),
+        "seconds": seconds,
+    }
 
 
 def _record(lab: Lab, entry: JSON, member: torch.nn.Module, images: Images) -> JSON:

@@ -54,7 +54,8 @@ def _each(texts: Iterator[str]) -> str:
 def _splits(row: Mapping[str, Any]) -> str:
     validation, test = row["validation"]["samples"], row["test"]["samples"]
     used = (row.get("configuration", {}).get("data") or {}).get("samples")
-    first = f"{used - validation} training, " if isinstance(used, int) and used > validation else ""
+    training = row.get("training", used - validation if isinstance(used, int) else 0)
+    first = f"{training} training, " if training > 0 else ""
     return f"{row['data']}: {first}{validation} validation, {test} test images"
 
 

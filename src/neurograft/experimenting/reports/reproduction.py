@@ -21,9 +21,10 @@ PAPERS = {
     "neurograft": "Our own studies",
 }
 LEAD = (
-    "Each claim of the two papers beside what was measured here. Every figure comes from the rows in results/, none "
-    "from a paper; a study that was not run says so. A difference counts if it exceeds the noise over seeds and of the "
-    "test set's size (± in the tables); closer figures are called equal."
+    "Each claim of the two papers, and of our own studies, beside what was measured here. Every measured figure comes "
+    "from the rows in results/; a study that was not run says so, and trials that presets share count in each. A "
+    "difference counts if it exceeds the noise over seeds and of the test set's size (± in the tables); closer figures "
+    "are called equal."
 )
 GPU = "paper-short"
 

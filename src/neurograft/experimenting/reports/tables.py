@@ -15,8 +15,11 @@ FINE = 5000
 SIGNS = (
     "↑ above, ↓ below, = not distinguishable from its rival on the same budget: the best member for what is not "
     "trained further, the best member continued in the same way for what is. Bold: not distinguishable from the best "
-    "network of a member's size. Noise is that over seeds (Student's t) and of the test set's size, together."
+    "network of a member's size, nor below its rival. Noise is that over seeds (Student's t; with few seeds much is "
+    "noise) and of the test set's size, together. The best member is the one that validation prefers."
 )
+
+_NOTES = {"accuracy": (SIGNS,), "epochs": ("One epoch more than there were: never.",)}
 
 
 def comparison_table(results: Results, panel: Panel) -> Table:
@@ -104,7 +107,7 @@ def over_table(results: Results, panel: Panel, tuning: str, measure: str = "accu
         numeric=len(panel.ticks),
         strong=frozenset(strong),
         rules=_rules([which.row for which in whiches]),
-        note=" ".join([*([SIGNS] if measure == "accuracy" else []), *_footnotes(results, panel, tuning)]),
+        note=" ".join([*_NOTES.get(measure, ()), *_footnotes(results, panel, tuning)]),
     )
 
 
@@ -195,6 +198,10 @@ def _leader(results: Results, groups: Sequence[Group]) -> Group | None:
 
 def _level_with(results: Results, group: Group | None, lead: Group | None) -> bool:
     if group is None or lead is None or not group.rows or group.large:
+        return False
+    rival = rival_of(results, group)
+    behind = difference(summary(results, group), summary(results, rival)) if rival is not None else None
+    if behind is not None and behind.sign < 0:
         return False
     gap = difference(summary(results, group), summary(results, lead))
     return group is lead or (gap is not None and gap.sign >= 0)
