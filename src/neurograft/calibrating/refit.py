@@ -73,9 +73,10 @@ def refit(
             no member's neuron. Where the plan selects neurons, or only some layers are asked for, there is nothing to
             weight; False keeps the plan's own weights everywhere.
         max_memory: bytes for activations and targets, 2 GiB by default; less memory takes more passes. How far members
-            agree is measured on up to 1,024 values of every neuron, which are held beside that, and so is what cannot
-            be split: the inputs of one layer from one batch, and its Gram matrices (850 MB for 4,608 inputs). A layer
-            whose Gram matrices need more than `max_memory`, and more than 2 GiB, is left out.
+            agree is measured on up to 1,024 values of every neuron, which are held beside that, and so are the Gram
+            matrices of one layer (850 MB for 4,608 inputs), which cannot be split: for such layers a limit below the
+            default is not kept. A layer whose Gram matrices need more than `max_memory`, and more than 2 GiB, is left
+            out.
         seed: of the sampled positions.
 
     Raises:
