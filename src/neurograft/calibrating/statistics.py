@@ -12,6 +12,8 @@ from neurograft.errors import InputError
 
 SILENT = 1e-6
 """A neuron whose standard deviation is below this share of the layer's largest has no scale to repair."""
+BLOCK = 1 << 18
+"""Entries that statistics are made of at a time: in float64 they stay in the processor's cache."""
 
 
 @dataclass(eq=False)
@@ -24,10 +26,14 @@ class Statistics:
 
     def add(self, inputs: Tensor) -> None:
         """Add all entries of a batch; channels are dimension 1."""
-        rows = inputs.double().transpose(0, 1).flatten(1)
-        n = rows.shape[1]
-        mean = rows.mean(1)
-        squares = (rows - mean[:, None]).square().sum(1)
+        entries = inputs.numel() // max(1, inputs.shape[0])
+        for block in inputs.split(max(1, BLOCK // max(1, entries))):
+            self._add(block.double().flatten(2) if block.dim() > 2 else block.double()[..., None])
+
+    def _add(self, block: Tensor) -> None:
+        n = block.shape[0] * block.shape[2]
+        mean = block.mean(2).mean(0)
+        squares = (block - mean[:, None]).square_().sum(2).sum(0)
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = n, mean, squares
             return

@@ -11,8 +11,8 @@ from neurograft.experimenting.strict import Strict
 
 Recovery: TypeAlias = Literal["none", "refit", "repair", "data_free", "batch_norm"]
 TuningKind: TypeAlias = Literal["none", "finetune", "distill"]
-Preset: TypeAlias = Literal["smoke", "small", "paper-short", "paper"]
-PRESETS: tuple[Preset, ...] = ("smoke", "small", "paper-short", "paper")
+Preset: TypeAlias = Literal["smoke", "small", "medium", "paper-short", "paper"]
+PRESETS: tuple[Preset, ...] = ("smoke", "small", "medium", "paper-short", "paper")
 OWN_STARTS = ("continue", "keep", "prune", "combine", "schedule", "untrained")
 """Starts that are no fusion method."""
 
