@@ -261,9 +261,9 @@ def test_weights_that_no_product_reads_are_left_out_with_a_word() -> None:
 
 
 def test_a_layer_with_too_many_inputs_is_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neurograft.calibrating.refit.MEMORY", 10_000)
+    monkeypatch.setattr("neurograft.calibrating.refit.LEAST", 50_000)
     start, plan, members = fused("mlp")
-    better = ng.refit(start, plan, members, [noise("mlp", 20, 1)])
+    better = ng.refit(start, plan, members, [noise("mlp", 20, 1)], max_memory=50_000)
     report = ng.recovery_report(better)
     assert report is not None
     assert [bool(layer.note) for layer in report.layers] == [False, True, False]

@@ -14,19 +14,23 @@ from neurograft.calibrating.survey import Place
 from neurograft.calibrating.watching import Contraction, Key
 
 BLOCK = 64 << 20
-"""Bytes of patches held at a time."""
+"""Bytes of patches held at a time, where there is room for a few times as much."""
 LARGEST = 2.0
 """How much larger than the planned or the members' weights, whichever are larger, refitted weights may be."""
 
 
 @dataclass(eq=False)
 class Fit:
-    """A layer that waits for its regression, with the rows it is to give (one tensor per batch)."""
+    """A layer that waits for its regression, with the rows it is to give (one tensor per batch).
+
+    `block` are the bytes of patches it may hold at a time; while they are summed up there are four copies of them.
+    """
 
     place: Place
     targets: list[Tensor]
     ridge: float | None
     largest: float
+    block: int = BLOCK
     regression: Regression | None = None
     solution: Solution | None = None
     grown: float = nan
@@ -62,7 +66,7 @@ class Fit:
         rows = None if geometry is not None else x.reshape(n, -1, x.shape[1])
         chosen = chosen.to(x.device)
         sample = first + torch.arange(n, device=x.device) * count // n
-        step = max(1, BLOCK // max(1, positions * g * inputs * x.element_size()))
+        step = max(1, self.block // max(1, positions * g * inputs * x.element_size()))
         for start in range(0, n, step):
             part = slice(start, min(n, start + step))
             if rows is None:

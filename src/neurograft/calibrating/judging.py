@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from neurograft.calibrating.samples import Samples
+from neurograft.calibrating.samples import Samples, can_be_cut
 from neurograft.inputs import Inputs, call_on_batch, device_of, first_tensor, to_device
 from neurograft.planning.plan import FusionPlan
 from neurograft.untouched import untouched
@@ -34,7 +34,7 @@ def held_out(samples: Samples) -> tuple[Samples, Samples | None]:
     for first, batch, count in zip(samples.starts(), samples.batches, samples.counts, strict=True):
         numbers = first + torch.arange(count)
         chosen = numbers % every == every - 1
-        if not _can_be_cut(batch, count):
+        if not can_be_cut(batch, count):
             (judge if bool(chosen.any()) and solve and count < samples.total // 2 else solve).append((batch, count))
             continue
         for part, rows in ((solve, ~chosen), (judge, chosen)):
@@ -43,11 +43,6 @@ def held_out(samples: Samples) -> tuple[Samples, Samples | None]:
     if not judge or not solve:
         return samples, None
     return _samples(solve), _samples(judge)
-
-
-def _can_be_cut(batch: Inputs, count: int) -> bool:
-    tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
-    return all(value.dim() > 0 and value.shape[0] == count for value in tensors)
 
 
 def _rows(batch: Inputs, rows: Tensor) -> Inputs:

@@ -11,10 +11,10 @@ from torch import nn
 from neurograft.applying.application import apply
 from neurograft.calibrating.agreement import Agreement, agreement, as_applied
 from neurograft.calibrating.belonging import check_belongs
-from neurograft.calibrating.fitting import Fit
+from neurograft.calibrating.fitting import BLOCK, Fit
 from neurograft.calibrating.judging import Judge, held_out
 from neurograft.calibrating.report import LayerRecovery, RecoveryReport, remember
-from neurograft.calibrating.samples import Sampler, Samples, read_samples
+from neurograft.calibrating.samples import ACTIVATIONS, Sampler, Samples, read_samples
 from neurograft.calibrating.settling import Item, Work, eval_mode, settle
 from neurograft.calibrating.statistics import NormFit, PlannedNorm, settle_statistics
 from neurograft.calibrating.survey import Place, Survey, survey
@@ -25,10 +25,10 @@ from neurograft.inputs import Batches, device_of
 from neurograft.planning.plan import FusionPlan
 
 MEMORY = 2 << 30
-"""Bytes for activations, targets and Gram matrices, where the caller does not say."""
+"""Bytes for activations, targets and matrices, where the caller does not say."""
 
-GRAMS = 5
-"""Square matrices of its inputs that solving a wide layer holds at once: two folds, their sum, a part and a factor."""
+LEAST = 64 << 20
+"""Bytes that a layer's matrices, and measuring how far members agree, may take however low the limit is."""
 
 
 def refit(
@@ -72,11 +72,10 @@ def refit(
             max(r_m, 0)² with r_m the correlation with one member's: the mean of neurons that have nothing in common is
             no member's neuron. Where the plan selects neurons, or only some layers are asked for, there is nothing to
             weight; False keeps the plan's own weights everywhere.
-        max_memory: bytes for activations and targets, 2 GiB by default; less memory takes more passes. How far members
-            agree is measured on up to 1,024 values of every neuron, which are held beside that, and so are the Gram
-            matrices of one layer (850 MB for 4,608 inputs), which cannot be split: for such layers a limit below the
-            default is not kept. A layer whose Gram matrices need more than `max_memory`, and more than 2 GiB, is left
-            out.
+        max_memory: bytes for what is computed, beside the samples and copies of the network; 2 GiB by default. With
+            less memory the batches become smaller and the passes more. The matrices a layer is solved with cannot be
+            split (540 MB for 4,608 inputs and 512 outputs): a layer that needs more than three quarters of
+            `max_memory` for them, and more than 48 MiB, is left out.
         seed: of the sampled positions.
 
     Raises:
@@ -104,13 +103,17 @@ def refit(
     total, memory = samples.total, MEMORY if max_memory is None else max_memory
     samples, judges = held_out(samples) if ridge is None else (samples, None)
     result = copy.deepcopy(fused)
+    found = _affordable(survey(result, plan, samples, layers=layers, exclude=exclude), memory)
+    room = _room(found, memory)
+    judges = None if judges is None else judges.fitted(found.largest, room)
     notes: tuple[str, ...] = ()
     if agree and tuple(layers) == ("*",) and not exclude and as_applied(fused, plan, models):
-        found = agreement(plan, models, samples, judges=judges, memory=max(memory, MEMORY) // 2)
-        if found is not None:
-            plan, result, notes = found.plan, apply(found.plan, models), (_shares(found),)
-    work = _Refit(plan, models, Sampler(samples.total, positions, seed), ridge, memory)
-    report = work.run(result, samples, layers, exclude)
+        parts = samples.cut(room // (ACTIVATIONS * max(1, found.largest)))
+        agreed = agreement(plan, models, parts, judges=judges, memory=max(room, LEAST))
+        if agreed is not None:
+            plan, result, notes = agreed.plan, apply(agreed.plan, models), (_shares(agreed),)
+    samples = samples.fitted(found.largest, room)
+    report = _Refit(plan, models, Sampler(samples.total, positions, seed), ridge, room).run(result, samples, found)
     report = replace(report, samples=total, notes=notes)
     if judges is not None:
         result, report = _better(fused, result, Judge.of(judges, plan, models), report)
@@ -125,18 +128,15 @@ class _Refit:
     models: Sequence[nn.Module]
     sampler: Sampler
     ridge: float | None
-    memory: int
+    room: int
 
-    def run(self, model: nn.Module, samples: Samples, layers: Sequence[str], exclude: Sequence[str]) -> RecoveryReport:
+    def run(self, model: nn.Module, samples: Samples, found: Survey) -> RecoveryReport:
         """Refit a copy of ours in place."""
-        found = survey(model, self.plan, samples, layers=layers, exclude=exclude)
-        found = _without_huge(found, max(self.memory, MEMORY))
-        samples = joined_if_small(samples, found, self.memory)
         reports = {place.key: left_out(place) for place in found.places if place.skipped}
         passes = 0
         corrected: set[str] = set()
         with eval_mode(model):
-            for names in _chunks(found, self.sampler, self.memory):
+            for names in _chunks(found, self.sampler, self.room):
                 fits, norms = self.targets(found, names, samples)
                 passes += settle(Work(model, samples, self.sampler, _in_order(found, fits, names, norms)))
                 reports |= {fit.place.key: fit.report() for fit in fits}
@@ -152,7 +152,8 @@ class _Refit:
         """What the members say of some layers and BatchNorms."""
         places = [place for place in found.places if place.key in names and not place.skipped]
         targets = collect_targets(places, self.plan, self.models, samples, self.sampler)
-        fits = [Fit(p, targets.pop(p.key), self.ridge, _largest_norm(self.models, p)) for p in places]
+        block = min(BLOCK, self.room // 8)
+        fits = [Fit(p, targets.pop(p.key), self.ridge, _largest_norm(self.models, p), block) for p in places]
         norms = [name for name in names if isinstance(name, str)]
         return fits, collect_norms(norms, self.plan, self.models, samples)
 
@@ -178,11 +179,6 @@ def _better(
     return copy.deepcopy(fused), replace(report, layers=kept, after=before, notes=(*report.notes, note))
 
 
-def joined_if_small(samples: Samples, found: Survey, memory: int) -> Samples:
-    """All samples as one batch if a few of the network's largest activations fit into the memory."""
-    return samples.joined() if 6 * found.largest * samples.total <= memory else samples
-
-
 def left_out(place: Place) -> LayerRecovery:
     """The line of a layer that is left out."""
     return LayerRecovery(place.key[0], "left out", note=place.skipped)
@@ -197,25 +193,32 @@ def _check_options(ridge: float | None, positions: int | None, max_memory: int |
         raise OptionError(f"max_memory is {max_memory}; it is a number of bytes, 1 or more")
 
 
-def _without_huge(found: Survey, memory: int) -> Survey:
-    """Leave out layers whose Gram matrices, which cannot be split, do not fit into the memory."""
+def _affordable(found: Survey, memory: int) -> Survey:
+    """Leave out layers whose matrices, which cannot be split, do not fit into three quarters of the memory."""
     places = []
     for place in found.places:
-        needed = GRAMS * 8 * (place.inputs + 1) ** 2
-        note = f"its Gram matrices need {needed / 2**30:.1f} GiB: raise max_memory" if needed > memory else ""
-        places.append(replace(place, stream=False, skipped=note) if note and not place.skipped else place)
+        needed = place.matrices
+        huge = not place.skipped and needed > max(memory, LEAST) * 3 // 4
+        note = f"the matrices it is solved with need {needed / 2**30:.1f} GiB: raise max_memory"
+        places.append(replace(place, stream=False, skipped=note) if huge else place)
     return replace(found, places=tuple(places))
 
 
-def _chunks(found: Survey, sampler: Sampler, memory: int) -> Iterator[tuple[Key | str, ...]]:
-    """Runs of the order whose targets fit into half the memory; at least one layer each."""
+def _room(found: Survey, memory: int) -> int:
+    """Bytes that the widest layer's matrices leave for activations, and as many for targets."""
+    widest = max((place.matrices for place in found.places if not place.skipped), default=0)
+    return max(memory - widest, memory // 4) // 2
+
+
+def _chunks(found: Survey, sampler: Sampler, room: int) -> Iterator[tuple[Key | str, ...]]:
+    """Runs of the order whose targets fit into the room; at least one layer each."""
     places = {place.key: place for place in found.places}
     chunk: list[Key | str] = []
     used = 0
     for name in found.order:
         place = places.get(name) if isinstance(name, tuple) else None
         cost = 0 if place is None or place.skipped else 4 * max(sampler.wanted(place.inputs), 1) * place.outputs
-        if chunk and used and used + cost > memory // 2:
+        if chunk and used and used + cost > room:
             yield tuple(chunk)
             chunk, used = [], 0
         chunk.append(name)

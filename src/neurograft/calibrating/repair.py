@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neurograft.calibrating.belonging import check_belongs
 from neurograft.calibrating.data_free import repair_without_data
-from neurograft.calibrating.refit import MEMORY, joined_if_small, left_out
+from neurograft.calibrating.refit import MEMORY, left_out
 from neurograft.calibrating.report import LayerRecovery, RecoveryReport, remember
 from neurograft.calibrating.rescaling import NO_BIAS, Rescale
 from neurograft.calibrating.samples import Sampler, Samples, check_finite_output, read_samples
@@ -45,7 +45,8 @@ def repair(
         models: the members.
         batches: a re-iterable of inputs, with or without labels. None: BatchNorms alone are repaired, from the
             members' running statistics σ_m² and the weights in front of them, σ² = |W|² · Σ_m c_m A_m (σ_m² / |W_m|²).
-        max_memory: bytes the activations may take; less memory takes more passes.
+        max_memory: bytes the activations may take, 2 GiB by default; with less memory the batches become smaller and
+            the passes more.
 
     Raises:
         InputError: batches the networks cannot take, that are empty, one-shot, or give NaN.
@@ -70,7 +71,7 @@ def repair(
         return remember(result, repair_without_data(result, plan, models, started))
     samples = read_samples(batches, device_of(fused))
     found = survey(result, plan, samples)
-    samples = joined_if_small(samples, found, MEMORY if max_memory is None else max_memory)
+    samples = samples.fitted(found.largest, MEMORY if max_memory is None else max_memory)
     places = [place for place in found.places if _repairable(place, plan)]
     planned = _planned(places, plan, models, samples)
     by_name: dict[Key | str, Rescale | NormFit] = {p.key: Rescale(p, *planned[p.key]) for p in places}

@@ -1,6 +1,6 @@
 """Ridge regression towards given weights, from Gram matrices that are summed up batch by batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import TypeAlias
@@ -15,6 +15,20 @@ WORSE = 1.1
 """A held-out error so many times the least is on the far side of the valley."""
 WIDE = 1024
 """Inputs above which one held-out fold decides, not each in turn."""
+
+
+def bytes_for(groups: int, inputs: int, outputs: int) -> int:
+    """What a regression needs at its peak, when a system is being factored.
+
+    Per matrix 8 · groups · (inputs + 1) · (inputs + 1 + outputs) bytes; two folds and a factor of a wide layer, four
+    folds, their sum, what each leaves and a factor of a narrow one.
+
+    Example:
+        >>> bytes_for(1, 4608, 512) / 2**20
+        540.3...
+    """
+    matrices = 3 if inputs > WIDE else 2 * FOLDS + 2
+    return matrices * 8 * groups * (inputs + 1) * (inputs + 1 + outputs)
 
 
 @dataclass(eq=False)
@@ -48,14 +62,13 @@ class Moments:
         self.target += target.double().square().sum(1)
         self.rows += x.shape[1]
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.residual + other.residual,
-            self.target + other.target,
-            self.rows + other.rows,
-        )
+    def absorb(self, other: "Moments") -> None:
+        """Add what another fold summed up."""
+        self.gram += other.gram
+        self.cross += other.cross
+        self.residual += other.residual
+        self.target += other.target
+        self.rows += other.rows
 
     def error(self, delta: Tensor) -> float:
         """|R − X Δ|² for a change Δ of shape `(groups, inputs + 1, outputs)`."""
@@ -88,7 +101,8 @@ class Regression:
 
     A relative error of at most `rounding` is none, and the weights are kept.
 
-    min over Δ of |R − X Δ|² + λ·mean(diag XᵀX)·|Δ|², R = T − X W₀; the solution is W₀ + Δ.
+    min over Δ of |R − X Δ|² + λ·mean(diag XᵀX)·|Δ|², R = T − X W₀; the solution is W₀ + Δ. It is solved once: that
+    puts the folds together where the first of them lies, for they may be what takes most of the memory.
     """
 
     groups: int
@@ -128,14 +142,6 @@ class Regression:
             elif bool(chosen.any()):
                 moments.add(x[:, chosen], residual[:, chosen], target[:, chosen])
 
-    @property
-    def total(self) -> Moments:
-        """All folds together."""
-        total = self.folds[0]
-        for moments in self.folds[1:]:
-            total = total + moments
-        return total
-
     def solve(self, ridge: float | None = None, allowed: Allowed | None = None) -> Solution:
         """The change of the weights, with the given λ or the largest that is as good as the best on held-out samples.
 
@@ -143,11 +149,14 @@ class Regression:
             ridge: λ, None to choose it.
             allowed: which changes may be made, beside being good.
         """
-        total = self.total
-        before = _relative(float(total.residual.sum()), float(total.target.sum()))
-        if before <= self.rounding:
-            return Solution(torch.zeros_like(total.cross), inf, before, before, total.rows)
-        for candidate in [ridge] if ridge is not None else self._ranked():
+        before = _relative(
+            sum(float(fold.residual.sum()) for fold in self.folds), sum(float(fold.target.sum()) for fold in self.folds)
+        )
+        candidates = [] if before <= self.rounding else [ridge] if ridge is not None else self._ranked()
+        total = self.folds[0]
+        while len(self.folds) > 1:
+            total.absorb(self.folds.pop())
+        for candidate in candidates:
             delta = self._change(total, candidate)
             if delta is None or (allowed is not None and ridge is None and not allowed(delta)):
                 continue
@@ -161,12 +170,7 @@ class Regression:
 
         From the largest λ down the error falls and rises again, so the first that is clearly worse is the last tried.
         """
-        total = self.total
-        pairs = [
-            (Moments(total.gram - fold.gram, total.cross - fold.cross, fold.residual, fold.target), fold)
-            for fold in (self.folds if len(self.folds) > 2 else self.folds[:1])
-            if fold.rows and fold.rows != total.rows
-        ]
+        pairs = list(self._pairs())
         held = {inf: sum(float(fold.residual.sum()) for _, fold in pairs)}
         for candidate in reversed(RIDGES) if pairs else ():
             error = 0.0
@@ -180,6 +184,21 @@ class Regression:
         best = max(candidate for candidate, error in held.items() if error <= 1.01 * least)
         return [candidate for candidate in RIDGES if candidate >= best]
 
+    def _pairs(self) -> Iterator[tuple[Moments, Moments]]:
+        """Rows to solve from and rows held out: of two folds the second and the first, of more each in turn."""
+        if len(self.folds) == 2:
+            held, rest = self.folds
+            if held.rows and rest.rows:
+                yield rest, held
+            return
+        total = Moments.zeros(self.groups, self.inputs, self.outputs, self.device)
+        for fold in self.folds:
+            total.absorb(fold)
+        for fold in self.folds:
+            if fold.rows and fold.rows != total.rows:
+                rest = Moments(total.gram - fold.gram, total.cross - fold.cross, fold.residual, fold.target)
+                yield rest, fold
+
     def _change(self, moments: Moments, ridge: float) -> Tensor | None:
         """Δ = (XᵀX + λ·mean(diag XᵀX)·I)⁻¹ XᵀR; without an inverse the smallest for λ = 0, else None."""
         if ridge == inf:
@@ -188,11 +207,14 @@ class Regression:
         gram, cross = moments.gram[:, :size, :size], moments.cross[:, :size]
         scale = gram.diagonal(dim1=1, dim2=2).mean(1)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        penalty = torch.eye(size, dtype=gram.dtype, device=gram.device) * (ridge * scale)[:, None, None]
-        factor, info = torch.linalg.cholesky_ex(gram + penalty)
+        factor = gram.clone(memory_format=torch.contiguous_format).mT  # columns lie together: factored where it lies
+        factor.diagonal(dim1=1, dim2=2).add_((ridge * scale)[:, None])
+        info = torch.empty(len(factor), dtype=torch.int32, device=factor.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
         delta = torch.zeros_like(moments.cross)
         if not bool((info > 0).any()):
-            delta[:, :size] = torch.cholesky_solve(cross, factor)
+            half = torch.linalg.solve_triangular(factor, cross, upper=False)
+            delta[:, :size] = torch.linalg.solve_triangular(factor.mT, half, upper=True)
         elif ridge == 0:
             delta[:, :size] = torch.linalg.pinv(gram, hermitian=True, rtol=1e-12) @ cross
         else:

@@ -11,6 +11,8 @@ from neurograft.errors import InputError
 from neurograft.inputs import Batches, Inputs, check_batches, split_labels, to_device
 from neurograft.untouched import forked_random_state
 
+ACTIVATIONS = 6
+"""Largest activations that a run holds at once, at most: what a layer reads and writes, and copies its op makes."""
 ROWS = 32_768
 """Rows a layer is solved from, at most, where the caller does not say how many positions to look at."""
 
@@ -52,14 +54,43 @@ class Samples:
         merged = [torch.cat(list(c)) if isinstance(c[0], Tensor) else c[0] for c in columns]
         return Samples((pytree.tree_unflatten(merged, spec),), (self.total,))
 
+    def cut(self, most: int) -> "Samples":
+        """Batches of at most so many samples; one that holds something else than a row per sample stays whole."""
+        parts: list[tuple[Inputs, int]] = []
+        for batch, count in zip(self.batches, self.counts, strict=True):
+            if not can_be_cut(batch, count):
+                parts.append((batch, count))
+                continue
+            step = max(1, most)
+            for first in range(0, count, step):
+                rows = slice(first, min(first + step, count))
+                part: Inputs = pytree.tree_map_only(Tensor, lambda x, rows=rows: x[rows], batch)
+                parts.append((part, rows.stop - rows.start))
+        return Samples(tuple(batch for batch, _ in parts), tuple(count for _, count in parts))
+
+    def fitted(self, largest: int, room: int) -> "Samples":
+        """All samples as one batch if `ACTIVATIONS` activations of them fit into the room, else batches that fit.
+
+        Args:
+            largest: bytes of the largest activation of one sample.
+            room: bytes.
+        """
+        most = room // (ACTIVATIONS * max(1, largest))
+        return self.joined() if self.total <= most else self.cut(most)
+
     def small(self, count: int = 2) -> tuple[Inputs, int]:
         """The first few samples, to see how a network runs, and how many they are; a batch that cannot be cut whole."""
         n = self.counts[0]
-        tensors = [v for v in pytree.tree_leaves(self.batches[0]) if isinstance(v, Tensor)]
-        if n <= count or any(t.dim() == 0 or t.shape[0] != n for t in tensors):
+        if n <= count or not can_be_cut(self.batches[0], n):
             return self.batches[0], n
         cut: Inputs = pytree.tree_map_only(Tensor, lambda t: t[:count], self.batches[0])
         return cut, count
+
+
+def can_be_cut(batch: Inputs, count: int) -> bool:
+    """Whether every tensor of a batch has one row per sample."""
+    tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
+    return all(value.dim() > 0 and value.shape[0] == count for value in tensors)
 
 
 def read_samples(batches: Batches, device: torch.device, *, name: str = "batches") -> Samples:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from neurograft.calibrating.ridge import bytes_for
 from neurograft.calibrating.samples import Samples
 from neurograft.calibrating.trails import Addition, Trail, TrailWatcher
 from neurograft.calibrating.watching import Contraction, Key, Norm, run
@@ -31,6 +32,7 @@ class Place:
         stream: whether what it writes is added to other activations, towards whose planned sum it is brought.
         norms: the BatchNorms between the layer and that addition.
         followed: the BatchNorm that alone reads what the layer makes, "" if there is none.
+        groups: of a grouped convolution.
         use: what the tracer says of it, None where it is left out.
         skipped: why it is left out, "" if it is not.
     """
@@ -43,8 +45,14 @@ class Place:
     stream: bool = False
     norms: tuple[str, ...] = ()
     followed: str = ""
+    groups: int = 1
     use: Use | None = None
     skipped: str = ""
+
+    @property
+    def matrices(self) -> int:
+        """Bytes of the matrices it is solved with."""
+        return bytes_for(self.groups, self.inputs, self.outputs // self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,7 @@ def _place(number: int, contraction: Contraction, reads: int, plan: FusionPlan, 
         trail is not None,
         trail.norms if trail is not None else (),
         seen.behind.get(key, ""),
+        1 if geometry is None else geometry.groups,
         use,
         skipped,
     )

@@ -22,7 +22,8 @@ PAPERS = {
 }
 LEAD = (
     "Each claim of the two papers, and of our own studies, beside what was measured here. Every measured figure comes "
-    "from the rows in results/; a study that was not run says so, and trials that presets share count in each. A "
+    "from the rows in results/, of the preset that has most of a study; a study that was not run says so, and trials "
+    "that presets share count in each. A "
     "difference counts if it exceeds the noise over seeds and of the test set's size (± in the tables); closer figures "
     "are called equal."
 )
@@ -33,14 +34,14 @@ def reproduction_document(reported: Mapping[str, Sequence[Reported]], commands: 
     """The whole comparison.
 
     Args:
-        reported: preset -> its studies. Claims are judged on the first preset that has results of a study.
+        reported: preset -> its studies. Claims are judged on the preset that has most results of a study.
         commands: what makes the rows and this page.
     """
     studies: dict[str, list[Reported]] = {}
     for entries in reported.values():
         for one in entries:
             studies.setdefault(one.study.name, []).append(one)
-    chosen = [next((one for one in presets if one.measured), presets[0]) for presets in studies.values()]
+    chosen = [max(presets, key=lambda one: one.measured) for presets in studies.values()]
     sections = [Section("In one table", (_overview(studies), _summary(chosen)))]
     for paper, title in PAPERS.items():
         parts = [part for one in chosen if one.study.about.paper == paper for part in _study(one)]
@@ -76,12 +77,15 @@ def write_reproduction(
         for preset in PRESETS
         if preset != "smoke"
     }
-    names = " ".join(study.name for study in studies)
-    commands = (
-        f"neurograft experiment run {names} --preset small",
-        f"neurograft experiment report {names} --preset small --to {source.folder}",
-        f"neurograft experiment report {names} --output {source.folder} --claims {path}",
-    )
+    commands = []
+    for preset, entries in reported.items():
+        names = " ".join(one.study.name for one in entries if one.measured and not one.results.missing)
+        if names:
+            run = f"{names} --preset {preset} --output runs/{preset}"
+            commands.append(f"neurograft experiment run {run}")
+            commands.append(f"neurograft experiment report {run} --to {source.folder / preset}")
+    everything = " ".join(study.name for study in studies)
+    commands.append(f"neurograft experiment report {everything} --output {source.folder} --claims {path}")
     write_text(path, markdown_page(reproduction_document(reported, commands)))
 
 
