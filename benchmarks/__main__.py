@@ -54,7 +54,7 @@ def sections(page: str) -> dict[str, str]:
 
 
 def main() -> None:
-    scripts = sorted(path for path in HERE.glob("*.py") if path.stem != "__main__")
+    scripts = sorted(path for path in HERE.glob("*.py") if not path.stem.startswith("_"))
     asked = sys.argv[1:]
     found = sections(PAGE.read_text() if PAGE.is_file() else "")
     for script in scripts:

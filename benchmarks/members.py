@@ -12,11 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
+from _memory import watched
 from torch import nn
 
 WIDTH = 1024
@@ -25,18 +25,6 @@ WIDTH = 1024
 def network() -> nn.Module:
     layers = (nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
     return nn.Sequential(*layers).eval()
-
-
-def anonymous() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def watch(peak: list[int], done: threading.Event) -> None:
-    while not done.wait(0.002):
-        peak[0] = max(peak[0], anonymous())
 
 
 def fuse(method: str, files: list[Path], output: Path) -> float:
@@ -53,15 +41,11 @@ def fuse(method: str, files: list[Path], output: Path) -> float:
 
 def measure(method: str, files: list[Path], output: Path) -> None:
     fuse(method, files[:2], output)  # imports and first calls
-    before, peak, done = anonymous(), [0], threading.Event()
-    thread = threading.Thread(target=watch, args=(peak, done))
-    thread.start()
-    worked = time.process_time()
-    seconds = fuse(method, files, output)
-    worked = time.process_time() - worked
-    done.set()
-    thread.join()
-    print(json.dumps({"seconds": seconds, "work": worked, "extra": max(0, peak[0] - before)}))
+    with watched(0.002) as peak:
+        worked = time.process_time()
+        seconds = fuse(method, files, output)
+        worked = time.process_time() - worked
+    print(json.dumps({"seconds": seconds, "work": worked, "extra": peak.extra}))
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
+from _memory import anonymous_bytes, watched
 
 LIMIT = 3_000_000_000  # bytes of the data segment
 WAYS = ("floor", "average", "transplant")
@@ -103,20 +103,6 @@ def fuse(method: str, members: list[Path], output: Path) -> None:
         fuse_stored(stored, SavedPlan(plan, stored.name), output, max_memory=1_000_000_000, hashing=hashing)
 
 
-def anonymous_bytes(process: int | str) -> int:
-    """What a process holds in memory that is no mapped file; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
-
-
-def anonymous(peak: list[int], done: threading.Event) -> None:
-    while not done.wait(0.01):
-        peak[0] = max(peak[0], anonymous_bytes("self"))
-
-
 def measure(way: str, members: list[Path], output: Path) -> None:
     # imports are not what is measured
     from transformers import AutoConfig, LlamaForCausalLM, conversion_mapping  # noqa: F401
@@ -126,18 +112,14 @@ def measure(way: str, members: list[Path], output: Path) -> None:
 
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     forget([file for member in members for file in weights(member)])
-    peak, done = [0], threading.Event()
-    watch = threading.Thread(target=anonymous, args=(peak, done))
-    watch.start()
-    started, worked = time.perf_counter(), time.process_time()
-    if way == "floor":
-        floor(members, output)
-    else:
-        fuse(way, members, output)
-    seconds, work = time.perf_counter() - started, time.process_time() - worked
-    done.set()
-    watch.join()
-    print(json.dumps({"seconds": seconds, "work": work, "peak": peak[0]}))
+    with watched() as peak:
+        started, worked = time.perf_counter(), time.process_time()
+        if way == "floor":
+            floor(members, output)
+        else:
+            fuse(way, members, output)
+        seconds, work = time.perf_counter() - started, time.process_time() - worked
+    print(json.dumps({"seconds": seconds, "work": work, "peak": peak.most}))
 
 
 def command(way: str, members: list[Path], output: Path, mergekit: str) -> list[str]:

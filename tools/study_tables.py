@@ -4,7 +4,7 @@ Usage: python tools/study_tables.py [--check]
 
 A page holds
 
-    <!-- results/small/recovery.md: Claims, Test accuracy -->
+    <!-- results/medium/recovery.md: Claims, Test accuracy -->
     <!-- end -->
 
 and what is between the two lines is written here: the headings of that report, its tables whose titles begin so, each

@@ -45,8 +45,8 @@ Preset = Annotated[
     str,
     typer.Option(
         metavar="PRESET",
-        help="How long it may take: `smoke` (seconds, tells nothing but that it works), `small` (two cores), "
-        "`paper-short` (one GPU), `paper`.",
+        help="How long it may take: `smoke` (seconds, tells nothing but that it works), `small` (two cores, 90 "
+        "minutes for all studies), `medium` (more images, epochs and seeds), `paper-short` (one GPU), `paper`.",
     ),
 ]
 Seeds = Annotated[

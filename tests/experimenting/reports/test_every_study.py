@@ -36,7 +36,7 @@ def test_every_study_has_a_page_whether_it_was_run_or_not(name, monkeypatch):
     monkeypatch.setattr(charts, "lines_picture", lambda *_, **__: drawn)
     monkeypatch.setattr(charts, "bars_picture", lambda *_, **__: drawn)
     study = load_study(name)
-    for preset in sorted(study.presets.keys() & {"smoke", "small"}):
+    for preset in sorted(study.presets.keys() & {"smoke", "small", "medium"}):
         page = html_page(study_document(study.about, results_of(study, preset), name=name, preset=preset, commands=()))
         assert "not run" not in page
         for claim in study.about.claims:

@@ -34,14 +34,15 @@ def reproduction_document(reported: Mapping[str, Sequence[Reported]], commands: 
     """The whole comparison.
 
     Args:
-        reported: preset -> its studies. Claims are judged on the preset that has most results of a study.
+        reported: preset -> its studies, smaller presets first. Claims are judged on the preset that has most results
+            of a study, of several with as many on the largest.
         commands: what makes the rows and this page.
     """
     studies: dict[str, list[Reported]] = {}
     for entries in reported.values():
         for one in entries:
             studies.setdefault(one.study.name, []).append(one)
-    chosen = [max(presets, key=lambda one: one.measured) for presets in studies.values()]
+    chosen = [max(reversed(presets), key=lambda one: one.measured) for presets in studies.values()]
     sections = [Section("In one table", (_overview(studies), _summary(chosen)))]
     for paper, title in PAPERS.items():
         parts = [part for one in chosen if one.study.about.paper == paper for part in _study(one)]
