@@ -27,7 +27,7 @@ class Statistics:
     def add(self, inputs: Tensor) -> None:
         """Add all entries of a batch; channels are dimension 1."""
         entries = inputs.numel() // max(1, inputs.shape[0])
-        for block in inputs.split(max(1, BLOCK // max(1, entries))):
+        for block in torch.split(inputs, max(1, BLOCK // max(1, entries))):
             self._add(block.double().flatten(2) if block.dim() > 2 else block.double()[..., None])
 
     def _add(self, block: Tensor) -> None:
