@@ -205,9 +205,9 @@ def _affordable(found: Survey, memory: int) -> Survey:
 
 
 def _room(found: Survey, memory: int) -> int:
-    """Bytes that the widest layer's matrices leave for activations, and as many for targets."""
+    """Bytes that the widest layer's matrices leave for activations, and as many for targets; ops keep an eighth."""
     widest = max((place.matrices for place in found.places if not place.skipped), default=0)
-    return max(memory - widest, memory // 4) // 2
+    return max(memory - memory // 8 - widest, memory // 4) // 2
 
 
 def _chunks(found: Survey, sampler: Sampler, room: int) -> Iterator[tuple[Key | str, ...]]:
