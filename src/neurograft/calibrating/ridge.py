@@ -24,8 +24,8 @@ def bytes_for(groups: int, inputs: int, outputs: int) -> int:
     folds, their sum, what each leaves and a factor of a narrow one.
 
     Example:
-        >>> bytes_for(1, 4608, 512) / 2**20
-        540.3...
+        >>> bytes_for(1, 4608, 512) // 2**20
+        540
     """
     matrices = 3 if inputs > WIDE else 2 * FOLDS + 2
     return matrices * 8 * groups * (inputs + 1) * (inputs + 1 + outputs)
