@@ -7,7 +7,7 @@ work), 2,000 random images in batches of 500, two threads. "Transplant" solves t
 before that how far the members agree. Every run has a process of its own; the memory is the peak of anonymous memory
 beyond what the process holds when it starts to refit, copies of the network included, beside the limit it was given.
 The matrices of a layer of 4,608 inputs take 540 MB: under a limit of 720 MB those layers are left out, and refit says
-so.
+so. What the allocator keeps of freed blocks is in the figures too, so a tight limit may be passed by a few per cent.
 """
 
 import subprocess

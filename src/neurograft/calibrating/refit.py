@@ -72,7 +72,8 @@ def refit(
             max(r_m, 0)² with r_m the correlation with one member's: the mean of neurons that have nothing in common is
             no member's neuron. Where the plan selects neurons, or only some layers are asked for, there is nothing to
             weight; False keeps the plan's own weights everywhere.
-        max_memory: bytes for what is computed, beside the samples and copies of the network; 2 GiB by default. With
+        max_memory: bytes for what is computed, beside the samples, copies of the network (and what the allocator keeps
+            of freed blocks: a few per cent have been seen at 1 GiB); 2 GiB by default. With
             less memory the batches become smaller and the passes more. The matrices a layer is solved with cannot be
             split (540 MB for 4,608 inputs and 512 outputs): a layer that needs more than three quarters of
             `max_memory` for them, and more than 48 MiB, is left out.
