@@ -29,7 +29,7 @@ def network() -> nn.Module:
 
 def fuse(method: str, files: list[Path], output: Path) -> float:
     from neurograft.applying.stored import fuse_stored, open_files
-    from neurograft.planning.saving import SavedPlan
+    from neurograft.plans.saving import SavedPlan
 
     started = time.perf_counter()
     stored = open_files(files, network, "benchmark", torch.zeros(1, WIDTH))

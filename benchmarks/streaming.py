@@ -95,7 +95,7 @@ def floor(members: list[Path], output: Path) -> None:
 
 def fuse(method: str, members: list[Path], output: Path) -> None:
     from neurograft.applying.stored import fuse_stored, open_folders
-    from neurograft.planning.saving import SavedPlan
+    from neurograft.plans.saving import SavedPlan
 
     stored = open_folders(members)
     with stored.hashing() as hashing:

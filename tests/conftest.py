@@ -1,10 +1,13 @@
 """Where tests find the data that lies beside the project's folder."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from neurograft.command_line.app import main
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,3 +26,19 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared folder at {folder}; set NEUROGRAFT_SHARED to run this test")
     return folder
+
+
+@pytest.fixture
+def neurograft(monkeypatch, capsys):
+    """Run the command line in this process; gives (exit code, standard output, error output)."""
+
+    def run(*arguments, columns=160):
+        monkeypatch.setattr(sys, "argv", ["neurograft", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 import neurograft as ng
-from neurograft.planning.methods import METHODS
+from neurograft.methods import METHODS
 from tests.fusion import planned
 from tests.networks import NETWORKS, build, example
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from neurograft.experimenting.demo import Budget, run_demo
-from neurograft.planning.methods import METHODS
+from neurograft.methods import METHODS
+from neurograft_experiments.demo import Budget, run_demo
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

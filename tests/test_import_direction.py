@@ -8,16 +8,21 @@ import pytest
 SOURCES = Path(__file__).parents[1] / "src" / "neurograft"
 STAGES = [
     "errors",
-    "inputs untouched checkpoints parametrised factories",
+    "inputs preserve_state checkpoints factories options plugins",
+    "axes",
     "tracing",
-    "planning",
+    "members",
+    "plans",
+    "alignment",
+    "selection",
+    "methods",
     "applying",
     "evaluating",
-    "calibrating",
+    "recovery",
     "fusing",
     "training",
     "reporting",
-    "experimenting",
+    "advising",
     "command_line",
 ]
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names.split()}
@@ -29,7 +34,13 @@ def stage_of(path: Path) -> str:
     return path.relative_to(SOURCES).parts[0].removesuffix(".py")
 
 
-def imported(tree: ast.AST) -> list[tuple[int, str]]:
+def test_the_library_never_imports_the_experiments():
+    for path in SOURCES.rglob("*.py"):
+        names = [name for _, name in modules(ast.parse(path.read_text(encoding="utf-8")))]
+        assert not [name for name in names if name.split(".")[0] == "neurograft_experiments"], path
+
+
+def modules(tree: ast.AST) -> list[tuple[int, str]]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -37,7 +48,11 @@ def imported(tree: ast.AST) -> list[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide the direction"
             found.append((node.lineno, node.module or ""))
-    return [(line, name.split(".")[1]) for line, name in found if name.startswith("neurograft.")]
+    return found
+
+
+def imported(tree: ast.AST) -> list[tuple[int, str]]:
+    return [(line, name.split(".")[1]) for line, name in modules(tree) if name.startswith("neurograft.")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCES)))

@@ -8,7 +8,7 @@ import pytest
 
 # what the command line may load; torch and numpy are not among them
 ALLOWED = {
-    *("neurograft", "typer", "click", "shellingham", "annotated_doc", "typing_extensions"),
+    *("neurograft", "neurograft_experiments", "typer", "click", "shellingham", "annotated_doc", "typing_extensions"),
     *("rich", "pygments", "markdown_it", "mdurl", "attr", "attrs"),
     *("pydantic", "pydantic_core", "annotated_types", "typing_inspection"),  # typer looks whether they are there
 }

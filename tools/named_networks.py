@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from neurograft.experimenting.networks import NAMED, make_network
+from neurograft_experiments.networks import NAMED, make_network
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "data.md"
 SHAPES = ((3, 32, 32), (1, 28, 28), (1, 8, 8))

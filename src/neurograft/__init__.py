@@ -4,20 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neurograft.advising.advice import advise as advise
     from neurograft.applying.application import apply as apply
     from neurograft.applying.combining import combine as combine
     from neurograft.applying.pruning import prune as prune
-    from neurograft.calibrating.batch_norm import reestimate_batch_norm as reestimate_batch_norm
-    from neurograft.calibrating.refit import refit as refit
-    from neurograft.calibrating.repair import repair as repair
-    from neurograft.calibrating.report import recovery_report as recovery_report
     from neurograft.evaluating.barrier import barrier as barrier
     from neurograft.evaluating.ensemble import Ensemble as Ensemble
     from neurograft.evaluating.evaluation import evaluate as evaluate
-    from neurograft.experimenting.advising.advice import advise as advise
     from neurograft.fusing import fuse as fuse
-    from neurograft.planning.plan import FusionPlan as FusionPlan
-    from neurograft.planning.planner import plan as plan
+    from neurograft.methods.planner import plan as plan
+    from neurograft.plans.plan import FusionPlan as FusionPlan
+    from neurograft.recovery.batch_norm import reestimate_batch_norm as reestimate_batch_norm
+    from neurograft.recovery.refit import refit as refit
+    from neurograft.recovery.repair import repair as repair
+    from neurograft.recovery.report import recovery_report as recovery_report
     from neurograft.tracing.graph import NeuronGraph as NeuronGraph
     from neurograft.tracing.permutation import permute as permute
     from neurograft.tracing.proof import verify as verify
@@ -32,9 +32,9 @@ __version__ = "0.1.0"
 # public name -> module that defines it; resolved on first use, so that `neurograft --help` imports no torch
 _PUBLIC = {
     "Ensemble": "neurograft.evaluating.ensemble",
-    "FusionPlan": "neurograft.planning.plan",
+    "FusionPlan": "neurograft.plans.plan",
     "NeuronGraph": "neurograft.tracing.graph",
-    "advise": "neurograft.experimenting.advising.advice",
+    "advise": "neurograft.advising.advice",
     "apply": "neurograft.applying.application",
     "barrier": "neurograft.evaluating.barrier",
     "combine": "neurograft.applying.combining",
@@ -44,12 +44,12 @@ _PUBLIC = {
     "fuse": "neurograft.fusing",
     "fuse_by_schedule": "neurograft.training.schedules",
     "permute": "neurograft.tracing.permutation",
-    "plan": "neurograft.planning.planner",
+    "plan": "neurograft.methods.planner",
     "prune": "neurograft.applying.pruning",
-    "recovery_report": "neurograft.calibrating.report",
-    "reestimate_batch_norm": "neurograft.calibrating.batch_norm",
-    "refit": "neurograft.calibrating.refit",
-    "repair": "neurograft.calibrating.repair",
+    "recovery_report": "neurograft.recovery.report",
+    "reestimate_batch_norm": "neurograft.recovery.batch_norm",
+    "refit": "neurograft.recovery.refit",
+    "repair": "neurograft.recovery.repair",
     "trace": "neurograft.tracing.tracer",
     "train": "neurograft.training.fresh",
     "verify": "neurograft.tracing.proof",

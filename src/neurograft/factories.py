@@ -16,9 +16,9 @@ def find_factory(text: str) -> Callable[[], Any]:
         InputError: if the text, the module or the function is not right.
 
     Example:
-        >>> find_factory("neurograft.experimenting.networks:digits_mpl")
+        >>> find_factory("neurograft_experiments.networks:digits_mpl")
         Traceback (most recent call last):
-        neurograft.errors.InputError: neurograft.experimenting.networks has no 'digits_mpl'; did you mean ...
+        neurograft.errors.InputError: neurograft_experiments.networks has no 'digits_mpl'; did you mean ...
     """
     module_name, separator, name = text.partition(":")
     if not separator or not module_name or not name:

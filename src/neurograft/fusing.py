@@ -7,13 +7,13 @@ from torch import nn
 
 from neurograft.applying.application import apply
 from neurograft.applying.resizing import check_runs
-from neurograft.calibrating.batch_norm import has_batch_norm, reestimate_batch_norm
-from neurograft.calibrating.refit import refit
-from neurograft.calibrating.repair import repair
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Batches, Inputs
-from neurograft.planning.plan import FusionPlan
-from neurograft.planning.planner import plan
+from neurograft.methods.planner import plan
+from neurograft.plans.plan import FusionPlan
+from neurograft.recovery.batch_norm import has_batch_norm, reestimate_batch_norm
+from neurograft.recovery.refit import refit
+from neurograft.recovery.repair import repair
 from neurograft.tracing.graph import NeuronGraph
 
 Recovery: TypeAlias = Literal["auto", "refit", "repair", "batch_norm"]
@@ -38,7 +38,7 @@ def fuse(
     Args:
         models: at least two networks of one class.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        method: "average", "transplant", …; see `neurograft.planning.methods.METHODS`.
+        method: "average", "transplant", …; see `neurograft.methods.METHODS`.
         weights: one number per member, normalised to sum to 1.
         graph: the graph of `models[0]` if it was traced before.
         calibration: a re-iterable of batches, for methods and recovery that look at activations.

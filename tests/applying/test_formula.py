@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from neurograft.applying.formula import fuse_tensor
-from neurograft.planning.maps import Mixing, NeuronMap, Pairs
-from neurograft.planning.plan import FusionPlan
+from neurograft.axes.layout import layout_size
+from neurograft.axes.maps import Mixing, NeuronMap, Pairs
+from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import Factor, Group, Layout, NeuronGraph, Role, TensorInfo, slots_by_group
-from neurograft.tracing.layout import layout_size
 
 SIZES = ({"a": 4, "b": 3, "c": 2}, {"a": 5, "b": 2, "c": 3})
 FUSED = {"a": 6, "b": 3, "c": 2}

@@ -9,8 +9,8 @@ from tests.applying.test_formula import FUSED, SIZES, dense, dense_axis, graph_o
 from torch import Tensor
 
 from neurograft.applying.formula import FusedRows, fuse_tensor
-from neurograft.planning.maps import NeuronMap
-from neurograft.planning.plan import FusionPlan
+from neurograft.axes.maps import NeuronMap
+from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import Role
 
 WEIGHTS = (0.25, 0.75)

@@ -12,7 +12,7 @@ from neurograft.applying.huggingface import example_inputs, is_model_folder, ope
 from neurograft.applying.stored import fuse_stored, open_folders
 from neurograft.checkpoints import open_checkpoint, sha256
 from neurograft.errors import CheckpointError, MembersDiffer, OptionError
-from neurograft.planning.saving import SavedPlan
+from neurograft.plans.saving import SavedPlan
 
 transformers = pytest.importorskip("transformers")
 

@@ -18,8 +18,8 @@ from neurograft.applying.stored import StoredMembers, fuse_stored, open_files
 from neurograft.applying.streaming import stored_member, stream
 from neurograft.checkpoints import load_into, open_checkpoint, provenance_of, sha256, write_checkpoint
 from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError, PlanError
-from neurograft.planning.planner import plan_states
-from neurograft.planning.saving import SavedPlan, load_plan, save_plan
+from neurograft.methods.planner import plan_states
+from neurograft.plans.saving import SavedPlan, load_plan, save_plan
 
 
 def mlp() -> nn.Module:
@@ -225,7 +225,7 @@ import os, signal
 from pathlib import Path
 import torch
 from neurograft.applying.stored import fuse_stored, open_files
-from neurograft.planning.saving import SavedPlan
+from neurograft.plans.saving import SavedPlan
 from tests.applying.test_streaming import mlp, INPUTS
 stored = open_files([Path(p) for p in {[str(f) for f in files]!r}], mlp, "x", INPUTS)
 def kill(done, total):

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neurograft.checkpoints import open_checkpoint, provenance_of, sha256, write_checkpoint
+from neurograft.checkpoints.atomic import PART, whole
 from neurograft.checkpoints.hashing import Hashing
-from neurograft.checkpoints.whole import PART, whole
 from neurograft.checkpoints.writing import (
     TensorWriter,
     replace_metadata,
@@ -137,7 +137,7 @@ def test_what_a_killed_process_left_is_recognised_and_cleaned(tmp_path):
     code = f"""
 import sys, time
 from pathlib import Path
-from neurograft.checkpoints.whole import whole
+from neurograft.checkpoints.atomic import whole
 with whole(Path({str(path)!r}), folder=True) as part:
     (part / "half").write_text("half")
     print("writing", flush=True)

@@ -4,9 +4,9 @@ import pytest
 
 from neurograft.checkpoints import load_into, open_checkpoint, write_checkpoint
 from neurograft.command_line.app import main
-from neurograft.experimenting.networks import digits_mlp
+from neurograft_experiments.networks import digits_mlp
 
-NETWORK = "neurograft.experimenting.networks:digits_mlp"
+NETWORK = "neurograft_experiments.networks:digits_mlp"
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_advice_network_and_page(members, tmp_path, monkeypatch, capsys):
     assert "test, %" in out
     load_into(digits_mlp(), output)
     assert "transplant" in page.read_text(encoding="utf-8")
-    assert "neurograft advise neurograft.experimenting" in page.read_text(encoding="utf-8")
+    assert "neurograft advise neurograft_experiments" in page.read_text(encoding="utf-8")
     record = open_checkpoint(output).metadata
     assert "recipe" in str(record)
 

@@ -11,7 +11,7 @@ from neurograft.command_line.arguments import (
 )
 from neurograft.errors import CheckpointError, InputError, OptionError
 
-MLP = "neurograft.experimenting.networks:digits_mlp"
+MLP = "neurograft_experiments.networks:digits_mlp"
 
 
 def test_same_seed_same_network():
@@ -61,8 +61,8 @@ def test_bad_inputs(shapes, message):
     [
         ("digits_mlp", "must read package.module:function"),
         ("neurograft.nowhere:net", "neurograft.nowhere cannot be imported"),
-        ("neurograft.experimenting.networks:digits_mpl", "has no 'digits_mpl'; did you mean 'digits_mlp'"),
-        ("neurograft.experimenting.networks:DEMONSTRATED", "is a dict, not a function"),
+        ("neurograft_experiments.networks:digits_mpl", "has no 'digits_mpl'; did you mean 'digits_mlp'"),
+        ("neurograft_experiments.networks:DEMONSTRATED", "is a dict, not a function"),
     ],
     ids=["no colon", "no module", "no function", "not callable"],
 )
@@ -72,8 +72,8 @@ def test_bad_factory(text, message):
 
 
 def test_factory_that_fails_or_gives_no_network():
-    with pytest.raises(InputError, match="factory 'neurograft.experimenting.networks:MLP' failed: TypeError"):
-        build("neurograft.experimenting.networks:MLP", 0)
+    with pytest.raises(InputError, match="factory 'neurograft_experiments.networks:MLP' failed: TypeError"):
+        build("neurograft_experiments.networks:MLP", 0)
     with pytest.raises(InputError, match="gave a dict, not a torch.nn.Module"):
         build("builtins:dict", 0)
 

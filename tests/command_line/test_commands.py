@@ -8,10 +8,10 @@ from torch import nn
 import neurograft as ng
 from neurograft import __version__
 from neurograft.checkpoints import load_into, provenance_of, sha256, write_checkpoint
-from neurograft.experimenting.data import load_images
-from neurograft.experimenting.networks import digits_mlp
+from neurograft_experiments.data import load_images
+from neurograft_experiments.networks import digits_mlp
 
-MLP = "neurograft.experimenting.networks:digits_mlp"
+MLP = "neurograft_experiments.networks:digits_mlp"
 SHAPE = ("--input", "1x1x8x8")
 
 

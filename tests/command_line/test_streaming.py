@@ -7,9 +7,9 @@ from neurograft.checkpoints import load_into, open_checkpoint, provenance_of, wr
 from neurograft.checkpoints.writing import size_text
 from neurograft.command_line.streaming import parse_dtype, parse_size
 from neurograft.errors import OptionError
-from neurograft.experimenting.networks import digits_mlp
+from neurograft_experiments.networks import digits_mlp
 
-MLP = "neurograft.experimenting.networks:digits_mlp"
+MLP = "neurograft_experiments.networks:digits_mlp"
 SHAPE = ("--input", "1x1x8x8")
 
 

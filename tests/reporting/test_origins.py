@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import torch
 
-from neurograft.planning.maps import NeuronMap
+from neurograft.axes.maps import NeuronMap
 from neurograft.reporting.origins import origins_picture, shares_of, strongest_sources
 
 

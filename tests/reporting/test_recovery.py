@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from neurograft.calibrating.report import LayerRecovery, RecoveryReport
+from neurograft.recovery.report import LayerRecovery, RecoveryReport
 from neurograft.reporting.recovery import axis_end, recovery_picture, recovery_words
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import neurograft as ng
+from neurograft.axes.layout import layout_size
 from neurograft.inputs import call
 from neurograft.tracing.graph import Use
-from neurograft.tracing.layout import layout_size
 from neurograft.tracing.observing import observe
 from tests.networks import NETWORKS, build, example
 from tests.tracing.huggingface import made

@@ -66,7 +66,7 @@ def test_the_free_groups_are_those_a_person_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_layouts_cover_every_dimension(name: str) -> None:
-    from neurograft.tracing.layout import layout_size
+    from neurograft.axes.layout import layout_size
 
     model = build(name)
     graph = ng.trace(model, example(name), verify=False)

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import neurograft as ng
 from neurograft.errors import InputError
-from neurograft.experimenting.data import Split
 from neurograft.training.processes import Crew
+from neurograft_experiments.data import Split
 
 
 def crews(count):

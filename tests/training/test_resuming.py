@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import neurograft as ng
-from neurograft.checkpoints.whole import PART
+from neurograft.checkpoints.atomic import PART
 from neurograft.errors import CheckpointError, InputError
 
 

@@ -11,9 +11,9 @@ from neurograft.applying.formula import fuse_tensor
 from neurograft.applying.resizing import declare_sizes
 from neurograft.applying.spectral import settle_spectral_norms
 from neurograft.errors import MembersDiffer, PlanError
-from neurograft.parametrised import write_back
-from neurograft.planning.members import check_models, check_names, check_shapes, state_of
-from neurograft.planning.plan import FusionPlan
+from neurograft.members.members import check_models, check_names, check_shapes, state_of
+from neurograft.members.parametrised import write_back
+from neurograft.plans.plan import FusionPlan
 
 
 def apply(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:

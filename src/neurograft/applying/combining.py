@@ -10,10 +10,11 @@ from neurograft.applying.application import assemble
 from neurograft.applying.declarations import Declaration
 from neurograft.applying.formula import axis_pairs
 from neurograft.applying.segmented import SegmentedNorm, norm_axis
+from neurograft.axes.layout import Layout
+from neurograft.axes.maps import NeuronMap
 from neurograft.errors import PlanError, ResizeError
 from neurograft.inputs import Inputs, call
-from neurograft.planning.maps import NeuronMap
-from neurograft.planning.members import (
+from neurograft.members.members import (
     check_finite,
     check_member_weights,
     check_models,
@@ -21,13 +22,12 @@ from neurograft.planning.members import (
     check_shapes,
     state_of,
 )
-from neurograft.planning.plan import FusionPlan, made_by
-from neurograft.planning.planner import check_unreached, graphs_of
+from neurograft.methods.planner import check_unreached, graphs_of
+from neurograft.plans.plan import FusionPlan, made_by
+from neurograft.preserve_state import preserve_state
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.labelling import pinned_outputs
-from neurograft.tracing.layout import Layout
 from neurograft.tracing.proof import examples_of
-from neurograft.untouched import untouched
 
 
 def combine(
@@ -149,7 +149,7 @@ def _input_shapes(model: nn.Module, paths: Sequence[str], inputs: Inputs) -> dic
         for path in paths
     ]
     try:
-        with untouched(model), torch.no_grad():
+        with preserve_state(model), torch.no_grad():
             for example in examples_of(inputs):
                 call(model, example)
     finally:
@@ -214,7 +214,7 @@ def _check_average(
     each declared name is tried at its old value, which is then the one that keeps the function.
     """
     expected: list[Tensor] = []
-    with untouched(wide, *models), torch.no_grad():
+    with preserve_state(wide, *models), torch.no_grad():
         for model, weight in zip(models, weights, strict=True):
             outputs = _numbers(model, inputs, graph)
             sums = expected or [torch.zeros_like(y) for y in outputs]

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from neurograft.axes.layout import Factor, Layout, layout_size, segment_size
 from neurograft.tracing.graph import NeuronGraph
-from neurograft.tracing.layout import Factor, Layout, layout_size, segment_size
 
 # names that speak of widths, and names that speak of something else although they hold such a word
 WIDTH = re.compile(

@@ -8,7 +8,7 @@ from neurograft.applying.formula import BLOCK
 from neurograft.applying.stored import StoredMembers
 from neurograft.checkpoints.writing import nbytes, size_text
 from neurograft.errors import Unreached
-from neurograft.planning.planner import check_unreached
+from neurograft.methods.planner import check_unreached
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 SPEED = 1e9  # bytes read or written per second: a common disk, and what one pass over the numbers takes on two cores

@@ -11,11 +11,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from neurograft.planning.maps import Mixing, Pairs
-from neurograft.planning.mixing import mix_along, roles_mixing
-from neurograft.planning.plan import FusionPlan, carries_weights, enters_whole, shared_positions
+from neurograft.axes.layout import Factor, Layout, Part, Segment, layout_size, part_size, segment_size
+from neurograft.axes.maps import Mixing, Pairs
+from neurograft.axes.mixing import mix_along, roles_mixing
+from neurograft.plans.plan import FusionPlan, carries_weights, enters_whole, shared_positions
 from neurograft.tracing.graph import TensorInfo
-from neurograft.tracing.layout import Factor, Layout, Part, Segment, layout_size, part_size, segment_size
 
 BLOCK = 1 << 20  # entries gathered at a time: bounds the working memory, and fits the cache
 

@@ -10,7 +10,7 @@ import torch
 
 from neurograft import __version__
 from neurograft.checkpoints.reading import Checkpoint
-from neurograft.planning.plan import FusionPlan
+from neurograft.plans.plan import FusionPlan
 
 UNKNOWN = "0" * 64  # stands for a hash until the file was read
 

@@ -12,8 +12,8 @@ from neurograft.applying.resizing import check_runs
 from neurograft.applying.segmented import SegmentedNorm
 from neurograft.errors import OptionError, PlanError
 from neurograft.inputs import Batches, Inputs
-from neurograft.planning.members import check_values, state_of
-from neurograft.planning.planner import check_method, plan_states
+from neurograft.members.members import check_values, state_of
+from neurograft.methods.planner import check_method, plan_states
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
 

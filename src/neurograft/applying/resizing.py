@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from neurograft.applying.declarations import Declaration, declare_integers
+from neurograft.axes.layout import layout_size, part_size
 from neurograft.errors import ResizeError
 from neurograft.inputs import device_of, to_device
 from neurograft.tracing.graph import NeuronGraph
-from neurograft.tracing.layout import layout_size, part_size
 from neurograft.tracing.tracer import trace
 
 Leading: TypeAlias = Callable[[int], int]

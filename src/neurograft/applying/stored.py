@@ -16,11 +16,11 @@ from neurograft.checkpoints.hashing import Hashing
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.errors import CheckpointError, OptionError, PlanError
 from neurograft.inputs import Inputs, to_device
-from neurograft.planning.members import check_finite, check_member_weights, check_names, check_shapes
-from neurograft.planning.plan import FusionPlan
-from neurograft.planning.planner import check_method, graphs_of, plan_states
-from neurograft.planning.saving import SavedPlan
-from neurograft.planning.settings import differing_settings
+from neurograft.members.members import check_finite, check_member_weights, check_names, check_shapes
+from neurograft.members.settings import differing_settings
+from neurograft.methods.planner import check_method, graphs_of, plan_states
+from neurograft.plans.plan import FusionPlan
+from neurograft.plans.saving import SavedPlan
 from neurograft.tracing.graph import NeuronGraph
 
 SEES_BAD_NUMBERS = ("average", "transplant")

@@ -16,10 +16,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from neurograft.applying.formula import FusedRows
 from neurograft.applying.provenance import Provenance
+from neurograft.checkpoints.atomic import whole
 from neurograft.checkpoints.hashing import Hashing
 from neurograft.checkpoints.loading import check_names as check_stored_names
 from neurograft.checkpoints.reading import Checkpoint, Renamed
-from neurograft.checkpoints.whole import whole
 from neurograft.checkpoints.writing import (
     PROVENANCE,
     Shard,
@@ -32,8 +32,8 @@ from neurograft.checkpoints.writing import (
     write_index,
 )
 from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError, PlanError
-from neurograft.planning.members import check_finite, check_names, check_shapes
-from neurograft.planning.plan import FusionPlan
+from neurograft.members.members import check_finite, check_names, check_shapes
+from neurograft.plans.plan import FusionPlan
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes of members read so far and in all."""

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from neurograft.checkpoints.atomic import whole
 from neurograft.checkpoints.header import header_bytes, read_header
-from neurograft.checkpoints.whole import whole
 from neurograft.errors import CheckpointError
 
 Spec: TypeAlias = tuple[torch.dtype, tuple[int, ...]]

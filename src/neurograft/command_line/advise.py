@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from neurograft.experimenting.advising.advice import Advice
-    from neurograft.experimenting.data import Images
+    from neurograft.advising.advice import Advice
 
 
 def advise(
@@ -83,9 +82,9 @@ def advise(
     """
     from rich.console import Console
 
-    from neurograft.experimenting.advising.advice import USUAL
-    from neurograft.experimenting.advising.advice import advise as find
-    from neurograft.experimenting.data import load_images
+    from neurograft.advising.advice import USUAL
+    from neurograft.advising.advice import advise as find
+    from neurograft.plugins import load_images
 
     folders = names_folder(factory)
     _check_targets(output, page, folders=folders, force=force)
@@ -163,12 +162,11 @@ def _write_network(advice: "Advice", output: Path, factory: str, paths: list[Pat
     write_checkpoint(network, output, record | {"members": {path.name: sha256(path) for path in paths}})
 
 
-def _write_page(advice: "Advice", page: Path, images: "Images", paths: list[Path], seed: int) -> None:
-    from neurograft.experimenting.advising.page import advice_document
-    from neurograft.experimenting.provenance import provenance
-    from neurograft.experimenting.reports.made import computer_text
-    from neurograft.experimenting.reports.writing import write_text
+def _write_page(advice: "Advice", page: Path, images: Any, paths: list[Path], seed: int) -> None:
+    from neurograft.advising.page import advice_document
     from neurograft.reporting.html import html_page
+    from neurograft.reporting.provenance import computer_text, provenance
+    from neurograft.reporting.writing import write_text
 
     made = provenance()
     sizes = f"{len(images.train)} training, {len(images.validation)} validation, {len(images.test)} test images"

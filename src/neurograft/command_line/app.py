@@ -7,13 +7,12 @@ import typer
 
 from neurograft import __version__
 from neurograft.command_line.advise import advise
-from neurograft.command_line.demo import demo
 from neurograft.command_line.evaluate import evaluate
-from neurograft.command_line.experiment import experiment
 from neurograft.command_line.fuse import fuse
 from neurograft.command_line.plan import plan
 from neurograft.command_line.trace import trace
 from neurograft.errors import NeurograftError
+from neurograft.plugins import added_commands
 
 app = typer.Typer(
     name="neurograft",
@@ -41,9 +40,13 @@ def _options(
     """Fuse several trained PyTorch networks into one of the same architecture and size."""
 
 
-for command in (demo, trace, plan, fuse, evaluate, advise):
+for command in (trace, plan, fuse, evaluate, advise):
     app.command()(command)
-app.add_typer(experiment)
+for added in added_commands():
+    if isinstance(added, typer.Typer):
+        app.add_typer(added)
+    else:
+        app.command()(added)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def evaluate(
 ) -> None:
     """Measure checkpoints on labelled images: accuracy, loss and calibration error.
 
-    Example: `neurograft evaluate neurograft.experimenting.networks:digits_mlp runs/demo/mlp-*.safetensors`
+    Example: `neurograft evaluate neurograft_experiments.networks:digits_mlp runs/demo/mlp-*.safetensors`
     """
     from typing import cast
 
@@ -41,7 +41,7 @@ def evaluate(
     from neurograft.evaluating.ensemble import Ensemble, Vote
     from neurograft.evaluating.evaluation import Scores
     from neurograft.evaluating.evaluation import evaluate as measure
-    from neurograft.experimenting.data import load_images
+    from neurograft.plugins import load_images
     from neurograft.reporting.tables import Table, terminal_table
 
     batches = load_images(data).split(split).batches(batch)

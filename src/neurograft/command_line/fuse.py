@@ -84,12 +84,12 @@ def fuse(
         return
     from neurograft.applying.application import apply
     from neurograft.applying.provenance import Provenance
-    from neurograft.calibrating.report import recovery_report
     from neurograft.checkpoints import load_into, open_checkpoint, sha256, write_checkpoint
     from neurograft.command_line.arguments import build, example_inputs
-    from neurograft.experimenting.data import load_images
     from neurograft.fusing import Recovery, check_recovery, recovered
-    from neurograft.planning.planner import check_method, plan
+    from neurograft.methods.planner import check_method, plan
+    from neurograft.plugins import load_images
+    from neurograft.recovery.report import recovery_report
 
     options, shares = parse_options(option), parse_weights(weights)
     check_method(method, options)
@@ -123,7 +123,7 @@ def fuse(
 
 def _check_numbers(networks: Sequence["nn.Module"], paths: Sequence[Path]) -> None:
     """Refuse NaN and infinity with the name of the file."""
-    from neurograft.planning.members import check_finite
+    from neurograft.members.members import check_finite
 
     for network, path in zip(networks, paths, strict=True):
         for name, tensor in network.state_dict().items():
@@ -162,8 +162,8 @@ def _stream(
     from neurograft.applying.stored import fuse_stored
     from neurograft.checkpoints.writing import size_text
     from neurograft.command_line.streaming import open_members, parse_dtype, parse_size, progress_bar
-    from neurograft.planning.planner import check_method
-    from neurograft.planning.saving import SavedPlan, load_plan
+    from neurograft.methods.planner import check_method
+    from neurograft.plans.saving import SavedPlan, load_plan
 
     check_method(how.method, how.options)
     limit, size, wanted = (

@@ -36,9 +36,9 @@ def plan(
     from neurograft.applying.estimate import estimate
     from neurograft.command_line.arguments import check_output, parse_options, parse_weights
     from neurograft.command_line.streaming import open_members
-    from neurograft.planning.members import check_member_weights
-    from neurograft.planning.planner import check_method
-    from neurograft.planning.saving import SavedPlan, save_plan
+    from neurograft.members.members import check_member_weights
+    from neurograft.methods.planner import check_method
+    from neurograft.plans.saving import SavedPlan, save_plan
 
     options, shares = parse_options(option), parse_weights(weights)
     check_method(method, options)

@@ -24,7 +24,7 @@ def trace(
 ) -> None:
     """Show which neurons of a network belong together, and which may move.
 
-    Example: `neurograft trace neurograft.experimenting.networks:digits_mlp --input 1x1x8x8`
+    Example: `neurograft trace neurograft_experiments.networks:digits_mlp --input 1x1x8x8`
     """
     from neurograft.checkpoints import load_into
     from neurograft.command_line.arguments import build, example_inputs

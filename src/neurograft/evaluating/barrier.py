@@ -11,8 +11,8 @@ from neurograft.applying.application import apply
 from neurograft.errors import InputError, MissingExtra, OptionError
 from neurograft.evaluating.evaluation import Measure, Scores, evaluate
 from neurograft.inputs import Batches, Inputs, check_batches, split_labels
-from neurograft.planning.plan import FusionPlan
-from neurograft.planning.planner import plan
+from neurograft.methods.planner import plan
+from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import NeuronGraph
 
 Recovery = Callable[[nn.Module], nn.Module]

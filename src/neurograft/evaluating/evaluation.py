@@ -23,7 +23,7 @@ from neurograft.inputs import (
     split_labels,
     to_device,
 )
-from neurograft.untouched import forked_random_state, untouched
+from neurograft.preserve_state import forked_random_state, preserve_state
 
 Measure: TypeAlias = Callable[[Any, Any], Tensor]
 IGNORED_LABEL = -100
@@ -103,7 +103,7 @@ def tally(model: nn.Module, batches: Batches, *, loss: Measure | None = None, me
     check_model(model)
     device = device_of(model)
     sums = Tally(model, loss, metric)
-    with untouched(model), forked_random_state(batches=batches), torch.no_grad():
+    with preserve_state(model), forked_random_state(batches=batches), torch.no_grad():
         for number, batch in enumerate(batches):
             where = f"batch {number}"
             inputs, labels = _pair(batch, where)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from neurograft.errors import InputError
 from neurograft.evaluating.evaluation import IGNORED_LABEL, class_logits, labelled
 from neurograft.inputs import Batches, call_on_batch, check_batches, device_of, first_tensor, to_device
-from neurograft.untouched import forked_random_state, untouched
+from neurograft.preserve_state import forked_random_state, preserve_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def right_answers(model: nn.Module, batches: Batches) -> Tensor:
     """
     check_batches(batches)
     device, found = device_of(model), []
-    with untouched(model), forked_random_state(batches=batches), torch.no_grad():
+    with preserve_state(model), forked_random_state(batches=batches), torch.no_grad():
         for number, (inputs, labels) in enumerate(labelled(batches)):
             answer = first_tensor(call_on_batch(model, to_device(inputs, device), f"batch {number}"))
             logits = class_logits(answer, labels)

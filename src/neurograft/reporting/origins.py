@@ -7,8 +7,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from neurograft.planning.maps import NeuronMap, Pairs
-from neurograft.planning.plan import FusionPlan
+from neurograft.axes.maps import NeuronMap, Pairs
+from neurograft.plans.plan import FusionPlan
 from neurograft.reporting.palette import color
 
 WIDTH, NAMES, ROW, GAP = 720, 150, 14, 3

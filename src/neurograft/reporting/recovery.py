@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 from math import ceil, isnan
 
-from neurograft.calibrating.report import LayerRecovery, RecoveryReport
+from neurograft.recovery.report import LayerRecovery, RecoveryReport
 from neurograft.reporting.palette import color
 
 WIDTH, NAMES, NUMBERS, ROW, BOTTOM = 720, 216, 96, 20, 34
@@ -27,7 +27,7 @@ def recovery_picture(report: RecoveryReport, end: float | None = None) -> str:
         An `<svg>` element that takes its colours from the page's palette; empty where no layer has an error.
 
     Example:
-        >>> from neurograft.calibrating.report import LayerRecovery, RecoveryReport
+        >>> from neurograft.recovery.report import LayerRecovery, RecoveryReport
         >>> layer = LayerRecovery("conv.weight", "layer", before=0.8, after=0.2)
         >>> "0.80 → 0.20" in recovery_picture(RecoveryReport("refit", (layer,), 100, 1, 0.5))
         True
@@ -52,7 +52,7 @@ def recovery_words(report: RecoveryReport) -> str:
     """What the picture was made from, and which layers are not in it and why, in one paragraph.
 
     Example:
-        >>> from neurograft.calibrating.report import LayerRecovery, RecoveryReport
+        >>> from neurograft.recovery.report import LayerRecovery, RecoveryReport
         >>> left_out = LayerRecovery("embed.weight", "left out", note="tied to an embedding")
         >>> recovery_words(RecoveryReport("refit", (left_out,), 100, 1, 0.51))
         '100 samples, 1 pass, 0.5 s. Left out: embed.weight (tied to an embedding).'
@@ -68,7 +68,7 @@ def axis_end(reports: Iterable[RecoveryReport]) -> float:
     """Where an axis ends that holds every error of the reports, up to `FARTHEST`.
 
     Example:
-        >>> from neurograft.calibrating.report import LayerRecovery, RecoveryReport
+        >>> from neurograft.recovery.report import LayerRecovery, RecoveryReport
         >>> axis_end([RecoveryReport("refit", (LayerRecovery("a", "layer", before=0.72, after=0.2),), 100, 1, 0.5)])
         0.8
     """

@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from neurograft.axes.layout import Factor, Layout, Role, layout_size, resize_layout, spans
 from neurograft.errors import OptionError, closest
-from neurograft.tracing.layout import Factor, Layout, layout_size, resize_layout, spans
 
-Role = Literal["out", "in", "elementwise"]
 Kind = Literal["weight", "bias", "scale", "shift", "mean", "variance", "statistic"]
 
 

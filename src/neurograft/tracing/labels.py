@@ -10,9 +10,9 @@ from torch import Tensor
 from neurograft.tracing import algebra
 from neurograft.tracing.algebra import Axis, axis_size, canon, fixed, merge, unify
 from neurograft.tracing.graph import Kind, Role
-from neurograft.tracing.numbering import Numbers
+from neurograft.tracing.index_semantics import Numbers
 from neurograft.tracing.tape import Op, storage_of
-from neurograft.tracing.turns import Turns
+from neurograft.tracing.unit_loops import Turns
 
 Axes: TypeAlias = tuple[Axis, ...]
 Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from neurograft.axes.layout import Factor, Layout, layout_size
 from neurograft.errors import OptionError
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import tensors_of_model
-from neurograft.tracing.layout import Factor, Layout, layout_size
 
 Permutation: TypeAlias = "Tensor | Sequence[int]"
 
@@ -19,7 +19,7 @@ def layout_index(layout: Layout, moved: Mapping[str, Tensor]) -> Tensor:
     """Where each position of the dim comes from when the groups in `moved` are permuted.
 
     Example:
-        >>> from neurograft.tracing.layout import Factor
+        >>> from neurograft.axes.layout import Factor
         >>> layout_index(((Factor("heads", 2), Factor(None, 3)),), {"heads": torch.tensor([1, 0])}).tolist()
         [3, 4, 5, 0, 1, 2]
     """

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from neurograft.axes.layout import Span, spans
 from neurograft.errors import InputError, TraceError
 from neurograft.inputs import Inputs, call, check_model
 from neurograft.tracing.dispatch import Dispatch
 from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
-from neurograft.tracing.layout import Span, spans
 from neurograft.tracing.permutation import permuted_tensor
 from neurograft.tracing.tape import as_found, on_meta
 

@@ -138,7 +138,7 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
     Raises:
         TraceError: if the network cannot run on `inputs`.
     """
-    from neurograft.tracing.shadows import Literals, MetaRecorder
+    from neurograft.tracing.meta_execution import Literals, MetaRecorder
 
     with as_found(model), module_paths(model) as path:
         recorder = Recorder(path)

@@ -14,10 +14,10 @@ from neurograft.errors import OptionError, ProofFailed, UnruledOp, closest
 from neurograft.inputs import Inputs
 from neurograft.tracing.algebra import Var, fix, leaves
 from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.graph_builder import build_graph, name_groups
 from neurograft.tracing.labelling import Labelling
 from neurograft.tracing.proof import Proof, examples_of
 from neurograft.tracing.proof import verify as prove
-from neurograft.tracing.slots import build_graph, name_groups
 from neurograft.tracing.tape import record, tensors_of
 
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from neurograft.errors import InputError
 from neurograft.inputs import Batches, check_model
+from neurograft.preserve_state import forked_random_state
 from neurograft.training.finetuning import finetune
 from neurograft.training.settings import Settings, settled, takes_settings
-from neurograft.untouched import forked_random_state
 
 
 @takes_settings

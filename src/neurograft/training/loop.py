@@ -16,13 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from neurograft.errors import InputError, TrainingDiverged
 from neurograft.evaluating.evaluation import Scores, check_inputs
 from neurograft.inputs import Batches, call_on_batch, check_batches, check_model, device_of, split_labels, to_device
+from neurograft.preserve_state import forked_random_state, preserve_state, random_state, seed_all, set_random_state
 from neurograft.training.acceleration import Accelerator, accelerated
 from neurograft.training.learning_rates import factor_of
 from neurograft.training.processes import Crew
 from neurograft.training.resuming import copied, fingerprint, identity_of, put_back, read, tensors_of, write
 from neurograft.training.settings import Epoch as Epoch
 from neurograft.training.settings import Settings, settled
-from neurograft.untouched import forked_random_state, random_state, seed_all, set_random_state, untouched
 
 Answer: TypeAlias = Callable[[Any, str], Any]
 """A network, called with the inputs of a batch and the words that begin an error message."""
@@ -268,7 +268,7 @@ def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
     """Have networks on a device and in eval mode for a while."""
     with ExitStack() as stack:
         for model in models:
-            stack.enter_context(untouched(model))
+            stack.enter_context(preserve_state(model))
             stack.callback(model.to, device_of(model))
             model.to(device)
         yield

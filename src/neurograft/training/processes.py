@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from neurograft.errors import InputError
 from neurograft.evaluating.evaluation import Measure, Scores, evaluate, tally
 from neurograft.inputs import Batches
+from neurograft.preserve_state import forked_random_state, random_state, seed_all, set_random_state
 from neurograft.training.acceleration import Accelerator
-from neurograft.untouched import forked_random_state, random_state, seed_all, set_random_state
 
 Value = TypeVar("Value")
 DATA, NETWORK = 0, 1  # what a random state is for

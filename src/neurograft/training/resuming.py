@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograft.checkpoints.whole import whole
+from neurograft.checkpoints.atomic import whole
 from neurograft.errors import CheckpointError
 from neurograft.inputs import Batches
 from neurograft.training.learning_rates import factor_of

@@ -10,8 +10,8 @@ from neurograft.applying.combining import combine, joined_norms
 from neurograft.applying.pruning import prune
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Inputs
-from neurograft.planning.members import check_models
-from neurograft.planning.widths import shares_of
+from neurograft.members.members import check_models
+from neurograft.selection.widths import shares_of
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
 

@@ -13,7 +13,7 @@ from torch import nn
 from neurograft.errors import OptionError, closest
 from neurograft.evaluating.evaluation import Measure, Scores
 from neurograft.inputs import Batches
-from neurograft.planning.options import check_choice
+from neurograft.options import check_choice
 from neurograft.training.learning_rates import Schedule, factor_of
 
 OptimizerMaker: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from neurograft.tracing.algebra import ONE, Axis, axis_size, reason
 from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.rules.index_semantics import inverted
 from neurograft.tracing.rules.joining import cut
-from neurograft.tracing.rules.numbering import inverted
 from neurograft.tracing.rules.pointwise import broadcast, mark
 from neurograft.tracing.rules.table import Result, arg, dim_of, replaced, result_shape, rule, tensor
 from neurograft.tracing.tape import Op

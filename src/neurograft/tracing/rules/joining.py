@@ -9,7 +9,7 @@ from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.pointwise import mark
 from neurograft.tracing.rules.table import Result, arg, dim_of, replaced, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
-from neurograft.tracing.turns import stacks_all
+from neurograft.tracing.unit_loops import stacks_all
 
 
 def cut(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:

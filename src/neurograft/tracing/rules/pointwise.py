@@ -4,7 +4,7 @@ from torch import Tensor
 
 from neurograft.tracing.algebra import ONE, Axis, axis_size
 from neurograft.tracing.labels import Axes, Labels
-from neurograft.tracing.rules.numbering import compared
+from neurograft.tracing.rules.index_semantics import compared
 from neurograft.tracing.rules.table import Result, rule, same_results
 from neurograft.tracing.tape import Op, op_tensors
 

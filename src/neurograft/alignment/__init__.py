@@ -1,0 +1,1 @@
+"""In which basis members meet: similarities, assignments, transport."""

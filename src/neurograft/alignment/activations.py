@@ -1,0 +1,274 @@
+"""What neurons do on calibration batches: one column of activations per unit of every group."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from neurograft.alignment.weight_similarity import unit_cells
+from neurograft.axes.layout import Layout, layout_size, spans
+from neurograft.errors import InputError, OptionError
+from neurograft.inputs import Batches, call, device_of, pair_note, split_labels, to_device
+from neurograft.members.members import Members
+from neurograft.preserve_state import preserve_state
+from neurograft.tracing.graph import NeuronGraph, Use
+from neurograft.tracing.observing import observe
+
+When = Literal["pre", "post"]
+Side = Literal["input", "output"]
+Cells: TypeAlias = dict[tuple[str, str | None], Tensor]
+
+
+def member_activations(members: Members, *, when: When = "pre", samples: int = 1024) -> list[dict[str, Tensor]]:
+    """`group_activations` of every member on the same samples, for all outermost free groups.
+
+    Row i is the same sample, position and inner neuron in every member.
+
+    Raises:
+        OptionError: there are no networks to run, or no calibration batches.
+        InputError: the batches are empty.
+    """
+    calibration, models = _calibration(members)
+    return [
+        group_activations(model, graph, calibration, when=when, samples=samples)
+        for model, graph in zip(models, members.graphs, strict=True)
+    ]
+
+
+IN_MEMORY = "load them as models (on the command line fuse .safetensors files without streaming, with --calibration)"
+
+
+def _calibration(members: Members) -> tuple[Batches, tuple[nn.Module, ...]]:
+    if members.models is None:
+        raise OptionError("looking at activations runs the members, but only their checkpoints are open; " + IN_MEMORY)
+    if members.calibration is None:
+        raise OptionError(
+            "looking at activations needs calibration batches: pass calibration=, labels are ignored (on the command "
+            "line --calibration)"
+        )
+    return members.calibration, members.models
+
+
+def group_activations(
+    model: nn.Module,
+    graph: NeuronGraph,
+    batches: Batches,
+    groups: Iterable[str] | None = None,
+    *,
+    when: When = "pre",
+    samples: int = 1024,
+) -> dict[str, Tensor]:
+    """Run a network on calibration batches and keep a sample of what every group's neurons do.
+
+    Args:
+        model: the network; it comes back untouched.
+        graph: its graph.
+        batches: a re-iterable of inputs, with or without labels; read until `samples` inputs have been seen.
+        groups: the groups that count, default all outermost free ones.
+        when: "pre" takes what makes the neurons (after the norm, if there is one, and before the nonlinearity),
+            "post" what their readers get.
+        samples: inputs to look at, and rows to keep per group.
+
+    Returns:
+        For every group shape `(rows, units)`, at least float32. Rows are inputs; where a unit has many positions (an
+        image, tokens, the channels of a head) a random choice among all of them, the same for every network of one
+        architecture. A group that is used in several places has rows of each. Groups that no weight makes or reads
+        along an activation are left out.
+
+    Raises:
+        InputError: the batches hold no inputs, or inputs that the network cannot take.
+
+    Example:
+        >>> import neurograft
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> graph = neurograft.trace(net, torch.randn(4, 3))
+        >>> found = group_activations(net, graph, [torch.randn(16, 3)], when="post")
+        >>> found["0.weight:0"].shape, bool((found["0.weight:0"] >= 0).all())
+        (torch.Size([16, 8]), True)
+    """
+    names = [group.name for group in graph.outermost] if groups is None else list(groups)
+    found: dict[str, list[Tensor]] = {}
+    for (group, _), rows in watch(model, graph, batches, _Collector(places(graph, names, when), samples)).items():
+        found.setdefault(group, []).append(rows)
+    return {group: torch.cat(rows) if len(rows) > 1 else rows[0] for group, rows in found.items()}
+
+
+def member_cells(members: Members, *, when: When = "pre", samples: int = 1024) -> list[Cells]:
+    """As `member_activations`, but the neurons inside a unit (the channels of a head) are told apart.
+
+    Returns:
+        For every member and `(group, None)` what no inner group divides, shape `(rows, units)`; for `(group, inner)`
+        the rest, shape `(rows, units, inner neurons)`. Activations with another free group along another dimension
+        are left out: their rows lie in another order in every member.
+    """
+    calibration, models = _calibration(members)
+    cells: list[Cells] = []
+    for model, graph in zip(models, members.graphs, strict=True):
+        free = {group.name for group in graph.free}
+        wanted = {
+            use: [place for place in found if not place.beside & free]
+            for use, found in places(graph, [group.name for group in graph.outermost], when).items()
+        }
+        inside = {g.name: [i.name for i in graph.free if i.inside == g.name] for g in graph.outermost}
+        cells.append(watch(model, graph, calibration, _Collector(wanted, samples, inside)))
+    return cells
+
+
+def watch(model: nn.Module, graph: NeuronGraph, batches: Batches, collector: "_Collector") -> Cells:
+    """Run the network, untouched, until the collector has seen as many inputs as it wants."""
+    device = device_of(model)
+    seen = 0
+    with preserve_state(model), torch.no_grad(), observe(model, graph, collector):
+        for number, batch in enumerate(batches):
+            inputs = to_device(split_labels(batch)[0], device)
+            try:
+                call(model, inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise InputError(
+                    f"{type(model).__name__} cannot take calibration batch {number}: {error}{pair_note(inputs)}"
+                ) from error
+            seen += _count(inputs)
+            if seen >= collector.samples:
+                break
+    if not seen:
+        raise InputError("the calibration batches hold no inputs")
+    return collector.found()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a group can be watched: on one side of one use of a weight, along one dimension."""
+
+    group: str
+    side: Side
+    dim: int
+    layout: Layout
+    rows: float  # share of the group's rows that are taken here
+    beside: frozenset[str]  # groups along other dimensions: what they hold is rows here
+
+
+def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[str, int], list[Place]]:
+    """Where to watch each group, per use `(tensor, nth)`; the other side is taken if the asked one has no weight."""
+    found: dict[tuple[str, int], list[Place]] = {}
+    for group in groups:
+        made = list(_made(graph, group))
+        read = list(_read(graph, group))
+        chosen = (made or read) if when == "pre" else (read or made)
+        for use, side, dim, layout in chosen:
+            activation = (use.input or ()) if side == "input" else use.output
+            beside = {span.group for d, other in enumerate(activation) if d != dim for span in spans(other)}
+            place = Place(group, side, dim, layout, 1 / len(chosen), frozenset(beside))
+            found.setdefault((use.tensor, use.nth), []).append(place)
+    return found
+
+
+def _made(graph: NeuronGraph, group: str) -> Iterator[tuple[Use, Side, int, Layout]]:
+    """Outputs that hold the group, of norms if any norm makes it, since they come last before the nonlinearity."""
+    makers = [use for use in graph.uses if roles_in(graph, use, group) & {"out", "elementwise"}]
+    norms = [use for use in makers if graph.tensors[use.tensor].kind == "scale"]
+    for use in norms or makers:
+        for dim, layout in enumerate(use.output):
+            if any(span.group == group for span in spans(layout)):
+                yield use, "output", dim, layout
+                break
+
+
+def _read(graph: NeuronGraph, group: str) -> Iterator[tuple[Use, Side, int, Layout]]:
+    """Inputs that hold the group, of the weights that read it."""
+    for use in graph.uses:
+        if "in" not in roles_in(graph, use, group):
+            continue
+        for dim, layout in enumerate(use.input or ()):
+            if any(span.group == group for span in spans(layout)):
+                yield use, "input", dim, layout
+                break
+
+
+def roles_in(graph: NeuronGraph, use: Use, group: str) -> frozenset[str]:
+    """The roles a group plays in the weight of a use."""
+    return frozenset(role for roles in graph.tensors[use.tensor].roles for role in roles.get(group, ()))
+
+
+def _count(inputs: object) -> int:
+    sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    return max(sizes, default=0)
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Uniform samples, without repetition, of all rows seen so far: those with the smallest random keys."""
+
+    most: int
+    generator: torch.Generator
+    keys: dict[str | None, Tensor] = field(default_factory=dict)
+    rows: dict[str | None, Tensor] = field(default_factory=dict)
+
+    def add(self, offered: Mapping[str | None, Tensor]) -> None:
+        """Offer the rows of one batch, each of shape `(rows, columns)`."""
+        for kind, rows in offered.items():
+            keys = torch.rand(len(rows), generator=self.generator)
+            rows, keys = self._least(rows, keys)
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+            if kind in self.rows:
+                rows, keys = self._least(torch.cat([self.rows[kind], rows]), torch.cat([self.keys[kind], keys]))
+            self.rows[kind], self.keys[kind] = rows, keys
+
+    def _least(self, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        if len(keys) <= self.most:
+            return rows, keys
+        chosen = keys.argsort()[: self.most].sort().values
+        return rows[chosen.to(rows.device)], keys[chosen]
+
+
+class _Collector:
+    """Keeps rows of activations as the network runs; `inside` names the groups to tell apart within each group."""
+
+    def __init__(
+        self,
+        wanted: Mapping[tuple[str, int], Sequence[Place]],
+        samples: int,
+        inside: Mapping[str, Sequence[str]] | None = None,
+    ):
+        self.samples = samples
+        self.wanted: dict[tuple[str, int], list[tuple[Place, _Rows, dict[str | None, Tensor]]]] = {}
+        number = 0
+        for use, found in wanted.items():
+            for place in found:
+                there = {span.group for span in spans(place.layout)}
+                hidden = [name for name in (inside or {}).get(place.group, ()) if name in there]
+                rows = _Rows(max(1, round(place.rows * samples)), torch.Generator().manual_seed(number))
+                cells = unit_cells(place.layout, place.group, hidden)
+                self.wanted.setdefault(use, []).append((place, rows, cells))
+                number += 1
+
+    def before(self, use: Use, input: Tensor | None) -> None:
+        """Nothing is taken before an op has run."""
+
+    def after(self, use: Use, input: Tensor | None, output: Tensor) -> None:
+        """Take what is wanted of this use."""
+        for place, rows, cells in self.wanted.get((use.tensor, use.nth), ()):
+            tensor = input if place.side == "input" else output
+            if tensor is not None and tensor.dim() > place.dim and tensor.shape[place.dim] == layout_size(place.layout):
+                rows.add({inner: _rows_of(tensor, place.dim, positions) for inner, positions in cells.items()})
+
+    def found(self) -> Cells:
+        """All rows of every group, by the group inside that is told apart."""
+        parts: dict[tuple[str, str | None], list[Tensor]] = {}
+        for place, rows, _ in (item for found in self.wanted.values() for item in found):
+            units = next(span.size for span in spans(place.layout) if span.group == place.group)
+            for inner, kept in rows.rows.items():
+                shaped = kept if inner is None else kept.reshape(len(kept), units, -1)
+                parts.setdefault((place.group, inner), []).append(shaped)
+        return {key: torch.cat(rows) if len(rows) > 1 else rows[0] for key, rows in parts.items()}
+
+
+def _rows_of(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """All entries of each unit as one column, shape `(rows, units)`."""
+    last = tensor.movedim(dim, -1)
+    flat = positions.T.flatten()
+    if len(flat) != last.shape[-1] or not bool((flat == torch.arange(len(flat))).all()):
+        last = last[..., flat.to(tensor.device)]
+    return last.reshape(-1, len(positions))

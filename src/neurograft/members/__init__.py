@@ -1,0 +1,1 @@
+"""The networks that are fused: their states, settings and files."""

@@ -1,0 +1,248 @@
+"""Permutation alignment: give every member's neurons the order in which they agree best, then average."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from neurograft.alignment.activations import When
+from neurograft.alignment.assignment import assign, check_memory
+from neurograft.alignment.matching import (
+    Everything,
+    execution_order,
+    identity,
+    inner_groups,
+    match_forward,
+    order_of,
+)
+from neurograft.alignment.representation import Side, mean_side, medoid, sides_of
+from neurograft.alignment.weight_similarity import Evidence, Products
+from neurograft.axes.maps import NeuronMap
+from neurograft.errors import MembersDiffer, OptionError
+from neurograft.members.members import Members
+from neurograft.options import check_choice, check_count
+from neurograft.plans.plan import Filling
+from neurograft.tracing.graph import NeuronGraph
+
+MOST_ROUNDS = 100  # of synchronising; it stops as soon as no member moves
+ROUNDING = 1e-6  # gains below this share of |target||member| are rounding, not progress
+
+NARROW, MANY_STARTS, FEW_STARTS = 512, 10, 3  # starts of a descent where they are cheap, and where they are not
+
+Permutations = dict[str, NeuronMap]
+
+
+def permutation(
+    members: Members,
+    *,
+    metric: Literal["weights", "activations"] = "weights",
+    when: When = "pre",
+    samples: int = 1024,
+    sweeps: int = 100,
+    restarts: int | None = None,
+    reference: int | None = None,
+    max_memory: int | None = None,
+) -> Filling:
+    """Permute each member's neurons so that the members agree best, A = P, B = Pᵀ, and average.
+
+    With `metric="weights"` coordinate descent maximises Σ over tensors of <W_reference, aligned W_member>: one group
+    after the other is assigned exactly, given all others, until a sweep over all groups changes nothing. It starts
+    from a forward pass of assignments (each group on what the groups before it allow to compare). With
+    `metric="activations"` every group maximises the summed correlation of matched neurons, at once. Groups inside
+    others (the channels of a head) are permuted too, in the same way in every unit.
+
+    More than two members are first matched to a reference and then, in turn, each to the mean of all the others
+    until none moves; the reference keeps its places. `details["objective"]` holds, for every member, the objective at
+    the best start and after each of its sweeps, `details["agreement"]` the summed objective against the others' mean
+    after each round.
+
+    Args:
+        members: the networks, of equal widths.
+        metric: "weights" needs no data; "activations" compares what neurons do on calibration batches.
+        when: activations before ("pre") or after ("post") the nonlinearity.
+        samples: activations per neuron that are compared.
+        sweeps: the most sweeps of one descent.
+        restarts: starts to try: the forward pass, then random orders and random permutations; the best is kept.
+            Default 10 for weights where the widest group has at most 512 neurons, else 3. With narrow first layers
+            (6 filters say little about which goes with which) descents end in optima of very different accuracy.
+        reference: the member that keeps its places; default the medoid.
+        max_memory: bytes that matching one group may take; default what the machine has.
+
+    Raises:
+        MembersDiffer: a free group has different sizes in the members.
+        OptionError: an option outside its range, or a group too wide for the memory.
+        InputError: `metric="activations"` without calibration batches.
+
+    Example:
+        >>> import neurograft as ng
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> moved = ng.permute(net, ng.trace(net, torch.randn(1, 4)), {"0.weight:0": torch.tensor([2, 0, 1])})
+        >>> plan = ng.plan([net, moved], torch.randn(1, 4), method="permutation")
+        >>> plan.maps["0.weight:0"][1].merge.source
+        tensor([1, 2, 0])
+
+    Source: Ainsworth et al. 2023, arXiv:2209.04836, sections 3.1 and 3.2, and appendix A.8 (many members).
+    """
+    check_choice("metric", metric, ("weights", "activations"))
+    check_choice("when", when, ("pre", "post"))
+    if restarts is None:
+        narrow = max((group.size for group in members.graph.free), default=0) <= NARROW
+        restarts = MANY_STARTS if narrow and metric == "weights" else FEW_STARTS
+    for option, number in (("samples", samples), ("sweeps", sweeps), ("restarts", restarts)):
+        check_count(option, number)
+    if reference is not None and not 0 <= reference < len(members.states):
+        raise OptionError(f"reference={reference} is no member; there are {len(members.states)}, counted from 0")
+    _check_widths(members)
+    for group in members.graph.free:
+        check_memory(group.name, group.size, group.size, "exact", True, max_memory)
+    sides = [side.standardised() for side in sides_of(members, metric, when, samples)]
+    descent = _Descent(members.graph, sweeps, restarts, members.generator)
+    if reference is None:
+        reference = medoid(
+            range(len(sides)), len(sides), lambda r, m: -descent.forward(sides[r].against(sides[m])).best
+        )
+    found = [
+        _Found(descent.identity(), ()) if m == reference else descent(sides[reference].against(side))
+        for m, side in enumerate(sides)
+    ]
+    objectives = tuple(f.objectives for f in found)
+    agreement: tuple[float, ...] = ()
+    if len(sides) > 2:
+        found, agreement = _synchronise(sides, found, members.weights_or(), reference, descent)
+    moved = [g.name for g in members.graph.free if g.inside is None or any(_moves(f.maps[g.name]) for f in found)]
+    return Filling(
+        maps={name: tuple(f.maps[name] for f in found) for name in moved},
+        weights=members.weights_or(),
+        owned=False,
+        details={"reference": reference, "objective": objectives, "agreement": agreement},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A member's permutations, and the objective after the start and after each sweep."""
+
+    maps: Permutations
+    objectives: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        return self.objectives[-1] if self.objectives else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    """Coordinate descent over the groups of one graph."""
+
+    graph: NeuronGraph
+    sweeps: int
+    restarts: int
+    generator: torch.Generator
+
+    def __call__(self, evidence: Evidence) -> _Found:
+        """The best of all starts."""
+        best = self.descend(evidence, self.forward(evidence))
+        for attempt in range(1, self.restarts):
+            order = self._shuffled(execution_order(self.graph))
+            start = self.forward(evidence, order) if attempt % 2 else self._random(evidence)
+            other = self.descend(evidence, start, shuffle=True)
+            if other.best > best.best + ROUNDING * abs(best.best):
+                best = other
+        return best
+
+    def identity(self) -> Permutations:
+        """Every neuron in its place."""
+        return {group.name: identity(group.size) for group in self.graph.free}
+
+    def forward(self, evidence: Evidence, order: Sequence[str] | None = None) -> _Found:
+        """A start: one group after the other, on what the groups before it allow to compare."""
+
+        def solve(_group: str, products: Products) -> NeuronMap:
+            return NeuronMap.permutation(assign(products.distances("squared")))
+
+        order = execution_order(self.graph) if order is None else order
+        maps = self.identity() | match_forward(evidence, self.graph, order, solve, readers=True)
+        return _Found(maps, (evidence.objective(maps),))
+
+    def descend(self, evidence: Evidence, start: _Found, shuffle: bool = False) -> _Found:
+        """Improve one group after the other until a whole sweep improves nothing."""
+        maps = dict(start.maps)
+        objectives = list(start.objectives)
+        groups = [g for outer in execution_order(self.graph) for g in (outer, *inner_groups(self.graph, outer))]
+        for _ in range(self.sweeps):
+            moved = [self._improve(evidence, maps, group) for group in (self._shuffled(groups) if shuffle else groups)]
+            if not any(moved):
+                break
+            objectives.append(evidence.objective(maps))
+        return _Found(maps, tuple(objectives))
+
+    def _improve(self, evidence: Evidence, maps: Permutations, group: str) -> bool:
+        products = evidence.products(group, maps, Everything(), readers=True)
+        if products is None:
+            return False
+        better = assign(products.cross.neg())
+        columns = torch.arange(len(better))
+        cross = products.cross.double()
+        gain = float((cross[better, columns] - cross[order_of(maps[group]), columns]).sum())
+        least = ROUNDING * float(products.member.sum().double() * products.target.sum().double()) ** 0.5
+        if gain <= least:
+            return False
+        moved = maps | {group: NeuronMap.permutation(better)}
+        if evidence.twice(group) and evidence.objective(moved, group) <= evidence.objective(maps, group) + least:
+            return False
+        maps[group] = moved[group]
+        return True
+
+    def _shuffled(self, names: Sequence[str]) -> list[str]:
+        return [names[i] for i in torch.randperm(len(names), generator=self.generator)]
+
+    def _random(self, evidence: Evidence) -> _Found:
+        maps = {
+            group.name: NeuronMap.permutation(torch.randperm(group.size, generator=self.generator))
+            for group in self.graph.free
+        }
+        return _Found(maps, (evidence.objective(maps),))
+
+
+def _synchronise(
+    sides: Sequence[Side], found: Sequence[_Found], weights: Sequence[float], reference: int, descent: _Descent
+) -> tuple[list[_Found], tuple[float, ...]]:
+    """Match each member in turn to the mean of the others, all in the reference's basis, until none moves."""
+    graph = descent.graph
+    moved = [side.moved(f.maps, graph) for side, f in zip(sides, found, strict=True)]
+    found = list(found)
+    agreement: list[float] = []
+    for _ in range(MOST_ROUNDS):
+        still = True
+        total = 0.0
+        for m in range(len(sides)):
+            others = [i for i in range(len(sides)) if i != m and weights[i] > 0]
+            if m == reference or not others:
+                continue
+            evidence = mean_side([moved[i] for i in others], [weights[i] for i in others]).against(sides[m])
+            after = descent.descend(evidence, _Found(found[m].maps, (evidence.objective(found[m].maps),)))
+            total += after.best
+            if len(after.objectives) > 1:
+                still = False
+                found[m] = after
+                moved[m] = sides[m].moved(after.maps, graph)
+        agreement.append(total)
+        if still:
+            break
+    return found, tuple(agreement)
+
+
+def _moves(neuron_map: NeuronMap) -> bool:
+    return not torch.equal(order_of(neuron_map), torch.arange(neuron_map.fused))
+
+
+def _check_widths(members: Members) -> None:
+    for group in members.graph.free:
+        sizes = members.sizes(group.name)
+        if len(set(sizes)) > 1:
+            raise MembersDiffer(
+                f"group {group.name} has {' / '.join(map(str, sizes))} neurons in the members; a permutation needs "
+                "equal widths, optimal_transport, transplant and zip do not"
+            )

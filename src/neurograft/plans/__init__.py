@@ -1,0 +1,1 @@
+"""The plan of a fusion: for every group and member two matrices; printed and saved."""

@@ -1,0 +1,195 @@
+"""Plans on disk: one safetensors file with the maps as tensors and everything else as JSON in its metadata."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurograft.axes.layout import Factor
+from neurograft.axes.maps import Mixing, NeuronMap, Pairs
+from neurograft.checkpoints.header import CODES, DTYPES
+from neurograft.checkpoints.reading import open_checkpoint
+from neurograft.checkpoints.writing import write_tensors
+from neurograft.errors import CheckpointError, PlanError
+from neurograft.plans.plan import FusionPlan
+from neurograft.tracing.graph import Group, NeuronGraph, Slot, TensorInfo, Tied, Use
+
+KEY = "neurograft-plan"
+VERSION = 1
+KINDS = {
+    kind.__name__: kind
+    for kind in (Factor, Slot, Group, TensorInfo, Use, Tied, NeuronGraph, Pairs, NeuronMap, FusionPlan)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPlan:
+    """A plan, and what it was made for.
+
+    `network` is a factory `module:function` or a class `transformers:Class`; `hashes` gives for every member the
+    SHA-256 hash of each of its files by name, and is empty for members that were in memory.
+    """
+
+    plan: FusionPlan
+    network: str = ""
+    fixed: tuple[str, ...] = ()
+    hashes: tuple[Mapping[str, str], ...] = ()
+
+
+def save_plan(saved: SavedPlan, path: Path) -> None:
+    """Write a plan, completely or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+        PlanError: its options or details hold something that is no number, text, tensor, or collection of these.
+
+    Example:
+        >>> import tempfile
+        >>> plan = FusionPlan("average", (NeuronGraph((), {}),) * 2, {}, (0.5, 0.5), owned=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_plan(SavedPlan(plan), Path(folder) / "plan.safetensors")
+        ...     load_plan(Path(folder) / "plan.safetensors").plan.weights
+        (0.5, 0.5)
+    """
+    writing = _Writing()
+    content = {
+        "version": VERSION,
+        "network": saved.network,
+        "fixed": list(saved.fixed),
+        "hashes": [dict(files) for files in saved.hashes],
+        "plan": writing.encoded(saved.plan),
+        "graphs": writing.graphs,
+    }
+    write_tensors(writing.tensors, path, {KEY: json.dumps(content, separators=(",", ":"))})
+
+
+def load_plan(path: Path) -> SavedPlan:
+    """Read a plan that `save_plan` wrote; nothing in the file is trusted.
+
+    Raises:
+        CheckpointError: the file is damaged, is no plan, or its maps do not fit its graphs.
+    """
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a saved plan ends in .safetensors")
+    opened = open_checkpoint(path)
+    if KEY not in opened.metadata:
+        raise CheckpointError(f"{path} is a checkpoint, not a plan; make one with `neurograft plan --output`")
+    try:
+        content = json.loads(opened.metadata[KEY])
+        if content["version"] != VERSION:
+            raise CheckpointError(f"{path} is a plan of version {content['version']}; this neurograft reads {VERSION}")
+        reading = _Reading(opened.tensors, content["graphs"])
+        plan = reading.decoded(content["plan"])
+        if not isinstance(plan, FusionPlan):
+            raise TypeError(f"it holds a {type(plan).__name__}")
+        _check(plan)
+        hashes = tuple({str(file): str(digest) for file, digest in files.items()} for files in content["hashes"])
+        return SavedPlan(plan, str(content["network"]), tuple(map(str, content["fixed"])), hashes)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, PlanError) as error:
+        raise CheckpointError(f"{path} is no plan that this neurograft can read: {str(error)[:200]}") from error
+
+
+class _Writing:
+    """Turns dataclasses, collections and tensors into JSON; members that share a graph or a map share it on disk."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.graphs: list[Any] = []
+        self._seen: dict[int, Any] = {}
+        self._alive: list[Any] = []  # what is seen must not be freed, or its identity could be another's
+
+    def encoded(self, value: Any) -> Any:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, (Tensor, NeuronGraph)):
+            return self._once(value)
+        if isinstance(value, torch.dtype):
+            return {"dtype": CODES[value]}
+        if is_dataclass(value) and type(value).__name__ in KINDS:
+            return {"is": type(value).__name__} | {f.name: self.encoded(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, tuple):
+            return [self.encoded(v) for v in value]
+        if isinstance(value, list):
+            return {"list": [self.encoded(v) for v in value]}
+        if isinstance(value, (set, frozenset)):
+            return {"set": sorted(value)}
+        if isinstance(value, Mapping):
+            return {"map": [[self.encoded(k), self.encoded(v)] for k, v in value.items()]}
+        raise PlanError(f"a plan with a {type(value).__name__} in its options or details cannot be saved")
+
+    def _once(self, value: Tensor | NeuronGraph) -> Any:
+        if id(value) not in self._seen:
+            self._alive.append(value)
+            if isinstance(value, Tensor):
+                name = f"map{len(self.tensors)}"
+                self.tensors[name] = value.detach().cpu()
+                self._seen[id(value)] = {"tensor": name}
+            else:
+                own = {"is": "NeuronGraph"} | {f.name: self.encoded(getattr(value, f.name)) for f in fields(value)}
+                self.graphs.append(own)
+                self._seen[id(value)] = {"graph": len(self.graphs) - 1}
+        return self._seen[id(value)]
+
+
+class _Reading:
+    def __init__(self, tensors: Mapping[str, Tensor], graphs: Sequence[Any]):
+        # copied, because a file that is mapped must not be replaced while the plan lives
+        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        self._graphs = [self.decoded(graph) for graph in graphs]
+
+    def decoded(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(self.decoded(v) for v in value)
+        if not isinstance(value, dict):
+            return value
+        if "is" in value:
+            kind = KINDS[value["is"]]
+            return kind(**{name: self.decoded(v) for name, v in value.items() if name != "is"})
+        ((tag, content),) = value.items()
+        if tag == "map":
+            return {self.decoded(k): self.decoded(v) for k, v in content}
+        if tag == "list":
+            return [self.decoded(v) for v in content]
+        if tag == "set":
+            return frozenset(content)
+        if tag == "tensor":
+            return self._tensors[content]
+        if tag == "graph":
+            return self._graphs[content]
+        if tag == "dtype":
+            return DTYPES[content]
+        raise ValueError(f"unknown tag {tag!r:.40}")
+
+
+def _check(plan: FusionPlan) -> None:
+    """A plan from a file must not read or write outside its tensors."""
+    if len(plan.weights) != plan.members or not all(isinstance(graph, NeuronGraph) for graph in plan.graphs):
+        raise ValueError(f"{len(plan.weights)} weights for {plan.members} members")
+    for group, maps in plan.maps.items():
+        if len(maps) != plan.members or len({m.fused for m in maps}) != 1:
+            raise ValueError(f"group {group} must have one map for each of {plan.members} members, all of one size")
+        for m, (own, graph) in enumerate(zip(maps, plan.graphs, strict=True)):
+            if own.member != graph[group].size:
+                raise ValueError(f"group {group} of member {m} has {graph[group].size} neurons, its map {own.member}")
+            _check_mixing(group, own.merge)
+            _check_mixing(group, own.unmerge)
+
+
+def _check_mixing(group: str, mixing: Mixing) -> None:
+    if isinstance(mixing, Tensor):
+        if mixing.dim() != 2 or not mixing.dtype.is_floating_point or not bool(torch.isfinite(mixing).all()):
+            raise ValueError(f"a map of group {group} must be a finite matrix")
+        return
+    for index, size in ((mixing.target, mixing.fused), (mixing.source, mixing.member)):
+        if index.dtype != torch.int64 or index.dim() != 1 or len(index) != len(mixing.target):
+            raise ValueError(f"a map of group {group} must be index vectors of one length")
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+            raise ValueError(f"a map of group {group} leads outside its {size} neurons")
+    if mixing.weight is not None and mixing.weight.shape != mixing.target.shape:
+        raise ValueError(f"a map of group {group} must have one weight per pair")

@@ -1,0 +1,69 @@
+"""BatchNorm statistics of a fused network from the members' own, without a single sample."""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.axes.layout import Layout
+from neurograft.members.members import state_of
+from neurograft.plans.plan import FusionPlan
+from neurograft.recovery.report import LayerRecovery, RecoveryReport
+from neurograft.recovery.targets import planned_part
+from neurograft.tracing.graph import Use
+
+
+def repair_without_data(
+    fused: nn.Module, plan: FusionPlan, models: Sequence[nn.Module], started: float
+) -> RecoveryReport:
+    """Set the running statistics of every BatchNorm right behind a convolution or linear layer, in place.
+
+    What a neuron reads is as large, per unit of weight, as its member's: σ² = |W|² Σ_m c_m A_m (σ_m² / |W_m|²).
+    Where neurons have one owner that member's mean shrinks with the weights that are left, μ = A_m μ_m |W|²/|W_m|²;
+    merged neurons keep the planned mean.
+    """
+    states, own = [state_of(model) for model in models], state_of(fused)
+    lines = []
+    with torch.no_grad():
+        for layer, norm in _pairs(plan):
+            stem = norm.tensor.rpartition(".")[0]
+            names = [f"{stem}.running_mean", f"{stem}.running_var"]
+            if any(name not in own for name in names):
+                continue
+            power, mean, planned = (torch.zeros_like(own[names[1]], dtype=torch.float64) for _ in range(3))
+            for m, state in enumerate(states):
+                layout = plan.graphs[m].tensors[layer.tensor].layouts[0]
+                size = _size(state[layer.tensor]).clamp_min(torch.finfo(torch.float32).tiny)
+                both = torch.stack([state[names[1]].double() / size, state[names[0]].double(), size])
+                rates = _mixed(both, layout, plan, layer, m)
+                power, mean, planned = power + rates[0], mean + rates[1], planned + rates[2]
+            size = _size(own[layer.tensor])
+            share = (size / planned.clamp_min(torch.finfo(torch.float32).tiny)).clamp(max=1)
+            own[names[1]].copy_(size * power)
+            own[names[0]].copy_(mean * share if plan.owned else mean)
+            lines.append(LayerRecovery(stem, "statistics", note="from the members' statistics"))
+    seconds = time.perf_counter() - started
+    notes = () if lines else ("no BatchNorm stands right behind a layer: nothing was changed",)
+    return RecoveryReport("repair without data", tuple(lines), 0, 0, seconds, notes)
+
+
+def _pairs(plan: FusionPlan) -> Iterator[tuple[Use, Use]]:
+    """Every BatchNorm with the layer whose output it reads."""
+    uses = plan.graph.uses
+    for layer, norm in pairwise(uses):
+        info = plan.graph.tensors[layer.tensor]
+        forward = layer.input is not None and len(info.shape) > 1 and layer.output_dims.get(0) == 1
+        if "batch_norm" in norm.op and forward and layer.output == norm.output:
+            yield layer, norm
+
+
+def _size(weight: Tensor) -> Tensor:
+    """|W|² per output neuron."""
+    return weight.detach().double().flatten(1).square().sum(1)
+
+
+def _mixed(rows: Tensor, layout: Layout, plan: FusionPlan, layer: Use, member: int) -> Tensor:
+    fused = plan.graph.tensors[layer.tensor].layouts[0]
+    return planned_part(rows, layout, fused, layer.tensor, plan, member)

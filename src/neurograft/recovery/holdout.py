@@ -1,0 +1,97 @@
+"""Samples that no layer is solved from: they say whether a refitted network is nearer to the members than before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from neurograft.inputs import Inputs, call_on_batch, device_of, first_tensor, to_device
+from neurograft.plans.plan import FusionPlan
+from neurograft.preserve_state import preserve_state
+from neurograft.recovery.samples import Samples, can_be_cut
+
+EVERY = 5
+"""One sample in so many is held out, fewer where that makes more than `MOST`."""
+MOST = 100
+
+
+def held_out(samples: Samples) -> tuple[Samples, Samples | None]:
+    """Take the samples apart into those to solve from and those to judge by; nobody judges fewer than `EVERY` samples.
+
+    Batches whose tensors do not all have one row per sample go one way as a whole.
+
+    Example:
+        >>> solve, judges = held_out(Samples((torch.arange(12.0),), (12,)))
+        >>> solve.batches[0].tolist(), judges.batches[0].tolist()
+        ([0.0, 1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 8.0, 10.0, 11.0], [4.0, 9.0])
+    """
+    every = max(EVERY, -(-samples.total // MOST))
+    solve: list[tuple[Inputs, int]] = []
+    judge: list[tuple[Inputs, int]] = []
+    for first, batch, count in zip(samples.starts(), samples.batches, samples.counts, strict=True):
+        numbers = first + torch.arange(count)
+        chosen = numbers % every == every - 1
+        if not can_be_cut(batch, count):
+            (judge if bool(chosen.any()) and solve and count < samples.total // 2 else solve).append((batch, count))
+            continue
+        for part, rows in ((solve, ~chosen), (judge, chosen)):
+            if bool(rows.any()):
+                part.append((_rows(batch, rows.nonzero().flatten()), int(rows.sum())))
+    if not judge or not solve:
+        return samples, None
+    return _samples(solve), _samples(judge)
+
+
+def _rows(batch: Inputs, rows: Tensor) -> Inputs:
+    taken: Inputs = pytree.tree_map_only(Tensor, lambda x: x[rows.to(x.device)], batch)
+    return taken
+
+
+def _samples(parts: Sequence[tuple[Inputs, int]]) -> Samples:
+    return Samples(tuple(batch for batch, _ in parts), tuple(count for _, count in parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """What the members say on the held-out samples, per batch their weighted mean output."""
+
+    samples: Samples
+    wanted: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, samples: Samples, plan: FusionPlan, models: Sequence[nn.Module]) -> "Judge":
+        """Run every member once."""
+        wanted: list[Tensor] = []
+        for m, (model, weight) in enumerate(zip(models, plan.weights, strict=True)):
+            for number, said in enumerate(_outputs(model, samples, f"member {m}")):
+                if m == 0:
+                    wanted.append(said * weight)
+                else:
+                    wanted[number] = wanted[number] + (said * weight).to(wanted[number].device)
+        return cls(samples, tuple(wanted))
+
+    def error(self, model: nn.Module) -> float:
+        """|y − t| / |t| of the network's outputs; nan where there is nothing to compare, as among integers."""
+        away = size = 0.0
+        for said, wanted in zip(_outputs(model, self.samples, "the fused network"), self.wanted, strict=True):
+            if said.shape != wanted.shape:
+                return nan
+            there = wanted.to(said.device)
+            known = torch.isfinite(there)
+            away += float((said - there)[known].square().sum())
+            size += float(there[known].square().sum())
+        return float((away / size) ** 0.5) if size > 0 else nan
+
+
+def _outputs(model: nn.Module, samples: Samples, who: str) -> list[Tensor]:
+    """The logits, or the first tensor, of every batch, float64."""
+    said = []
+    with preserve_state(model), torch.no_grad():
+        for number, batch in enumerate(samples.batches):
+            outputs = call_on_batch(model, to_device(batch, device_of(model)), f"batches[{number}], {who}")
+            tensor = first_tensor(outputs)
+            said.append(tensor.double() if tensor.is_floating_point() else tensor[:0].double())
+    return said

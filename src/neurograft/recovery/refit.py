@@ -1,0 +1,242 @@
+"""`refit`: bring every layer of a fused network towards what the members say, in closed form."""
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+
+from torch import nn
+
+from neurograft.applying.application import apply
+from neurograft.errors import OptionError
+from neurograft.inputs import Batches, device_of
+from neurograft.plans.plan import FusionPlan
+from neurograft.recovery.agreement import Agreement, agreement, as_applied
+from neurograft.recovery.check_members import check_belongs
+from neurograft.recovery.fitting import BLOCK, Fit
+from neurograft.recovery.holdout import Judge, held_out
+from neurograft.recovery.layers import Place, Survey, survey
+from neurograft.recovery.report import LayerRecovery, RecoveryReport, remember
+from neurograft.recovery.samples import ACTIVATIONS, Sampler, Samples, read_samples
+from neurograft.recovery.sequential_solve import Item, Work, eval_mode, settle
+from neurograft.recovery.statistics import NormFit, PlannedNorm, settle_statistics
+from neurograft.recovery.targets import collect_norms, collect_targets
+from neurograft.recovery.watching import Key
+
+MEMORY = 2 << 30
+"""Bytes for activations, targets and matrices, where the caller does not say."""
+
+LEAST = 64 << 20
+"""Bytes that a layer's matrices, and measuring how far members agree, may take however low the limit is."""
+
+
+def refit(
+    fused: nn.Module,
+    plan: FusionPlan,
+    models: Sequence[nn.Module],
+    batches: Batches,
+    *,
+    ridge: float | None = None,
+    positions: int | None = None,
+    layers: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    agree: bool = True,
+    max_memory: int | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of the fused network whose layers give what the members say, from unlabelled samples and no gradient.
+
+    The layers are walked in execution order. For a layer with fused inputs X and planned outputs T (of a kept or
+    merged neuron its members' pre-activation c_m A_m z_m, of outputs the members' weighted mean, of a layer that
+    writes into a residual stream the planned stream minus the current one)
+
+        min over W of |X Wᵀ − T|² + λ·mean(diag XᵀX)·|W − W₀|²
+
+    is solved, with the bias as one more column, and the next layer reads the new activations. BatchNorms are
+    re-estimated as they are passed. A few samples are held out of all that: if the refitted network's outputs are not
+    nearer to the members' mean output on them than those of the fused one, nothing is changed.
+    `recovery_report(result)` says what happened to every layer.
+
+    Args:
+        fused: what `apply(plan, models)` gave; it stays as it is.
+        plan: the plan it was made by.
+        models: the members.
+        batches: a re-iterable of inputs, with or without labels (which are left out).
+        ridge: λ, at least 0, for every layer and from all samples, whatever comes of it; None chooses it per layer
+            by cross-validation, keeps W₀ where nothing is won, and holds out one sample in five, at most 100, to judge.
+        positions: positions per sample (pixels of an image, tokens) a layer is solved from; None: what is needed.
+        layers: fnmatch patterns of the weights to refit.
+        exclude: fnmatch patterns of weights to leave as they are.
+        agree: weight merged neurons by how far the members agree on them before anything is solved, ω_m ∝ w_m ·
+            max(r_m, 0)² with r_m the correlation with one member's: the mean of neurons that have nothing in common is
+            no member's neuron. Where the plan selects neurons, or only some layers are asked for, there is nothing to
+            weight; False keeps the plan's own weights everywhere.
+        max_memory: bytes for what is computed, beside the samples, copies of the network (and what the allocator keeps
+            of freed blocks: a few per cent have been seen at 1 GiB); 2 GiB by default. With
+            less memory the batches become smaller and the passes more. The matrices a layer is solved with cannot be
+            split (540 MB for 4,608 inputs and 512 outputs): a layer that needs more than three quarters of
+            `max_memory` for them, and more than 48 MiB, is left out.
+        seed: of the sampled positions.
+
+    Raises:
+        InputError: batches the networks cannot take, that are empty, one-shot, or give NaN.
+        PlanError: the plan does not belong to these networks.
+        OptionError: an option outside its range.
+
+    Example:
+        >>> import torch, neurograft as ng
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
+        >>> x = torch.randn(200, 4)
+        >>> plan = ng.plan(nets, x[:1])
+        >>> fused = ng.apply(plan, nets)
+        >>> better = refit(fused, plan, nets, [x])
+        >>> mean = (nets[0](x) + nets[1](x)) / 2
+        >>> bool((better(x) - mean).norm() < (fused(x) - mean).norm())
+        True
+
+    Source: DESIGN, section 5.
+    """
+    started = time.perf_counter()
+    _check_options(ridge, positions, max_memory)
+    check_belongs(plan, models, fused)
+    samples = read_samples(batches, device_of(fused))
+    total, memory = samples.total, MEMORY if max_memory is None else max_memory
+    samples, judges = held_out(samples) if ridge is None else (samples, None)
+    result = copy.deepcopy(fused)
+    found = _affordable(survey(result, plan, samples, layers=layers, exclude=exclude), memory)
+    room = _room(found, memory)
+    judges = None if judges is None else judges.fitted(found.largest, room)
+    notes: tuple[str, ...] = ()
+    if agree and tuple(layers) == ("*",) and not exclude and as_applied(fused, plan, models):
+        parts = samples.cut(room // (ACTIVATIONS * max(1, found.largest)))
+        agreed = agreement(plan, models, parts, judges=judges, memory=max(room, LEAST))
+        if agreed is not None:
+            plan, result, notes = agreed.plan, apply(agreed.plan, models), (_shares(agreed),)
+    samples = samples.fitted(found.largest, room)
+    report = _Refit(plan, models, Sampler(samples.total, positions, seed), ridge, room).run(result, samples, found)
+    report = replace(report, samples=total, notes=notes)
+    if judges is not None:
+        result, report = _better(fused, result, Judge.of(judges, plan, models), report)
+    return remember(result, replace(report, seconds=time.perf_counter() - started))
+
+
+@dataclass(frozen=True, eq=False)
+class _Refit:
+    """What stays the same while the layers are walked."""
+
+    plan: FusionPlan
+    models: Sequence[nn.Module]
+    sampler: Sampler
+    ridge: float | None
+    room: int
+
+    def run(self, model: nn.Module, samples: Samples, found: Survey) -> RecoveryReport:
+        """Refit a copy of ours in place."""
+        reports = {place.key: left_out(place) for place in found.places if place.skipped}
+        passes = 0
+        corrected: set[str] = set()
+        with eval_mode(model):
+            for names in _chunks(found, self.sampler, self.room):
+                fits, norms = self.targets(found, names, samples)
+                passes += settle(Work(model, samples, self.sampler, _in_order(found, fits, names, norms)))
+                reports |= {fit.place.key: fit.report() for fit in fits}
+                corrected |= {name for fit in fits if fit.place.stream and fit.changed for name in fit.place.norms}
+            passes += settle_statistics(model, samples, corrected)
+        unseen = [LayerRecovery(name, "left out", note="no plain product reads it") for name in found.unseen]
+        lines = tuple(reports[place.key] for place in found.places) + tuple(unseen)
+        return RecoveryReport("refit", lines, samples.total, passes, 0.0)
+
+    def targets(
+        self, found: Survey, names: Sequence[Key | str], samples: Samples
+    ) -> tuple[list[Fit], dict[str, PlannedNorm]]:
+        """What the members say of some layers and BatchNorms."""
+        places = [place for place in found.places if place.key in names and not place.skipped]
+        targets = collect_targets(places, self.plan, self.models, samples, self.sampler)
+        block = min(BLOCK, self.room // 8)
+        fits = [Fit(p, targets.pop(p.key), self.ridge, _largest_norm(self.models, p), block) for p in places]
+        norms = [name for name in names if isinstance(name, str)]
+        return fits, collect_norms(norms, self.plan, self.models, samples)
+
+
+def _shares(found: Agreement) -> str:
+    shares = ", ".join(f"member {m} {share:.0%}" for m, share in enumerate(found.shares))
+    return f"merged neurons were weighted by how far they agree with member {found.reference}'s: {shares} on average"
+
+
+def _better(
+    fused: nn.Module, refitted: nn.Module, judge: Judge, report: RecoveryReport
+) -> tuple[nn.Module, RecoveryReport]:
+    """The refitted network, or a copy of the fused one where that is nearer to the members on the held-out samples."""
+    before, after = judge.error(fused), judge.error(refitted)
+    report = replace(report, held_out=judge.samples.total, before=before, after=after)
+    if not isfinite(before) or after <= before:
+        return refitted, report
+    note = (
+        f"nothing was changed: on {judge.samples.total} held-out samples the refitted outputs were farther from the "
+        f"members' mean ({after:.3g} of its size) than the fused ones ({before:.3g}); pass more samples"
+    )
+    kept = tuple(replace(layer, after=layer.before, ridge=inf, norm=1.0) for layer in report.layers)
+    return copy.deepcopy(fused), replace(report, layers=kept, after=before, notes=(*report.notes, note))
+
+
+def left_out(place: Place) -> LayerRecovery:
+    """The line of a layer that is left out."""
+    return LayerRecovery(place.key[0], "left out", note=place.skipped)
+
+
+def _check_options(ridge: float | None, positions: int | None, max_memory: int | None) -> None:
+    if ridge is not None and not 0 <= ridge < float("inf"):
+        raise OptionError(f"ridge is {ridge}; it is 0 or more, or None to be chosen on held-out samples")
+    if positions is not None and positions < 1:
+        raise OptionError(f"positions is {positions}; a layer is solved from 1 or more positions per sample")
+    if max_memory is not None and max_memory < 1:
+        raise OptionError(f"max_memory is {max_memory}; it is a number of bytes, 1 or more")
+
+
+def _affordable(found: Survey, memory: int) -> Survey:
+    """Leave out layers whose matrices, which cannot be split, do not fit into three quarters of the memory."""
+    places = []
+    for place in found.places:
+        needed = place.matrices
+        huge = not place.skipped and needed > max(memory, LEAST) * 3 // 4
+        note = f"the matrices it is solved with need {needed / 2**30:.1f} GiB: raise max_memory"
+        places.append(replace(place, stream=False, skipped=note) if huge else place)
+    return replace(found, places=tuple(places))
+
+
+def _room(found: Survey, memory: int) -> int:
+    """Bytes that the widest layer's matrices leave for activations, and as many for targets; ops keep an eighth."""
+    widest = max((place.matrices for place in found.places if not place.skipped), default=0)
+    return max(memory - memory // 8 - widest, memory // 4) // 2
+
+
+def _chunks(found: Survey, sampler: Sampler, room: int) -> Iterator[tuple[Key | str, ...]]:
+    """Runs of the order whose targets fit into the room; at least one layer each."""
+    places = {place.key: place for place in found.places}
+    chunk: list[Key | str] = []
+    used = 0
+    for name in found.order:
+        place = places.get(name) if isinstance(name, tuple) else None
+        cost = 0 if place is None or place.skipped else 4 * max(sampler.wanted(place.inputs), 1) * place.outputs
+        if chunk and used and used + cost > room:
+            yield tuple(chunk)
+            chunk, used = [], 0
+        chunk.append(name)
+        used += cost
+    yield tuple(chunk)
+
+
+def _in_order(
+    found: Survey, fits: Sequence[Fit], names: Sequence[Key | str], norms: Mapping[str, PlannedNorm]
+) -> list[Item]:
+    """Fits and norms as the run can settle them; a norm inside a corrected branch keeps the scale it is solved for."""
+    inside = {name for place in found.places if place.stream for name in place.norms}
+    by_name: dict[Key | str, Item] = {fit.name: fit for fit in fits}
+    by_name |= {name: NormFit(name, norms.get(name)) for name in names if isinstance(name, str) and name not in inside}
+    return [by_name[name] for name in found.order if name in by_name]
+
+
+def _largest_norm(models: Sequence[nn.Module], place: Place) -> float:
+    """The largest norm this weight has in a member."""
+    return max(float(model.get_parameter(place.key[0]).detach().norm()) for model in models)

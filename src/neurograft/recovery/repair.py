@@ -1,0 +1,143 @@
+"""`repair`: give every neuron of a fused network the members' planned mean and standard deviation (REPAIR)."""
+
+import copy
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.axes.layout import spans
+from neurograft.inputs import Batches, device_of, to_device
+from neurograft.plans.plan import FusionPlan
+from neurograft.preserve_state import preserve_state
+from neurograft.recovery.check_members import check_belongs
+from neurograft.recovery.data_free import repair_without_data
+from neurograft.recovery.layers import Place, Survey, survey
+from neurograft.recovery.refit import MEMORY, left_out
+from neurograft.recovery.report import LayerRecovery, RecoveryReport, remember
+from neurograft.recovery.rescaling import NO_BIAS, Rescale
+from neurograft.recovery.samples import Sampler, Samples, check_finite_output, read_samples
+from neurograft.recovery.sequential_solve import Item, Work, eval_mode, settle
+from neurograft.recovery.statistics import NormFit, Statistics
+from neurograft.recovery.targets import collect_norms, planned_rows
+from neurograft.recovery.watching import Contraction, Key, Watcher, run
+
+
+def repair(
+    fused: nn.Module,
+    plan: FusionPlan,
+    models: Sequence[nn.Module],
+    batches: Batches | None = None,
+    *,
+    max_memory: int | None = None,
+) -> nn.Module:
+    """A copy of the fused network whose neurons have the members' mean and standard deviation, layer by layer.
+
+    For a neuron with mean μ and standard deviation σ on the samples, and planned ones μ* = Σ_m c_m A_m μ_m and
+    σ* = Σ_m c_m A_m σ_m, the weights are scaled by σ*/σ and the bias becomes (b − μ)·σ*/σ + μ*. A layer in front of
+    a BatchNorm keeps its weights: the BatchNorm is re-estimated, which is the same. Layers without a bias get the
+    scale only; layers that make the network's outputs stay as they are. `recovery_report(result)` says which.
+
+    Args:
+        fused: what `apply(plan, models)` gave; it stays as it is.
+        plan: the plan it was made by.
+        models: the members.
+        batches: a re-iterable of inputs, with or without labels. None: BatchNorms alone are repaired, from the
+            members' running statistics σ_m² and the weights in front of them, σ² = |W|² · Σ_m c_m A_m (σ_m² / |W_m|²).
+        max_memory: bytes the activations may take, 2 GiB by default; with less memory the batches become smaller and
+            the passes more.
+
+    Raises:
+        InputError: batches the networks cannot take, that are empty, one-shot, or give NaN.
+        PlanError: the plan does not belong to these networks.
+
+    Example:
+        >>> import torch, neurograft as ng
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
+        >>> x = torch.randn(200, 4)
+        >>> plan = ng.plan(nets, x[:1], method="average")
+        >>> better = repair(ng.apply(plan, nets), plan, nets, [x])
+        >>> spread = (nets[0][0](x).std(0) + nets[1][0](x).std(0)) / 2
+        >>> torch.allclose(better[0](x).std(0), spread, rtol=1e-4)
+        True
+
+    Source: Jordan et al. 2023, arXiv:2211.08403, section 4.
+    """
+    started = time.perf_counter()
+    check_belongs(plan, models, fused)
+    result = copy.deepcopy(fused)
+    if batches is None:
+        return remember(result, repair_without_data(result, plan, models, started))
+    samples = read_samples(batches, device_of(fused))
+    found = survey(result, plan, samples)
+    samples = samples.fitted(found.largest, MEMORY if max_memory is None else max_memory)
+    places = [place for place in found.places if _repairable(place, plan)]
+    planned = _planned(places, plan, models, samples)
+    by_name: dict[Key | str, Rescale | NormFit] = {p.key: Rescale(p, *planned[p.key]) for p in places}
+    names = [name for name in found.run if isinstance(name, str)]
+    norms = collect_norms(names, plan, models, samples)
+    by_name |= {name: NormFit(name, norms.get(name)) for name in names}
+    items: list[Item] = [by_name[name] for name in found.run if name in by_name]
+    with eval_mode(result):
+        passes = settle(Work(result, samples, Sampler(samples.total, None, 0), list(items)))
+    lines = tuple(_line(name, by_name.get(name), found) for name in found.run)
+    bare = [line for line in lines if line.note == NO_BIAS]
+    notes = (f"{len(bare)} layers have no bias and got the scale only",) if bare else ()
+    seconds = time.perf_counter() - started
+    return remember(result, RecoveryReport("repair", lines, samples.total, passes, seconds, notes))
+
+
+def _repairable(place: Place, plan: FusionPlan) -> bool:
+    """Whether a layer makes hidden neurons that no BatchNorm normalises anyway."""
+    if place.skipped or place.use is None or place.followed:
+        return False
+    groups = [plan.graph[span.group] for span in spans(place.use.output[1])]
+    return bool(groups) and any(not group.fixed for group in groups)
+
+
+def _line(name: Key | str, item: Rescale | NormFit | None, found: Survey) -> LayerRecovery:
+    if isinstance(item, Rescale):
+        return item.report()
+    if isinstance(item, NormFit):
+        return LayerRecovery(item.name, "statistics", rows=item.statistics.count, note="re-estimated")
+    place = next(place for place in found.places if place.key == name)
+    if place.skipped:
+        return left_out(place)
+    note = f"normalised by {place.followed}" if place.followed else "makes outputs"
+    return LayerRecovery(place.key[0], "left out", note=note)
+
+
+def _planned(
+    places: Sequence[Place], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples
+) -> dict[Key, tuple[Tensor, Tensor]]:
+    """μ* = Σ_m c_m A_m μ_m and σ* = Σ_m c_m A_m σ_m of every layer."""
+    planned: dict[Key, tuple[Tensor, Tensor]] = {}
+    for m, model in enumerate(models):
+        found = {place.key: Statistics() for place in places}
+        with preserve_state(model):
+            for number, batch in enumerate(samples.batches):
+                listener = _Listener(model, found, f"member {m}, batches[{number}]")
+                run(model, to_device(batch, device_of(model)), listener, what=f"batches[{number}], member {m}")
+        for place in places:
+            statistics = found[place.key]
+            assert statistics.mean is not None
+            both = torch.stack([statistics.mean, statistics.variance(unbiased=False).sqrt()])
+            mean, deviation = planned_rows(both, place, plan, m)
+            if place.key in planned:
+                mean, deviation = mean + planned[place.key][0].to(mean), deviation + planned[place.key][1].to(mean)
+            planned[place.key] = mean, deviation
+    return planned
+
+
+class _Listener(Watcher):  # type: ignore[no-untyped-call]
+    """Pools the statistics of what layers make in one member."""
+
+    def __init__(self, model: nn.Module, found: dict[Key, Statistics], who: str) -> None:
+        super().__init__(model)
+        self.found, self.who = found, who
+
+    def after(self, contraction: Contraction, output: Tensor) -> None:
+        if contraction.key in self.found:
+            check_finite_output(output, contraction.tensor, self.who)
+            self.found[contraction.key].add(output)

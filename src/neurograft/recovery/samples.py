@@ -1,0 +1,179 @@
+"""The calibration samples: read once, checked, and which rows of every layer are looked at."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from neurograft.errors import InputError
+from neurograft.inputs import Batches, Inputs, check_batches, split_labels, to_device
+from neurograft.preserve_state import forked_random_state
+
+ACTIVATIONS = 6
+"""Largest activations that a run holds at once, at most: what a layer reads and writes, and copies its op makes."""
+ROWS = 32_768
+"""Rows a layer is solved from, at most, where the caller does not say how many positions to look at."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Samples:
+    """Unlabelled batches, held in memory, and how many samples each has."""
+
+    batches: tuple[Inputs, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Samples in all batches."""
+        return sum(self.counts)
+
+    def starts(self) -> tuple[int, ...]:
+        """The number of each batch's first sample."""
+        return tuple(sum(self.counts[:b]) for b in range(len(self.counts)))
+
+    def joined(self) -> "Samples":
+        """All samples as one batch, or the batches as they are where their tensors do not fit together."""
+        leaves = [pytree.tree_flatten(batch) for batch in self.batches]
+        spec = leaves[0][1]
+        if len(leaves) == 1 or any(other != spec for _, other in leaves):
+            return self
+        columns = list(zip(*(values for values, _ in leaves), strict=True))
+        for column in columns:
+            tensors = [isinstance(value, Tensor) for value in column]
+            if all(tensors):
+                fits = all(
+                    v.dim() and v.shape[1:] == column[0].shape[1:] and v.dtype == column[0].dtype and v.shape[0] == n
+                    for v, n in zip(column, self.counts, strict=True)
+                )
+            else:
+                fits = not any(tensors) and all(value == column[0] for value in column)
+            if not fits:
+                return self
+        merged = [torch.cat(list(c)) if isinstance(c[0], Tensor) else c[0] for c in columns]
+        return Samples((pytree.tree_unflatten(merged, spec),), (self.total,))
+
+    def cut(self, most: int) -> "Samples":
+        """Batches of at most so many samples; one that holds something else than a row per sample stays whole."""
+        parts: list[tuple[Inputs, int]] = []
+        for batch, count in zip(self.batches, self.counts, strict=True):
+            if not can_be_cut(batch, count):
+                parts.append((batch, count))
+                continue
+            step = max(1, most)
+            for first in range(0, count, step):
+                rows = slice(first, min(first + step, count))
+                part: Inputs = pytree.tree_map_only(Tensor, lambda x, rows=rows: x[rows], batch)
+                parts.append((part, rows.stop - rows.start))
+        return Samples(tuple(batch for batch, _ in parts), tuple(count for _, count in parts))
+
+    def fitted(self, largest: int, room: int) -> "Samples":
+        """All samples as one batch if `ACTIVATIONS` activations of them fit into the room, else batches that fit.
+
+        Args:
+            largest: bytes of the largest activation of one sample.
+            room: bytes.
+        """
+        most = room // (ACTIVATIONS * max(1, largest))
+        return self.joined() if self.total <= most else self.cut(most)
+
+    def small(self, count: int = 2) -> tuple[Inputs, int]:
+        """The first few samples, to see how a network runs, and how many they are; a batch that cannot be cut whole."""
+        n = self.counts[0]
+        if n <= count or not can_be_cut(self.batches[0], n):
+            return self.batches[0], n
+        cut: Inputs = pytree.tree_map_only(Tensor, lambda t: t[:count], self.batches[0])
+        return cut, count
+
+
+def can_be_cut(batch: Inputs, count: int) -> bool:
+    """Whether every tensor of a batch has one row per sample."""
+    tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
+    return all(value.dim() > 0 and value.shape[0] == count for value in tensors)
+
+
+def read_samples(batches: Batches, device: torch.device, *, name: str = "batches") -> Samples:
+    """Read the batches once, leave out the labels, and put them on the device.
+
+    Raises:
+        InputError: for batches that can be read only once, are empty, hold no tensor, or NaN or infinity.
+    """
+    check_batches(batches, name=name)
+    found, counts = [], []
+    with forked_random_state(batches=batches):
+        for number, batch in enumerate(batches):
+            inputs, _ = split_labels(batch)
+            tensors = [v for v in pytree.tree_leaves(inputs) if isinstance(v, Tensor)]
+            if not tensors or any(t.numel() == 0 for t in tensors):
+                raise InputError(f"{name}[{number}] holds no samples: {_described(inputs)}")
+            for tensor in tensors:
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise InputError(f"{name}[{number}] holds NaN or infinite values; clean the calibration samples")
+            found.append(to_device(inputs, device))
+            counts.append(tensors[0].shape[0] if tensors[0].dim() else 1)
+    if not found:
+        raise InputError(f"{name} are empty: there is nothing to calibrate on")
+    return Samples(tuple(found), tuple(counts))
+
+
+def _described(inputs: Any) -> str:
+    shapes = [tuple(v.shape) for v in pytree.tree_leaves(inputs) if isinstance(v, Tensor)]
+    return f"shapes {shapes}" if shapes else type(inputs).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Chooses the positions of every sample a layer is solved from: the same for members and fused network."""
+
+    samples: int
+    positions: int | None
+    seed: int
+
+    def per_sample(self, available: int, inputs: int) -> int:
+        """How many of the available positions are looked at, for a layer with that many inputs per neuron."""
+        if self.positions is not None:
+            return min(available, self.positions)
+        return min(available, -(-self.wanted(inputs) // self.samples))
+
+    def wanted(self, inputs: int) -> int:
+        """Rows in all that a layer with that many inputs per neuron is solved from, if there are so many."""
+        return max(ROWS, 4 * inputs) if self.positions is None else self.positions * self.samples
+
+    def choose(self, layer: int, batch: int, count: int, available: int, inputs: int) -> Tensor:
+        """Positions of every sample of a batch, int64 of shape `(samples, positions)`, without repetition."""
+        wanted = self.per_sample(available, inputs)
+        if wanted == available:
+            return torch.arange(available).expand(count, available)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + layer * 1_009 + batch)
+        return torch.rand(count, available, generator=generator).topk(wanted, dim=1).indices
+
+
+def rows_shape(output: Tensor, samples: int) -> tuple[int, int]:
+    """How many samples and positions per sample an output of shape `(rows, outputs)` or a convolution's has."""
+    if output.dim() > 2:
+        return output.shape[0], output[0, 0].numel()
+    rows = output.shape[0]
+    return (samples, rows // samples) if rows % samples == 0 else (rows, 1)
+
+
+def output_rows(output: Tensor, chosen: Tensor, samples: int) -> Tensor:
+    """The chosen rows of a contraction's output, shape `(samples · positions, outputs)`."""
+    n, available = rows_shape(output, samples)
+    if output.dim() > 2:
+        flat = output.flatten(2)
+        index = chosen.to(output.device)[:, None].expand(n, output.shape[1], chosen.shape[1])
+        return flat.gather(2, index).transpose(1, 2).reshape(-1, output.shape[1])
+    flat = output.reshape(n, available, output.shape[1])
+    index = chosen.to(output.device)[..., None].expand(n, chosen.shape[1], output.shape[1])
+    return flat.gather(1, index).reshape(-1, output.shape[1])
+
+
+def check_finite_output(output: Tensor, tensor: str, who: str) -> None:
+    """Refuse NaN and infinite activations.
+
+    Raises:
+        InputError: names the layer and whose network it is in.
+    """
+    if not bool(torch.isfinite(output.sum())) and not bool(torch.isfinite(output).all()):
+        raise InputError(f"{who}: the layer of {tensor} gives NaN or infinite activations on the calibration samples")

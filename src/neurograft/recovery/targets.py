@@ -1,0 +1,168 @@
+"""What the members say every layer should give, at the sampled positions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.axes.layout import Layout, layout_size, spans
+from neurograft.axes.mixing import mix_along
+from neurograft.inputs import device_of, to_device
+from neurograft.plans.plan import FusionPlan
+from neurograft.preserve_state import preserve_state
+from neurograft.recovery.layers import Place, contractions_of
+from neurograft.recovery.residual_branches import Addition, TrailWatcher
+from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
+from neurograft.recovery.statistics import PlannedNorm, Statistics, running_statistics
+from neurograft.recovery.watching import Contraction, Key, Norm, Stop, Watcher, run
+from neurograft.tracing.graph import Slot
+
+Targets = dict[Key, list[Tensor]]
+"""A layer's key -> per batch the planned rows, shape `(samples · positions, outputs)`."""
+
+
+def collect_targets(
+    places: Sequence[Place], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples, sampler: Sampler
+) -> Targets:
+    """Run every member once and mix what its layers give as the plan says: T = Σ_m c_m A_m z_m.
+
+    For a layer that writes into a residual stream, z is the stream right after the addition.
+
+    Raises:
+        InputError: a member cannot take the samples, or gives NaN.
+    """
+    targets: Targets = {place.key: [] for place in places}
+    for m, model in enumerate(models):
+        device = device_of(model)
+        with preserve_state(model):
+            for number, batch in enumerate(samples.batches):
+                watcher = _Listener(model, m, places, plan, targets, sampler, number, samples.counts[number])
+                run(model, to_device(batch, device), watcher, what=f"batches[{number}], member {m}")
+    return targets
+
+
+def collect_norms(
+    names: Sequence[str], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples
+) -> dict[str, PlannedNorm]:
+    """What the members' BatchNorms read and hold, mixed as the plan says; those the plan does not know are left out."""
+    planned: dict[str, PlannedNorm] = {}
+    names = [name for name in names if f"{name}.running_mean" in plan.graph.tensors]
+    for m, model in enumerate(models) if names else ():
+        device = device_of(model)
+        with preserve_state(model):
+            listener = _NormListener(model, names)
+            for number, batch in enumerate(samples.batches):
+                run(model, to_device(batch, device), listener, what=f"batches[{number}], member {m}")
+            for name, (norm, statistics) in listener.found.items():
+                assert statistics.mean is not None
+                read = statistics.mean, statistics.variance(unbiased=False).sqrt()
+                rows = planned_buffer(torch.stack([*read, *running_statistics(norm)]), f"{name}.running_mean", plan, m)
+                part = PlannedNorm(*rows)
+                planned[name] = planned[name] + part if name in planned else part
+    return planned
+
+
+def planned_buffer(rows: Tensor, tensor: str, plan: FusionPlan, member: int) -> Tensor:
+    """One member's part of statistics that lie like the buffer, shape `(statistics, channels)`."""
+    own, fused = plan.graphs[member].tensors[tensor].layouts[0], plan.graph.tensors[tensor].layouts[0]
+    return planned_part(rows, own, fused, tensor, plan, member)
+
+
+def planned_part(rows: Tensor, own: Layout, fused: Layout, tensor: str, plan: FusionPlan, member: int) -> Tensor:
+    """One member's part of what lies like an output, c_m A_m z_m.
+
+    c_m is 1 where moved neurons have one owner, and the member's weight elsewhere, also on the same axis (a layer that
+    makes outputs beside neurons).
+
+    Args:
+        rows: the member's values, shape `(rows, positions)`.
+        own: how its neurons lie along the positions.
+        fused: how the fused ones will lie.
+        tensor: the tensor that makes them, for its weights.
+        plan: the fusion plan.
+        member: which member.
+
+    Returns:
+        Shape `(rows, fused positions)`.
+    """
+    mixings = {s.group: plan.maps[s.group][member].merge for s in spans(own) if s.group in plan.maps}
+    if mixings and layout_size(own) == rows.shape[1]:
+        rows = mix_along(rows, 1, own, fused, mixings)
+    weight = plan.weight(tensor, member)
+    moved = [span for span in spans(fused) if span.group in plan.chosen] if plan.owned else []
+    if not moved:
+        return rows * weight if weight != 1 else rows
+    c = torch.full((layout_size(fused),), weight, dtype=rows.dtype)
+    for span in moved:
+        c[Slot(tensor, 0, span.start, span.stride, span.inner, "out").positions(span.size).flatten()] = 1
+    return rows if bool((c == 1).all()) else rows * c.to(rows.device)
+
+
+class _NormListener(Watcher):  # type: ignore[no-untyped-call]
+    """Pools what chosen BatchNorms of a member read."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__(model)
+        self.names = names
+        self.found: dict[str, tuple[Norm, Statistics]] = {}
+
+    def normalising(self, norm: Norm) -> None:
+        if norm.name in self.names:
+            statistics = self.found[norm.name][1] if norm.name in self.found else Statistics()
+            statistics.add(norm.input)
+            self.found[norm.name] = norm, statistics
+
+
+def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int) -> Tensor:
+    """One member's part of the planned rows, c_m A_m z_m; `(rows, member's outputs)` becomes `(rows, outputs)`."""
+    assert place.use is not None
+    name, nth = place.key
+    own: Layout = contractions_of(plan.graphs[member], name)[nth].output[1]
+    fused: Layout = place.use.output[1]
+    return planned_part(rows, own, fused, name, plan, member)
+
+
+class _Listener(TrailWatcher):  # type: ignore[no-untyped-call]
+    """Takes the rows of every wanted layer of one member in one batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        member: int,
+        places: Sequence[Place],
+        plan: FusionPlan,
+        targets: Targets,
+        sampler: Sampler,
+        batch: int,
+        samples: int,
+    ) -> None:
+        super().__init__(model, {place.key for place in places if place.stream})
+        self.member, self.plan, self.targets, self.sampler = member, plan, targets, sampler
+        self.batch, self.samples = batch, samples
+        self.wanted = {place.key: place for place in places}
+
+    def ended(self, contraction: Contraction, output: Tensor) -> None:
+        place = self.wanted.get(contraction.key)
+        if place is not None and not place.stream:
+            self.take(place, output)
+
+    def adding(self, addition: Addition) -> None:
+        place = self.wanted.get(addition.key)
+        if place is not None and place.stream:
+            self.take(place, addition.trail.back(addition.branch + addition.other))
+            self.drop(place.key)
+
+    def take(self, place: Place, output: Tensor) -> None:
+        check_finite_output(output, place.key[0], f"member {self.member}, batches[{self.batch}]")
+        n, available = rows_shape(output, self.samples)
+        chosen = self.sampler.choose(place.number, self.batch, n, available, place.inputs)
+        rows = planned_rows(output_rows(output, chosen, self.samples), place, self.plan, self.member)
+        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+        kept = self.targets[place.key]
+        if len(kept) == self.batch:
+            kept.append(rows)
+        else:
+            kept[self.batch] = kept[self.batch] + rows.to(kept[self.batch].device)
+        del self.wanted[place.key]
+        if not self.wanted:
+            raise Stop

@@ -1,0 +1,1 @@
+"""Which neurons stay, and how many."""

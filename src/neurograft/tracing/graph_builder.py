@@ -1,0 +1,353 @@
+"""Flatten what was learnt into the graph that is handed on: groups, layouts, roles, uses and orders."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from neurograft.axes.layout import Factor, Layout, Span, spans
+from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, free, leaves, reason, segment_size, unify
+from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Use, slots_by_group
+from neurograft.tracing.labelling import Labelling, resolved
+from neurograft.tracing.labels import Axes, UseNote
+from neurograft.tracing.ordering import backward_order, execution_order
+from neurograft.tracing.rules.convolutions import KERNEL
+from neurograft.tracing.tying import find_tied
+
+_ROLES: tuple[Role, ...] = ("out", "in", "elementwise")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Groups by name and the variables behind them."""
+
+    variables: Mapping[str, Var]
+    names: Mapping[Var, str]
+
+
+def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, dict[str, Var]]:
+    """The graph as it is known by now, and the variable behind each group."""
+    pin_unreached(labelling)
+    pin_unread(labelling)
+    pin_dealt(labelling)
+    named = name_groups(labelling)
+    marks = _marks(labelling)
+    tensors = {name: _tensor_info(labelling, name, named, marks) for name in labelling.tensors.by_name}
+    slots = slots_by_group(tensors)
+    reduced = _notes_by_group(labelling.main.notes.reduced, named)
+    bilinear = _notes_by_group(labelling.main.notes.bilinear, named)
+    ranked = _notes_by_group([(axis, why) for axis, why, _ in labelling.main.notes.ranked], named)
+    least = _least(labelling, named)
+    inside = _nesting(tensors, named)
+    groups = tuple(
+        Group(
+            name,
+            var.size,
+            var.fixed,
+            var.why if var.fixed else None,
+            slots.get(name, ()),
+            inside.get(name),
+            reduced.get(name, ()),
+            bilinear.get(name, ()),
+            ranked.get(name, ()),
+            least.get(name, 1),
+        )
+        for name, var in named.variables.items()
+    )
+    uses = tuple(_uses(labelling, named))
+    outermost = [group.name for group in groups if not group.fixed and group.inside is None]
+    graph = NeuronGraph(
+        groups=groups,
+        tensors=tensors,
+        uses=uses,
+        tied=tuple(find_tied(groups, tensors, labelling)),
+        execution_order=execution_order(labelling, named.names, outermost),
+        backward_order=backward_order(labelling, named.names, outermost),
+        unreached=unreached(labelling),
+        unruled=tuple(labelling.unruled),
+        products=tuple(sorted(labelling.products)),
+        model_class=f"{type(model).__module__}.{type(model).__qualname__}",
+    )
+    return graph, dict(named.variables)
+
+
+def unreached(labelling: Labelling) -> tuple[str, ...]:
+    """Tensors that no live op of any tape has read."""
+    return tuple(n for n in labelling.tensors.by_name if n not in labelling.reached)
+
+
+def pin_unreached(labelling: Labelling) -> None:
+    """Fix the axes of parameters that the runs did not touch: nobody knows what they mean."""
+    for name in unreached(labelling):
+        for axis in labelling.parameter_axes[name]:
+            fix(axis, "no example input reached it")
+
+
+def pin_unread(labelling: Labelling) -> None:
+    """Fix the parts of a dim that no run has read (the rest of a positional table): nobody knows what they mean."""
+    marked = {var for axis, _ in labelling.main.notes.roles for var in leaves(axis)}
+    for name, axes in labelling.private_axes.items():
+        for axis, main in zip(resolved(axes), labelling.parameter_axes[name], strict=True):
+            read = [any(var in marked for var in leaves((segment,))) for segment in axis]
+            if len(axis) < 2 or all(read) or not any(read):
+                continue
+            parts = [free(segment_size(segment)) for segment in axis]
+            unify(main, tuple(s for part in parts for s in part), name)
+            for part, seen in zip(parts, read, strict=True):
+                if not seen:
+                    fix(part, "no example input reached it")
+
+
+def pin_dealt(labelling: Labelling) -> None:
+    """Fix the units whose numbers have put rows in an order that means something, or that parameters know."""
+    for labels, own in ((labelling.main, labelling.parameter_axes), (labelling.private, labelling.private_axes)):
+        while True:
+            known = {var for axes in own.values() for axis in axes for var in leaves(axis)}
+            broken = [order for order in labels.numbers.broken(known) if reason(order.by) is None]
+            if not broken:
+                break
+            for order in broken:
+                fix(order.by, order.why)
+
+
+def name_groups(labelling: Labelling) -> Named:
+    """Groups in parameter order, each named after the first dim that holds it."""
+    names: dict[Var, str] = {}
+    for tensor, axes in labelling.parameter_axes.items():
+        for dim, axis in enumerate(axes):
+            new = [var for var in dict.fromkeys(leaves(axis)) if var not in names]
+            new = [var for var in new if not (var.fixed and var.why == KERNEL)]
+            for i, var in enumerate(new):
+                names[var] = f"{tensor}:{dim}" + (f".{i}" if i else "")
+    return Named({name: var for var, name in names.items()}, names)
+
+
+def layout_of(axis: Axis, names: Mapping[Var, str]) -> Layout:
+    """The axis with variables replaced by group names."""
+    return tuple(
+        tuple(Factor(names.get(var), var.size) if var.expr is None else layout_of(var.expr, names) for var in segment)
+        for segment in canon(axis)
+    )
+
+
+def layouts_of(axes: Axes, names: Mapping[Var, str]) -> tuple[Layout, ...]:
+    """Every dim's layout."""
+    return tuple(layout_of(axis, names) for axis in axes)
+
+
+def _tensor_info(labelling: Labelling, name: str, named: Named, marks: Mapping[Var, frozenset[Role]]) -> TensorInfo:
+    x = labelling.tensors.by_name[name]
+    layouts = layouts_of(labelling.parameter_axes[name], named.names)
+    roles = tuple(
+        _roles_of(layout, axis, marks)
+        for layout, axis in zip(layouts, resolved(labelling.private_axes[name]), strict=True)
+    )
+    buffer = name not in labelling.tensors.parameters
+    kind = _kind(labelling, name, x, buffer)
+    return TensorInfo(name, tuple(x.shape), x.dtype, kind, buffer, layouts, roles, name in labelling.curved)
+
+
+def _kind(labelling: Labelling, name: str, x: Tensor, buffer: bool) -> Kind:
+    kind = labelling.main.notes.kinds.get(name)
+    if buffer:
+        return kind if kind in ("mean", "variance") else "statistic"
+    wide = sum(n > 1 for n in x.shape) > 1
+    if kind == "weight" and not wide and not any(use.names[:1] == (name,) for use in labelling.main.notes.uses):
+        return "scale"
+    return kind or ("weight" if wide else "bias")
+
+
+def _marks(labelling: Labelling) -> dict[Var, frozenset[Role]]:
+    # the roles of private variables
+    found: dict[Var, set[Role]] = {}
+
+    def note(axis: Axis, role: Role) -> None:
+        for var in leaves(axis):
+            found.setdefault(var, set()).add(role)
+
+    for axis, role in labelling.main.notes.roles:
+        note(axis, role)
+    # h (U V)ᵀ = (h Vᵀ) Uᵀ: what reads the activation makes the inner neurons, the other parameter reads them;
+    # later products first, since an earlier one may be a factor of theirs
+    for product in reversed(labelling.private.notes.products):
+        first, second = product.first, product.second
+        reads = {role for axis in product.second_rest for var in leaves(axis) for role in found.get(var, ())}
+        maker, reader = (second, first) if "in" in reads else (first, second)
+        note(maker, "out")
+        note(reader, "in")
+    return {var: frozenset(roles) for var, roles in found.items()}
+
+
+def _roles_of(layout: Layout, private: Axis, marks: Mapping[Var, frozenset[Role]]) -> dict[str, frozenset[Role]]:
+    # the roles each group of one dim plays, read off the private variables at its positions
+    groups = list(dict.fromkeys(span.group for span in spans(layout)))
+    default: frozenset[Role] = frozenset({"elementwise"})
+    kinds = {marks.get(var, default) for var in leaves(private)}
+    if len(kinds) <= 1:
+        only = next(iter(kinds), default)
+        return dict.fromkeys(groups, only)
+    found: dict[str, frozenset[Role]] = {}
+    for span in spans(layout):
+        found[span.group] = found.get(span.group, frozenset()) | _roles_at(span, private, marks, default)
+    return found
+
+
+def _roles_at(
+    span: Span, private: Axis, marks: Mapping[Var, frozenset[Role]], default: frozenset[Role]
+) -> frozenset[Role]:
+    # a private factor speaks for the group if moving the group's units moves along the factor
+    places = span_positions(span)
+    roles: set[Role] = set()
+    start = 0
+    for segment in private:
+        step = segment_size(segment)
+        inside = (places >= start) & (places < start + step)
+        if inside.any():
+            offsets = np.where(inside, places - start, -1)
+            stride = step
+            for var in segment:
+                stride //= var.size
+                digit = np.where(offsets >= 0, offsets // stride % var.size, -1)
+                if (digit != digit[:1]).any() or span.size == 1:
+                    roles |= _nested_roles(var, marks, default)
+        start += step
+    return frozenset(roles) or default
+
+
+def _nested_roles(var: Var, marks: Mapping[Var, frozenset[Role]], default: frozenset[Role]) -> frozenset[Role]:
+    if var.expr is None:
+        return marks.get(var, default)
+    return frozenset().union(*(marks.get(v, default) for v in leaves(var.expr)))
+
+
+def span_positions(span: Span) -> NDArray[np.int64]:
+    """Positions of the span's units, shape (units, positions per unit)."""
+    offsets = np.zeros(1, dtype=np.int64)
+    for count, stride in span.inner:
+        offsets = (offsets[:, None] + np.arange(count) * stride).reshape(-1)
+    places: NDArray[np.int64] = span.start + np.arange(span.size)[:, None] * span.stride + offsets
+    return places
+
+
+def _notes_by_group(notes: list[tuple[Axis, str]], named: Named) -> dict[str, tuple[str, ...]]:
+    found: dict[str, dict[str, None]] = {}
+    for axis, why in notes:
+        for var in leaves(axis):
+            if var in named.names:
+                found.setdefault(named.names[var], {})[why] = None
+    return {name: tuple(whys) for name, whys in found.items()}
+
+
+def _least(labelling: Labelling, named: Named) -> dict[str, int]:
+    # how many units of a group the run has chosen at once
+    found: dict[str, int] = {}
+    for axis, _, count in labelling.main.notes.ranked:
+        units = list(leaves(axis))
+        if len(units) == 1 and units[0] in named.names:
+            name = named.names[units[0]]
+            found[name] = max(found.get(name, 1), count)
+    return found
+
+
+def _nesting(tensors: Mapping[str, TensorInfo], named: Named) -> dict[str, str]:
+    # a group is inside the free group whose units hold it wherever it is made: channels of heads, never
+    # the channels beside tokens, which are made on their own somewhere; or along which all is stacked that it
+    # has a place in: the hidden neurons of experts
+    order = {name: i for i, name in enumerate(named.variables)}
+    made: dict[str, list[set[str]]] = {}
+    anywhere: dict[str, list[set[str]]] = {}
+    stacked: dict[str, list[set[str]]] = {}
+    for info in tensors.values():
+        for dim, layout in enumerate(info.layouts):
+            stacks = _stacks(info, dim)
+            for name, outer in _outer_groups(layout):
+                anywhere.setdefault(name, []).append(outer)
+                stacked.setdefault(name, []).append(stacks)
+                if "out" in info.roles[dim][name] and info.kind == "weight":
+                    made.setdefault(name, []).append(outer)
+    inside: dict[str, str] = {}
+    for name in named.variables:
+        if named.variables[name].fixed:
+            continue
+        places = made.get(name) or anywhere.get(name) or [set()]
+        shared = set.intersection(*places) | set.intersection(*stacked.get(name, [set()]))
+        outer_names = [
+            o for o in shared if o != name and not named.variables[o].fixed and name not in _chain(inside, o)
+        ]
+        if outer_names:
+            inside[name] = min(outer_names, key=order.__getitem__)
+    return inside
+
+
+def _stacks(info: TensorInfo, dim: int) -> set[str]:
+    # the groups that a tensor is a stack along: one weight per unit
+    above = (group for roles in info.roles[:dim] for group, played in roles.items() if "in" not in played)
+    return set(above)
+
+
+def _chain(inside: Mapping[str, str], name: str) -> Iterator[str]:
+    while name in inside:
+        name = inside[name]
+        yield name
+
+
+def _outer_groups(layout: Layout, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, set[str]]]:
+    for segment in layout:
+        outer = set(above)
+        for part in segment:
+            if isinstance(part, Factor):
+                if part.group is not None:
+                    yield part.group, set(outer)
+                    outer.add(part.group)
+            else:
+                yield from _outer_groups(part, frozenset(outer))
+
+
+def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:
+    seen: set[tuple[str, int]] = set()
+    for first, last in pairwise([*labelling.starts, len(labelling.main.notes.uses)]):
+        counts: dict[str, int] = {}
+        for note in labelling.main.notes.uses[first:last]:
+            if not note.names:
+                continue
+            tensor = note.names[0]
+            nth = counts.get(tensor, 0)
+            counts[tensor] = nth + 1
+            # another example input that takes the same way says nothing new
+            if (tensor, nth) not in seen:
+                seen.add((tensor, nth))
+                yield _use(labelling, note, named, nth)
+
+
+def _use(labelling: Labelling, note: UseNote, named: Named, nth: int) -> Use:
+    own = _own_dims(labelling, note)
+    return Use(
+        tensor=note.names[0],
+        bias=note.bias[0] if note.bias else None,
+        op=note.op.name,
+        module=note.op.module,
+        nth=nth,
+        input=None if note.input is None else layouts_of(note.input, named.names),
+        output=layouts_of(note.output, named.names),
+        input_dims={d: note.input_dims[k] for d, k in own if k in note.input_dims},
+        output_dims={d: note.output_dims[k] for d, k in own if k in note.output_dims},
+    )
+
+
+def _own_dims(labelling: Labelling, note: UseNote) -> list[tuple[int, int]]:
+    # (dim of the parameter, dim of the operand) wherever the operand's dim was made from the parameter's
+    pairs = []
+    for d, axis in enumerate(labelling.private_axes[note.names[0]]):
+        mine = set(leaves(axis))
+        for k, operand in enumerate(note.weight):
+            if axis_size(operand) == axis_size(axis) == 1 and d == len(note.weight) - 1 - k:
+                continue
+            if mine & set(leaves(operand)):
+                pairs.append((d, k))
+    return pairs
+
+
+__all__ = ["Named", "build_graph", "layout_of", "layouts_of", "name_groups", "unreached"]

@@ -1,0 +1,365 @@
+"""`neurograft experiment list | run | report`."""
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from neurograft.errors import OptionError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from neurograft_experiments.engines import Work
+    from neurograft_experiments.schedule import Outcome, Task
+    from neurograft_experiments.store import Store
+    from neurograft_experiments.study_query import Asked
+
+FAILURES_SHOWN = 5
+RAY = "With --engine ray"
+
+experiment = typer.Typer(
+    name="experiment",
+    help="Run the papers' studies, or your own, and report on them: `list`, `run`, `report`.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Studies = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STUDY...",
+        help="Names from `neurograft experiment list`, paths of YAML files of your own, or `all` (all that have the "
+        "preset).",
+    ),
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        metavar="PRESET",
+        help="How long it may take: `smoke` (seconds, tells nothing but that it works), `small` (two cores, 90 "
+        "minutes for all studies), `medium` (more images, epochs and seeds), `paper-short` (one GPU), `paper`.",
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SEEDS",
+        help="How many (`5` is 0 to 4) or which (`3-5`, `0,7`).",
+        show_default="those of the preset",
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Folder for results and members. Several studies and runs share one."
+    ),
+]
+Only = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PATTERN",
+        help="Only trials whose label (see the lines of a run) contains this, or matches it where it has `*` or `?`; "
+        "repeat it for several.",
+    ),
+]
+OUTPUT = Path("runs/experiments")
+
+
+@experiment.command("list")
+def list_studies() -> None:
+    """Show the studies, what each one asks, and the presets it has."""
+    from rich.console import Console
+
+    from neurograft.reporting.tables import Table, terminal_table
+    from neurograft_experiments.study_file import study_summaries
+
+    rows = tuple((name, question, ", ".join(presets)) for name, (_, question, presets) in study_summaries().items())
+    Console().print(terminal_table(Table("Studies", ("study", "question", "presets"), rows)))
+    typer.echo("Run one: neurograft experiment run STUDY --preset smoke")
+
+
+@experiment.command()
+def run(
+    studies: Studies,
+    preset: Preset = "smoke",
+    seeds: Seeds = None,
+    only: Only = [],  # noqa: B006 - typer reads the default, nothing writes to it
+    output: Output = OUTPUT,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where local copies of data sets lie, such as FOLDER/mnist; what is not there comes from the Hugging "
+            "Face hub. On a cluster: the same path on every host.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a GPU where there is one.")
+    ] = "auto",
+    engine: Annotated[
+        Literal["in-process", "ray"],
+        typer.Option(help="One trial after the other in this process, or many at a time on Ray."),
+    ] = "in-process",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A running cluster: `auto`, `host:6379` or `ray://host:10001`.",
+            show_default="this machine",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    cpus_per_trial: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="N", help="CPUs of a trial, and its threads.", rich_help_panel=RAY),
+    ] = 1,
+    gpus_per_trial: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="GPUs of a trial; `0.5` lets two share one.",
+            show_default="1 if the cluster has GPUs",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="How often a trial runs again when its worker dies.", rich_help_panel=RAY
+        ),
+    ] = 3,
+    fail_fast: Annotated[
+        bool,
+        typer.Option("--fail-fast", help="Stop at the first trial that fails instead of going on with the others."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much there is to do and how much is done; run nothing.")
+    ] = False,
+) -> None:
+    """Train members, fuse them, train on, and keep one row per trial.
+
+    What is finished is never run again: stop it whenever you like (Ctrl-C, a job that ends, a power cut), and give the
+    same command again. It may also run several times at once on one folder; the processes share the work.
+
+    Exit code 0: every trial has its row. 1: some failed, see failures.jsonl. 2: it could not be run. 130: interrupted.
+
+    Example: `neurograft experiment run comparison --preset smoke`
+
+    Example: `neurograft experiment run all --preset small --engine ray --data-folder data`
+    """
+    from rich.console import Console
+
+    from neurograft_experiments.devices import AUTO, check_device
+    from neurograft_experiments.store import Store
+    from neurograft_experiments.study_query import ask, parse_seeds
+
+    _check_engine(engine, address, gpus_per_trial)
+    check_device(device)
+    asked = ask(studies, preset, parse_seeds(seeds), only)
+    tasks = tuple({task.key: task for one in asked for task in one.tasks}.values())
+    store, console = Store(output), Console()
+    if dry_run:
+        _show_standing(asked, store, console, preset)
+        return
+    part = address is None or not address.startswith("ray://")  # else this machine is no part of the cluster
+    _prepare(tasks, store, data_folder, look=part)
+    here = _Engine("cpu" if device == AUTO and gpus_per_trial == 0 else device, data_folder, fail_fast, console)
+    with _interruptible(store):
+        if engine == "ray":
+            outcome = here.on_ray(tasks, store, address, cpus_per_trial, gpus_per_trial, retries)
+        else:
+            outcome = here.in_process(tasks, store)
+    _show_outcome(asked, outcome, store)
+    where = [] if output == OUTPUT else ["--output", str(output)]
+    typer.echo(
+        f"Tables and plots: {shlex.join(['neurograft', 'experiment', 'report', *studies, '--preset', preset, *where])}"
+    )
+    if outcome.left:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What both engines are told."""
+
+    device: str
+    data_folder: Path | None
+    fail_fast: bool
+    console: "Console"
+
+    def in_process(self, tasks: "Sequence[Task]", store: "Store") -> "Outcome":
+        from neurograft_experiments.devices import choose_device
+        from neurograft_experiments.engines import run_in_process
+
+        choose_device(self.device)
+        return run_in_process(tasks, store, self._work(), fail_fast=self.fail_fast, console=self.console)
+
+    def on_ray(
+        self,
+        tasks: "Sequence[Task]",
+        store: "Store",
+        address: str | None,
+        cpus: float,
+        gpus: float | None,
+        retries: int,
+    ) -> "Outcome":
+        from neurograft_experiments.cluster import run_on_ray
+
+        return run_on_ray(
+            tasks,
+            store,
+            self._work(),
+            address=address,
+            cpus=cpus,
+            gpus=gpus,
+            retries=retries,
+            fail_fast=self.fail_fast,
+            console=self.console,
+        )
+
+    def _work(self) -> "Work":
+        from functools import partial
+
+        from neurograft_experiments.engines import study_work
+
+        return partial(study_work, data_folder=self.data_folder, device=self.device)
+
+
+def _prepare(tasks: "Sequence[Task]", store: "Store", data_folder: Path | None, *, look: bool) -> None:
+    """Find out before the work whether results can be written, will fit, and data sets are there."""
+    from neurograft_experiments.disk_space import room_for
+    from neurograft_experiments.journal import counted
+    from neurograft_experiments.schedule import Schedule
+    from neurograft_experiments.study_query import check_data
+
+    torn = store.prepare()
+    if torn:
+        typer.echo(f"{counted(torn, 'line')} that a killed run left unfinished moved aside; their trials run again")
+    store.check_room(room_for(tasks, store))
+    if look:
+        check_data(tuple(Schedule(tasks, store).pending.values()), data_folder)
+
+
+def _check_engine(engine: str, address: str | None, gpus: float | None) -> None:
+    if engine == "ray":
+        return
+    if address is not None:
+        raise OptionError("--address belongs to --engine ray")
+    if gpus is not None:
+        raise OptionError("--gpus-per-trial belongs to --engine ray; in this process --device says where to compute")
+
+
+@contextmanager
+def _interruptible(store: "Store") -> Iterator[None]:
+    """Ctrl-C and SIGTERM (a job that ends) say how to go on, and end with exit code 130."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped. {store.safe()}:\n  {shlex.join(['neurograft', *sys.argv[1:]])}", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _show_standing(asked: "Sequence[Asked]", store: "Store", console: "Console", preset: str) -> None:
+    """How much there is to do, per study and in all."""
+    from neurograft.checkpoints.writing import size_text
+    from neurograft.reporting.tables import Table, terminal_table
+    from neurograft_experiments.disk_space import room_for
+    from neurograft_experiments.study_query import standing
+
+    everything = tuple({task.key: task for one in asked for task in one.tasks}.values())
+    rows = [(one.name, standing(one.tasks, store)) for one in asked]
+    if len(rows) > 1:
+        rows.append(("all together", standing(everything, store)))
+    table = Table(
+        title=f"Preset {preset}, results in {store.folder}",
+        columns=("study", "trials", "done", "failed", "members to train", "epochs left"),
+        rows=tuple((name, *(str(n) for n in (s.trials, s.done, s.failed, s.members, s.epochs))) for name, s in rows),
+        numeric=5,
+        rules=frozenset({len(rows) - 2}) if len(rows) > 1 else frozenset(),
+        note="Members and trials that studies share count in each of them, and once in all together."
+        if len(rows) > 1
+        else "",
+    )
+    console.print(terminal_table(table))
+    typer.echo(f"{size_text(room_for(everything, store))} will be written. Nothing was run.")
+
+
+def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store") -> None:
+    """What is there now, and what failed."""
+    from neurograft_experiments.journal import counted
+
+    for one in asked:
+        done = sum(store.has(task.key) for task in one.trials)
+        typer.echo(f"{one.name}: {done} of {len(one.trials)} trials")
+    failures = [failure for failure in store.failures() if failure["label"] in outcome.failed]
+    for failure in failures[:FAILURES_SHOWN]:
+        typer.echo(f"failed: {failure['label']}: {failure['error']}", err=True)
+    if outcome.failed:
+        more = f", {counted(len(outcome.skipped), 'trial')} that need them left out" if outcome.skipped else ""
+        typer.echo(
+            f"{counted(len(outcome.failed), 'task')} failed{more}: see {store.folder / 'failures.jsonl'}. The same "
+            "command tries again",
+            err=True,
+        )
+
+
+@experiment.command()
+def report(
+    studies: Studies,
+    preset: Preset = "smoke",
+    seeds: Seeds = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the rows are: the folder of a run, done or not."),
+    ] = OUTPUT,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where the pages are written.", show_default="report in the folder of the rows"
+        ),
+    ] = None,
+    claims: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.md",
+            help="Instead of pages, write one Markdown file: each claim of the papers beside what was measured, in all "
+            "presets but smoke.",
+        ),
+    ] = None,
+) -> None:
+    """Write tables, plots and verdicts: a page, Markdown and the rows of each study, and an index over them.
+
+    It may be given while a run is going on: what is not there yet is shown as not run.
+
+    Example: `neurograft experiment report comparison --preset smoke`
+    """
+    from neurograft_experiments.reports.reproduction import write_reproduction
+    from neurograft_experiments.reports.sources import RowFiles
+    from neurograft_experiments.reports.writing import write_reports
+    from neurograft_experiments.study_query import parse_seeds, studies_named
+
+    wanted = parse_seeds(seeds)
+    if claims is not None:
+        write_reproduction(tuple(studies_named(studies).values()), RowFiles(output), claims, wanted)
+        typer.echo(f"wrote {claims}")
+        return
+    target = output / "report" if to is None else to
+    reported = write_reports(tuple(studies_named(studies, preset).values()), preset, RowFiles(output), target, wanted)
+    for one in reported:
+        typer.echo(f"{one.study.name} ({preset}): {one.there} results")
+    typer.echo(f"wrote {target / 'index.html'}")

@@ -1,0 +1,202 @@
+"""The demonstration: members, fusion, recovery, and a page that shows all of it, in a minute and without a download."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from neurograft.checkpoints import write_checkpoint
+from neurograft.errors import InputError, NeurograftError
+from neurograft.methods import METHODS
+from neurograft.reporting.html import html_page
+from neurograft.reporting.provenance import provenance
+from neurograft.reporting.tables import terminal_table
+from neurograft.reporting.writing import write_text
+from neurograft_experiments.data import Images, load_images
+from neurograft_experiments.demo_page import demo_document
+from neurograft_experiments.engines import run_in_process, study_work
+from neurograft_experiments.networks import DEMONSTRATED, demonstrated
+from neurograft_experiments.reports.panels import panels_of
+from neurograft_experiments.reports.results import Results
+from neurograft_experiments.reports.sources import RowFiles
+from neurograft_experiments.reports.study_page import takeaway
+from neurograft_experiments.reports.tables import SIGNS, comparison_table
+from neurograft_experiments.running import start_of
+from neurograft_experiments.store import Store
+from neurograft_experiments.study import About, Settings
+from neurograft_experiments.study_file import Point, Study
+from neurograft_experiments.trial_cache import Made
+from neurograft_experiments.trials import Task, study_rows, tasks_of, trials_of
+
+PRESET = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long and how fast members are trained and starts tuned: the same for every row.
+
+    Attributes:
+        members: how many networks are trained.
+        member_epochs: epochs of each member.
+        tuning_epochs: epochs of fine-tuning, and of distilling.
+        member_lr: step size for the members.
+        tuning_lr: step size for fine-tuning and distilling.
+        batch: samples per step.
+        seed: of everything.
+    """
+
+    members: int = 4
+    member_epochs: int = 30
+    tuning_epochs: int = 20
+    member_lr: float = 0.02
+    tuning_lr: float = 0.03
+    batch: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What a demonstration measured and wrote."""
+
+    results: Results
+    page: Path
+    rows: Path
+    seconds: float
+
+
+def run_demo(
+    source: str,
+    output: Path,
+    *,
+    networks: Sequence[str] = tuple(DEMONSTRATED),
+    methods: Sequence[str] = tuple(METHODS),
+    samples: int | None = None,
+    budget: Budget | None = None,
+    console: Console | None = None,
+) -> Demonstration:
+    """Train members of each kind of network, fuse them, recover them, and write a page, result rows and checkpoints.
+
+    It is a study like those of `neurograft experiment`, run in a folder that is removed afterwards.
+
+    Args:
+        source: "digits", another data set or a folder, see `load_images`.
+        output: the folder for `report.html`, `results.jsonl` and the networks; made if it is missing.
+        networks: names in `neurograft_experiments.networks.DEMONSTRATED`.
+        methods: names in `neurograft.methods.METHODS`.
+        samples: images to train and validate on, None for all.
+        budget: epochs, step sizes, members and seed.
+        console: where tables and progress go.
+
+    Raises:
+        InputError: if the output folder cannot be written to, before any training.
+        NeurograftError: if a network could not be trained or fused.
+    """
+    started = time.perf_counter()
+    console = console if console is not None else Console()
+    budget = budget if budget is not None else Budget()
+    place = _prepared(output)
+    try:
+        images = load_images(source, samples=samples)
+        study = demo_study(source, images, networks, methods, samples, budget)
+        console.print(_opening(images, budget), highlight=False)
+        store = Store(place)
+        store.prepare()
+        tasks = tasks_of(study, PRESET)
+        run_in_process(tasks, store, partial(study_work, data_folder=None, device="cpu"), console=console)
+        for failure in store.failures():
+            raise NeurograftError(f"{failure['label']}: {failure['error']}")
+        trials = trials_of(study, PRESET)
+        results = RowFiles(place).results(study, PRESET)
+        for panel in panels_of(results, None):
+            table = comparison_table(results, panel)
+            title = f"{panel.title}. {table.title}" if panel.title else table.title
+            console.print(terminal_table(replace(table, title=title, note="")))
+            console.print(f"{takeaway(results, panel)}\n", highlight=False)
+        console.print(f"{SIGNS}\n", highlight=False)
+        page, rows = output / "report.html", output / "results.jsonl"
+        write_text(rows, "".join(f"{json.dumps(row)}\n" for row in study_rows(study, PRESET, store)))
+        fused = [task for task in trials if task.labels["row"] in methods and task.labels["tuning"] == "none"]
+        made = [(task, start_of(task, store)) for task in fused]
+        _save_networks(output, tasks, made, store)
+        write_text(page, html_page(demo_document(study.about, results, made, _command(source))))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    seconds = time.perf_counter() - started
+    console.print(f"page     {page}\nresults  {rows}\nnetworks {output}/*.safetensors", highlight=False)
+    console.print(f"{seconds:.0f} s", highlight=False)
+    return Demonstration(results, page, rows, seconds)
+
+
+def demo_study(
+    source: str, images: Images, networks: Sequence[str], methods: Sequence[str], samples: int | None, budget: Budget
+) -> Study:
+    """The demonstration as a study: a case for each kind of network."""
+    tuning = {"epochs": budget.tuning_epochs, "lr": budget.tuning_lr, "batch": budget.batch}
+    points = []
+    for name in networks:
+        settings = {
+            "data": {"source": source, "samples": samples},
+            "network": demonstrated(name, images.shape),
+            "members": {
+                "count": budget.members,
+                "epochs": budget.member_epochs,
+                "lr": budget.member_lr,
+                "batch": budget.batch,
+            },
+            "starts": {method: {} for method in methods},
+            "recoveries": ["none", "refit"],
+            "calibration": len(images.train),
+            "tuning": {"finetune": tuning, "distill": tuning},
+            "seeds": [budget.seed],
+        }
+        points.append(Point(DEMONSTRATED[name], {}, Settings.model_validate(settings)))
+    about = About(
+        title=f"{budget.members} networks into one",
+        question=(
+            f"{budget.members} networks were trained from different seeds on the same {len(images.train)} images, "
+            "fused into one network of the same size, and trained on. Can that one network stand in for all "
+            f"{budget.members}?"
+        ),
+        paper="neurograft",
+    )
+    return Study("demo", about, {PRESET: tuple(points)})
+
+
+def _command(source: str) -> tuple[str, ...]:
+    return ("neurograft demo" if source == "digits" else f"neurograft demo --data {source}",)
+
+
+def _opening(images: Images, budget: Budget) -> str:
+    splits = {"train": images.train, "validation": images.validation, "test": images.test}
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    return f"{images.name}: {sizes} images; {budget.members} members of each network, seed {budget.seed}\n"
+
+
+def _prepared(output: Path) -> Path:
+    """A folder to work in, beside what is written; found out now, not after the training, whether that is possible."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".working.", dir=output))
+    except OSError as error:
+        raise InputError(
+            f"{output} cannot be written to: {error.strerror}; choose another folder with --output"
+        ) from error
+
+
+def _save_networks(output: Path, tasks: Sequence[Task], made: Sequence[tuple[Task, Made]], store: Store) -> None:
+    """Keep members and fused networks, so that the other commands can be tried on them."""
+    for task in tasks:
+        if task.kind == "member":
+            name = f"{task.settings['network']['name']}-member-{task.labels['member']}"
+            shutil.copyfile(store.member_path(task.key), output / f"{name}.safetensors")
+    for task, start in made:
+        if task.labels["recovery"] == "none":
+            name = f"{task.settings['network']['name']}-{task.labels['row']}"
+            metadata = {"key": task.key, "label": task.label, "commit": provenance()["commit"]}
+            write_checkpoint(start.network, output / f"{name}.safetensors", metadata)

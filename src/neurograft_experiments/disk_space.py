@@ -1,0 +1,49 @@
+"""How much disk the tasks that are left will take, found out before anything is trained."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from neurograft.errors import NeurograftError
+from neurograft_experiments.networks import make_network
+from neurograft_experiments.schedule import Schedule, Task
+from neurograft_experiments.store import ROW_BYTES, Store
+
+SHAPES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "fashion_mnist": ((1, 28, 28), 10)}
+COLOURED = ((3, 32, 32), 100)
+"""What other data sets are taken for: only the first and the last layer depend on it."""
+UNKNOWN_BYTES = 50_000_000
+"""For a network that cannot be built without its data."""
+
+
+def room_for(tasks: Sequence[Task], store: Store) -> int:
+    """Bytes that rows and members will take, and the training state of a member (weights, momentum, best so far)."""
+    left = Schedule(tasks, store).pending.values()
+    sizes: dict[str, int] = {}
+    members = 0
+    for task in left:
+        if task.kind == "member":
+            named = json.dumps([task.settings.get("network"), task.settings.get("data")], sort_keys=True)
+            if named not in sizes:
+                sizes[named] = member_bytes(task.settings)
+            members += sizes[named]
+    return members + 4 * max(sizes.values(), default=0) + ROW_BYTES * len(left)
+
+
+def member_bytes(settings: Mapping[str, Any]) -> int:
+    """About what the tensors of a member take; the network is built without memory for its weights.
+
+    Example:
+        >>> network = {"name": "mlp", "width": 16, "depth": 1, "bias": False}
+        >>> member_bytes({"network": network, "data": {"source": "digits"}})
+        4736
+    """
+    shape, classes = SHAPES.get(str(settings.get("data", {}).get("source")), COLOURED)
+    try:
+        with torch.device("meta"):
+            network = make_network(settings["network"], shape, classes)
+    except (NeurograftError, KeyError, RuntimeError, NotImplementedError):
+        return UNKNOWN_BYTES
+    return sum(tensor.nbytes for tensor in network.state_dict().values())

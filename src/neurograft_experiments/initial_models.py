@@ -1,0 +1,166 @@
+"""How a trial makes the network it measures: fused, recovered, combined, pruned, continued."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from neurograft.applying.application import apply
+from neurograft.applying.combining import combine
+from neurograft.applying.pruning import prune
+from neurograft.evaluating.ensemble import Ensemble
+from neurograft.fusing import recovered
+from neurograft.methods.planner import plan
+from neurograft.plans.plan import FusionPlan
+from neurograft.recovery.repair import repair
+from neurograft.training.schedules import fuse_by_schedule
+from neurograft_experiments.data import Images
+from neurograft_experiments.rows import looks_at_images
+from neurograft_experiments.trial_cache import STARTS_KEPT, Lab, Made, Tick, calibration_of, example_of, keep, rank
+from neurograft_experiments.trials import JSON, key_of
+from neurograft_experiments.tunings import finetuned
+
+
+@dataclass(frozen=True, eq=False)
+class Ingredients:
+    """What a start is made of.
+
+    Attributes:
+        settings: of the trial.
+        images: the trial's data.
+        members: the trained networks.
+        records: of each member, what `run_task` gave for it.
+        lab: of this process.
+        tick: called once per epoch of training.
+    """
+
+    settings: JSON
+    images: Images
+    members: Sequence[nn.Module]
+    records: Sequence[Mapping[str, Any]]
+    lab: Lab
+    tick: Tick
+
+    @property
+    def best(self) -> int:
+        """The member that validation prefers."""
+        return max(range(len(self.records)), key=lambda m: rank(self.records[m]["validation"]))
+
+
+def make_start(of: Ingredients) -> Made:
+    """The trial's start, recovered without training if the trial says so.
+
+    What the process made last is kept: the tunings of one start share it.
+    """
+    settings = of.settings
+    shared = {name: settings[name] for name in ("data", "network", "members", "start")}
+    if _looking(settings["start"]):
+        shared["calibration"] = settings["calibration"]
+    made = keep(of.lab.starts, key_of(shared), lambda: _made(of), STARTS_KEPT)
+    if settings["recovery"] == "none":
+        return made
+
+    recovery = settings["recovery"]
+
+    def recover() -> Made:
+        assert made.plan is not None
+        started = time.perf_counter()
+        if recovery == "data_free":
+            network = repair(made.network, made.plan, of.members)
+        else:
+            batches = calibration_of(of.images, settings["calibration"])
+            network = recovered(made.network, made.plan, of.members, batches, recovery)
+        return Made(network, made.plan, made.fuse, time.perf_counter() - started)
+
+    own = {**shared, "recovery": recovery, "calibration": settings.get("calibration")}
+    return keep(of.lab.starts, key_of(own), recover, STARTS_KEPT)
+
+
+def _looking(start: JSON) -> bool:
+    return looks_at_images(start["method"], start.get("options", {}))
+
+
+def _made(of: Ingredients) -> Made:
+    started = time.perf_counter()
+    start = of.settings["start"]
+    own = _OWN.get(start["method"])
+    if own is not None:
+        network, plan_made = own(of, start), None
+    else:
+        plan_made = _kept_member(of, start) if start["method"] == "keep" else _planned(of, start)
+        network = apply(plan_made, of.members)
+    return Made(network, plan_made, time.perf_counter() - started)
+
+
+def _planned(of: Ingredients, start: JSON) -> FusionPlan:
+    options: JSON = dict(start.get("options", {}))
+    mixing = start.get("mixing")
+    weights = None
+    if mixing is not None and start["method"] == "transplant":
+        options["fraction"] = mixing
+    elif mixing is not None:
+        weights = (1 - mixing, mixing)
+    return plan(
+        of.members,
+        example_of(of.images),
+        start["method"],
+        weights,
+        calibration=calibration_of(of.images, of.settings["calibration"]) if _looking(start) else None,
+        seed=start["seed"],
+        **options,
+    )
+
+
+def _kept_member(of: Ingredients, start: JSON) -> FusionPlan:
+    """All neurons from one member, though all have the same say in what the outputs should be."""
+    k = len(of.members)
+    chosen = of.best if start["member"] == "best" else start["member"]
+    quota = [float(number == chosen) for number in range(k)]
+    return plan(of.members, example_of(of.images), "transplant", [1 / k] * k, quota=quota)
+
+
+def _continued(of: Ingredients, start: JSON) -> nn.Module:
+    # a trial that reads one member only has only that one
+    return of.members[of.best if start["member"] == "best" or len(of.members) == 1 else start["member"]]
+
+
+def _pruned(of: Ingredients, start: JSON) -> nn.Module:
+    return prune(_continued(of, start), example_of(of.images), **start.get("options", {}))
+
+
+def _combined(of: Ingredients, start: JSON) -> nn.Module:
+    mixing = start.get("mixing")
+    return combine(of.members, example_of(of.images), None if mixing is None else (1 - mixing, mixing))
+
+
+def _ensemble(of: Ingredients, start: JSON) -> nn.Module:
+    return Ensemble(of.members) if start.get("mixing") is None else _combined(of, start)
+
+
+def _scheduled(of: Ingredients, start: JSON) -> nn.Module:
+    def tune(network: nn.Module) -> nn.Module:
+        augment = of.settings["data"]["augment"]
+        settings = {**start["tune"], "epochs": start["tune_epochs"], "augment": augment}
+        return finetuned(network, settings, of.images, seed=start["seed"], tick=of.tick).network
+
+    steps = start["steps"]
+    options = start.get("options", {})
+    tuning = tune if "tune" in steps else None
+    return fuse_by_schedule(of.members, example_of(of.images), steps, tuning, seed=start["seed"], **options)
+
+
+def _untrained(of: Ingredients, start: JSON) -> nn.Module:
+    network = {**of.settings["network"], **start.get("options", {})}
+    return of.lab.untrained(network, of.images, start["seed"])
+
+
+_OWN: dict[str, Callable[[Ingredients, JSON], nn.Module]] = {
+    "continue": _continued,
+    "prune": _pruned,
+    "combine": _combined,
+    "ensemble": _ensemble,
+    "schedule": _scheduled,
+    "untrained": _untrained,
+}

@@ -1,0 +1,113 @@
+"""Reports as files: a page, Markdown with its pictures, and the rows, for every study, and an index over them."""
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neurograft.errors import InputError
+from neurograft.reporting.document import Document, Links, Section
+from neurograft.reporting.html import html_page
+from neurograft.reporting.markdown import markdown_page, picture_files
+from neurograft.reporting.tables import Table
+from neurograft.reporting.writing import write_text
+from neurograft_experiments.reports.results import Results
+from neurograft_experiments.reports.sources import RowFiles
+from neurograft_experiments.reports.study_page import study_document
+from neurograft_experiments.reports.verdicts import judge
+from neurograft_experiments.study_file import Study
+
+
+@dataclass(frozen=True, eq=False)
+class Reported:
+    """One study's results in one preset."""
+
+    study: Study
+    preset: str
+    results: Results
+
+    @property
+    def measured(self) -> int:
+        """How many results are there."""
+        return sum(len(group.rows) for group in self.results)
+
+    @property
+    def expected(self) -> int:
+        """How many there should be."""
+        return self.measured + self.results.missing
+
+    @property
+    def there(self) -> str:
+        """How many results are there, in words."""
+        return f"{self.measured} of {self.expected}" if self.measured else "not run"
+
+
+def write_reports(
+    studies: Sequence[Study], preset: str, source: RowFiles, target: Path, seeds: Sequence[int] | None = None
+) -> tuple[Reported, ...]:
+    """Write for every study STUDY.html, STUDY.md with its pictures, and STUDY.jsonl, and index.html over all of them.
+
+    Args:
+        studies: what to report on.
+        preset: of each of them.
+        source: where the rows are.
+        target: the folder to write to; it is made if it is missing.
+        seeds: instead of the preset's own.
+
+    Raises:
+        StudyError: a study has no such preset.
+        InputError: nothing at all was measured, or the folder cannot be written to.
+        MissingExtra: matplotlib is not installed.
+    """
+    reported = tuple(Reported(study, preset, source.results(study, preset, seeds)) for study in studies)
+    if not any(one.measured for one in reported):
+        names = " ".join(study.name for study in studies)
+        raise InputError(
+            f"{source.folder} holds no results of {names} (preset {preset}); "
+            f"neurograft experiment run {names} --preset {preset} --output {source.folder} makes them"
+        )
+    for one in reported:
+        document = _document(one, source.folder, seeds)
+        write_text(target / f"{one.study.name}.html", html_page(document))
+        write_text(target / f"{one.study.name}.md", markdown_page(document))
+        write_text(target / f"{one.study.name}.jsonl", "".join(f"{line}\n" for line in _lines(one.results)))
+        for name, svg in picture_files(document).items():
+            write_text(target / name, svg)
+    write_text(target / "index.html", html_page(index_document(reported, preset)))
+    return reported
+
+
+def index_document(reported: Sequence[Reported], preset: str) -> Document:
+    """What the studies ask, how much of each was measured, and how many of its paper's claims held."""
+    links = Links(
+        tuple((one.study.about.title, f"{one.study.name}.html", one.study.about.question) for one in reported)
+    )
+    rows = []
+    for one in reported:
+        verdicts = [judge(claim, one.results) for claim in one.study.about.claims]
+        found = dict.fromkeys(("held", "held in part", "did not hold", "not measured"), 0)
+        for verdict in verdicts:
+            found[verdict.state] += 1
+        words = "; ".join(f"{count} {word}" for word, count in found.items() if count)
+        rows.append((one.study.about.title, one.study.about.paper, one.there, words or "–"))
+    table = Table(f"What was measured, preset {preset}", ("study", "paper", "results", "claims"), tuple(rows))
+    return Document(
+        f"neurograft: studies ({preset})",
+        "Each study has a page with its tables, plots, and how they were made.",
+        (Section("Studies", (links, table)),),
+    )
+
+
+def _document(one: Reported, source: Path, seeds: Sequence[int] | None) -> Document:
+    name, preset = one.study.name, one.preset
+    asked = [name, "--preset", preset, *(["--seeds", ",".join(map(str, seeds)) + ","] if seeds is not None else [])]
+    asked += ["--output", str(source)]
+    commands = tuple(shlex.join(["neurograft", "experiment", verb, *asked]) for verb in ("run", "report"))
+    return study_document(one.study.about, one.results, name=name, preset=preset, commands=commands)
+
+
+def _lines(results: Results) -> Iterator[str]:
+    """The rows of a study, under its own labels, in its own order."""
+    for row in results.rows:
+        yield json.dumps(row)

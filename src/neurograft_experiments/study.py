@@ -1,0 +1,308 @@
+"""What a study file may say: the models its keys are checked against."""
+
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+from neurograft.errors import NeurograftError, closest
+from neurograft_experiments.claims import Claim
+from neurograft_experiments.strict import Strict
+
+Recovery: TypeAlias = Literal["none", "refit", "repair", "data_free", "batch_norm"]
+TuningKind: TypeAlias = Literal["none", "finetune", "distill"]
+Preset: TypeAlias = Literal["smoke", "small", "medium", "paper-short", "paper"]
+PRESETS: tuple[Preset, ...] = ("smoke", "small", "medium", "paper-short", "paper")
+OWN_STARTS = ("continue", "keep", "prune", "combine", "schedule", "untrained")
+"""Starts that are no fusion method."""
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _counted(value: Any) -> Any:
+    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Rates: TypeAlias = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Field(min_length=1)]
+Seeds: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_counted), Field(min_length=1)]
+
+
+class Data(Strict):
+    """The images.
+
+    Attributes:
+        source: "digits", "mnist", "cifar10", …, a hub name, or a folder.
+        samples: how many images train and validate, null for all.
+        test: how many test images are read, null for all; always the same ones.
+        normalization: "train" or "papers", as `load_images` takes it.
+        augment: the papers' random crops and flips while training.
+    """
+
+    source: str
+    samples: PositiveInt | None = None
+    test: PositiveInt | None = None
+    normalization: Literal["train", "papers"] = "train"
+    augment: bool = False
+
+
+class Training(Strict):
+    """Stochastic gradient descent.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch: samples per step.
+        momentum: share of the last step that is repeated.
+        weight_decay: L2 penalty.
+        schedule: how the step size changes, as `schedule=` of `neurograft.finetune` takes it.
+        precision: "float32", "bf16" or "fp16".
+    """
+
+    epochs: Annotated[int, Field(ge=0)]
+    batch: PositiveInt = 256
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: str = "constant"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+
+
+class Split(Strict):
+    """Which part of the training images each member sees.
+
+    Attributes:
+        kind: "skill": member 0 alone sees one class, and a part of the rest; "parts": every member an equal part.
+        skill: that class.
+        share: member 0's part of the rest.
+    """
+
+    kind: Literal["skill", "parts"]
+    skill: Annotated[int, Field(ge=0)] = 4
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class Members(Training):
+    """The networks that are fused.
+
+    Attributes:
+        count: how many.
+        lr: step size.
+        initialisation: "different", or "same": all start from the first one's weights, the data comes in other orders.
+        copies: "none"; "same": every member is member 0; "pruned": the second is member 0, the first its pruned copy.
+        ratio: the share of neurons the pruned copy lacks.
+        networks: settings in which each member's network differs from the study's, as `[{width: 64}, {width: 32}]`.
+        split: which images each member sees; null: all.
+    """
+
+    count: Annotated[int, Field(ge=2)] = 2
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    initialisation: Literal["different", "same"] = "different"
+    copies: Literal["none", "same", "pruned"] = "none"
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    networks: tuple[dict[str, Any], ...] | None = None
+    split: Split | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.networks is not None and len(self.networks) != self.count:
+            raise PydanticCustomError(
+                "networks",
+                "networks names {named} members, count says {count}",
+                {"named": len(self.networks), "count": self.count},
+            )
+        if self.copies == "pruned" and (self.count != 2 or self.networks or self.split):
+            raise PydanticCustomError("copies", "copies: pruned is for two members of one network, trained alike", {})
+        return self
+
+
+class Start(Strict):
+    """One way to a network that is then recovered and trained on.
+
+    Attributes:
+        method: a fusion method; "continue" (a member as it is), "keep" (a member's own neurons, to be recovered towards
+            all members), "prune" (a member made narrower), "combine" (all side by side), "schedule" (`steps` in order),
+            "untrained"; by default the name of the row.
+        options: of the method; of pruning for "prune" and "schedule"; of the network for "untrained".
+        recoveries: recoveries without training; default those of the study.
+        tunings: "none", "finetune", "distill"; default all that the study has.
+        member: for "continue", "keep" and "prune": "best" or a number.
+        steps: for "schedule".
+        tune_epochs: for "schedule": epochs of each "tune" step, taken off the later training.
+    """
+
+    method: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    recoveries: tuple[Recovery, ...] | None = None
+    tunings: tuple[TuningKind, ...] | None = None
+    member: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
+    steps: tuple[Literal["prune", "merge", "tune"], ...] = ()
+    tune_epochs: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        from neurograft.methods import METHODS
+        from neurograft.methods.planner import check_method
+
+        try:
+            if self.method in ("prune", "schedule"):
+                check_method("transplant", self.options)
+            elif self.method in METHODS:
+                check_method(self.method, self.options)
+            elif self.method not in OWN_STARTS:
+                raise NeurograftError(
+                    f"unknown method {self.method!r}; {closest(self.method, [*METHODS, *OWN_STARTS])}"
+                )
+            elif self.options and self.method != "untrained":
+                raise NeurograftError(f"{self.method!r} takes no options, got {', '.join(self.options)}")
+            if (self.method == "schedule") != bool(self.steps):
+                raise NeurograftError("steps belong to method: schedule, which needs them")
+        except NeurograftError as error:
+            raise PydanticCustomError("method", "{message}", {"message": str(error)}) from error
+        return self
+
+
+class Tuning(Training):
+    """Training a start further; of several step sizes validation chooses one.
+
+    Attributes:
+        lr: one step size or a list.
+    """
+
+    lr: Rates = (0.01,)
+
+
+class Distilling(Tuning):
+    """Training a start to answer like its teachers.
+
+    Attributes:
+        temperature: how much the teachers' answers are flattened.
+        soft: weight of the teachers' answers.
+        hard: weight of the labels.
+        teachers: "members", or the number of one of them.
+    """
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    soft: Annotated[float, Field(ge=0)] = 1.0
+    hard: Annotated[float, Field(ge=0)] = 0.0
+    teachers: Literal["members"] | Annotated[int, Field(ge=0)] = "members"
+
+
+class Tunings(Strict):
+    """How starts are trained further; what is not named is not done."""
+
+    finetune: Tuning | None = None
+    distill: Distilling | None = None
+
+
+class Synchronous(Strict):
+    """Data-parallel training whose workers are fused after each epoch.
+
+    Attributes:
+        workers: processes, each with its own part of the images.
+        methods: how they are fused.
+    """
+
+    workers: Annotated[int, Field(ge=2)] = 4
+    methods: tuple[str, ...] = ("average", "transplant")
+
+
+class Settings(Strict):
+    """Everything that determines the trials of one case of a study.
+
+    Attributes:
+        kind: "pipeline": train members, fuse, recover, train on; "synchronous"; "costs": seconds and memory of fusing
+            untrained networks.
+        data: the images.
+        network: `name` and what that network takes.
+        members: how they are trained.
+        mixing: the weight of the second of two members (for "transplant" its `fraction`); null: equal weights.
+        starts: row -> how it is made. Every study has members, best member, ensemble, average and "continue" besides.
+        recoveries: without training, of every fused start: "refit", "repair" and "batch_norm" on calibration images,
+            "data_free" (REPAIR from the members' BatchNorm statistics).
+        calibration: unlabelled training images that recoveries and methods look at.
+        tuning: how starts are trained further.
+        synchronous: for that kind.
+        vary: dotted key -> values; every combination is a trial of its own.
+        seeds: a number of seeds, or a list of them.
+    """
+
+    kind: Literal["pipeline", "synchronous", "costs"] = "pipeline"
+    data: Data
+    network: dict[str, Any]
+    members: Members = Members(epochs=0)
+    mixing: Annotated[float, Field(ge=0, le=1)] | None = None
+    starts: dict[str, Start] = Field(default_factory=dict)
+    recoveries: tuple[Recovery, ...] = ("none",)
+    calibration: PositiveInt = 1000
+    tuning: Tunings = Tunings()
+    synchronous: Synchronous | None = None
+    vary: dict[str, list[Any]] = Field(default_factory=dict)
+    seeds: Seeds = (0,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """What a preset set to null is gone, and a start without a method is called after it."""
+        if not isinstance(data, dict):
+            return data
+        data = {key: value for key, value in data.items() if value is not None}
+        starts = data.get("starts")
+        if isinstance(starts, dict):
+            kept = {row: start for row, start in starts.items() if start is not None}
+            data["starts"] = {
+                row: {"method": row, **start} if isinstance(start, dict) else start for row, start in kept.items()
+            }
+        return data
+
+    def _check_networks(self) -> None:
+        from neurograft_experiments.networks import check_network
+
+        own = [start.options for start in self.starts.values() if start.method == "untrained"]
+        try:
+            for changes in ({}, *(self.members.networks or ()), *own):
+                check_network({**self.network, **changes})
+        except NeurograftError as error:
+            raise PydanticCustomError("network", "{message}", {"message": str(error)}) from error
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self._check_networks()
+        if self.kind == "pipeline" and "members" not in self.model_fields_set:
+            raise PydanticCustomError("members", "members is missing: how the networks to fuse are trained", {})
+        if self.mixing is not None and self.members.count != 2:
+            raise PydanticCustomError("mixing", "mixing is for two members, there are {n}", {"n": self.members.count})
+        if (self.kind == "synchronous") != (self.synchronous is not None):
+            raise PydanticCustomError("synchronous", "kind: synchronous and the key synchronous go together", {})
+        return self
+
+
+class Plot(Strict):
+    """What a study's plot shows.
+
+    Attributes:
+        x: "epoch" for curves, "row" for bars, or a key that varies.
+        logarithmic: whether x is.
+        measure: as in a claim's quantity.
+    """
+
+    x: str = "epoch"
+    logarithmic: bool = False
+    measure: str = "accuracy"
+
+
+class About(Strict):
+    """What people read about a study.
+
+    Attributes:
+        title: a few words.
+        question: what the study answers.
+        paper: whose study it is.
+        claims: what that paper says, one by one.
+        plot: what the plot shows.
+    """
+
+    title: str
+    question: str
+    paper: Literal["neuron transplantation", "optimal transport", "neurograft"]
+    claims: tuple[Claim, ...] = ()
+    plot: Plot = Plot()

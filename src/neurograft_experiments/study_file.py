@@ -1,0 +1,264 @@
+"""Reading a study file: YAML, presets and cases put together, errors with the closest known key and the line."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from neurograft.errors import StudyError, closest
+from neurograft_experiments.study import PRESETS, About, Settings
+
+Keys: TypeAlias = tuple[str | int, ...]
+Checked = TypeVar("Checked", bound=BaseModel)
+REPLACED = ("vary", "cases")
+"""Keys whose mappings a preset or case replaces, where all others are merged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One case of a study at one point of its grid.
+
+    Attributes:
+        case: its name, "" where the study has no cases.
+        varied: dotted key -> value at this point.
+        settings: with those values in.
+    """
+
+    case: str
+    varied: Mapping[str, Any]
+    settings: Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A study file, checked.
+
+    Attributes:
+        name: of the file, without its ending.
+        about: title, question, claims and plot.
+        presets: name of a preset -> all its points.
+    """
+
+    name: str
+    about: About
+    presets: Mapping[str, tuple[Point, ...]]
+
+    def points(self, preset: str) -> tuple[Point, ...]:
+        """The points of a preset.
+
+        Raises:
+            StudyError: if the study has no such preset.
+        """
+        if preset not in self.presets:
+            raise StudyError(f"study {self.name!r} has no preset {preset!r}; {closest(preset, self.presets)}")
+        return self.presets[preset]
+
+
+def study_names() -> tuple[str, ...]:
+    """The studies that come with neurograft."""
+    return tuple(sorted(entry.name[:-5] for entry in _folder().iterdir() if entry.name.endswith(".yaml")))
+
+
+def load_study(study: str | Path) -> Study:
+    """A study by the name of one that comes with neurograft, or from a YAML file.
+
+    Raises:
+        StudyError: no such study; an unknown key, with the closest known one; a value that cannot be meant. The
+            message begins with the file and the line.
+
+    Example:
+        >>> load_study("comparison").about.paper
+        'neuron transplantation'
+    """
+    name, file, text = _text(study)
+    document = _Document.read(text, file)
+    document.check_top()
+    about = document.checked(About, {k: v for k, v in document.raw.items() if k in About.model_fields}, ((),))
+    body = {key: value for key, value in document.raw.items() if key in Settings.model_fields or key == "cases"}
+    presets = document.raw.get("presets") or {}
+    if not isinstance(presets, dict) or not presets:
+        document.fail(("presets",), "presets must name at least one preset, such as smoke: {}")
+    for preset in presets:
+        if preset not in PRESETS:
+            document.fail(("presets", preset), f"unknown preset {preset!r}; {closest(str(preset), PRESETS)}")
+    points = {preset: tuple(_points(document, body, preset, own)) for preset, own in presets.items()}
+    return Study(name, about, points)
+
+
+def study_summaries() -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Of each study that comes with neurograft its title, question and presets; quick, nothing is checked."""
+    found = {}
+    for name in study_names():
+        raw = _Document.read(_text(name)[2], name).raw
+        found[name] = (raw["title"], raw["question"], tuple(raw["presets"]))
+    return found
+
+
+def _folder() -> Any:
+    return resources.files("neurograft_experiments") / "studies"
+
+
+def _text(study: str | Path) -> tuple[str, str, str]:
+    """Name, file (for messages) and text of a study."""
+    if isinstance(study, str) and study in study_names():
+        return study, f"{study}.yaml", (_folder() / f"{study}.yaml").read_text(encoding="utf-8")
+    path = Path(study)
+    if path.suffix not in (".yaml", ".yml"):
+        raise StudyError(f"no study {str(study)!r}; {closest(str(study), study_names())}; or a file that ends in .yaml")
+    try:
+        return path.stem, str(path), path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Document:
+    """A YAML file as plain objects, and the line of every key and item."""
+
+    file: str
+    raw: dict[str, Any]
+    lines: dict[Keys, int]
+
+    @classmethod
+    def read(cls, text: str, file: str) -> "_Document":
+        import yaml
+
+        lines: dict[Keys, int] = {}
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            raw = _plain(loader, node, (), lines) if node is not None else None
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise StudyError(f"{file}, line {line}: {error.problem or 'no YAML'}") from error
+        finally:
+            loader.dispose()
+        if not isinstance(raw, dict):
+            raise StudyError(f"{file}, line 1: a study is a mapping that begins with title:")
+        return cls(file, raw, lines)
+
+    def line(self, keys: Keys, prefixes: tuple[Keys, ...]) -> int:
+        """The line of a key, or of the nearest key around it, in the last of the overlaid mappings that has it."""
+        for length in range(len(keys), -1, -1):
+            for prefix in prefixes:
+                if length and (*prefix, *keys[:length]) in self.lines:
+                    return self.lines[(*prefix, *keys[:length])]
+        return self.lines.get(prefixes[0], 1)
+
+    def fail(self, keys: Keys, problem: str, prefixes: tuple[Keys, ...] = ((),)) -> NoReturn:
+        raise StudyError(f"{self.file}, line {self.line(keys, prefixes)}: {problem}")
+
+    def check_top(self) -> None:
+        known = [*About.model_fields, *Settings.model_fields, "cases", "presets"]
+        for key in self.raw:
+            if key not in known:
+                self.fail((key,), f"unknown key {key!r}; {closest(str(key), known)}")
+
+    def checked(
+        self, model: type[Checked], raw: Any, prefixes: tuple[Keys, ...], varied: Mapping[str, Any] | None = None
+    ) -> Checked:
+        """The validated model, or an error that names the line: of `vary` where a varied value is to blame."""
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            keys: Keys = first["loc"]
+            problem = first["msg"]
+            if first["type"] == "unknown_key":
+                keys = (*keys, first["ctx"]["key"])
+            elif keys:
+                given = first["input"]
+                shown = f", got {given!r}" if not isinstance(given, (dict, list, BaseModel)) else ""
+                problem = f"{'.'.join(map(str, keys))}: {problem}{shown}"
+            for path, value in (varied or {}).items():
+                way = tuple(path.split("."))
+                if way[: len(keys)] == keys[: len(way)]:
+                    self.fail(("vary", path), f"{problem} (at {path} = {value!r} of vary)", prefixes)
+            self.fail(keys, problem, prefixes)
+
+
+def _plain(loader: Any, node: Any, keys: Keys, lines: dict[Keys, int]) -> Any:
+    """A YAML node as plain objects; notes the line of each key."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        own = [key_node for key_node, _ in node.value]
+        loader.flatten_mapping(node)  # what `<<` brings in comes first, and gives way to the mapping's own keys
+        found: dict[Any, Any] = {}
+        given: set[Any] = set()
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node)
+            if key_node in own:
+                if key in given:
+                    raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=key_node.start_mark)
+                given.add(key)
+            lines[(*keys, key)] = key_node.start_mark.line + 1
+            found[key] = _plain(loader, value_node, (*keys, key), lines)
+        return found
+    if isinstance(node, yaml.SequenceNode):
+        items = []
+        for number, item in enumerate(node.value):
+            lines[(*keys, number)] = item.start_mark.line + 1
+            items.append(_plain(loader, item, (*keys, number), lines))
+        return items
+    return loader.construct_object(node)
+
+
+def _points(document: _Document, body: dict[str, Any], preset: str, own: Any) -> Iterator[Point]:
+    """All points of a preset: every case, and of it every combination of what varies."""
+    if own is not None and not isinstance(own, dict):
+        document.fail(("presets", preset), f"preset {preset} must be a mapping of what it changes, got {own!r}")
+    known = [*Settings.model_fields, "cases"]
+    for key in own or {}:
+        if key not in known:
+            document.fail(("presets", preset, key), f"unknown key {key!r} in a preset; {closest(str(key), known)}")
+    merged = _merged(body, own or {})
+    cases = merged.pop("cases", None) or {"": {}}
+    if not isinstance(cases, dict):
+        document.fail(("presets", preset, "cases"), f"cases must be a mapping of names, got {cases!r}")
+    for case, changes in cases.items():
+        prefixes: tuple[Keys, ...] = (
+            ("presets", preset, "cases", case),
+            ("cases", case),
+            ("presets", preset),
+            (),
+        )
+        if not isinstance(changes, (dict, type(None))):
+            document.fail((), f"case {case!r} must be a mapping of what it changes, got {changes!r}", prefixes)
+        full = _merged(merged, changes or {})
+        base = document.checked(Settings, full, prefixes)
+        for values in product(*base.vary.values()):
+            varied = dict(zip(base.vary, values, strict=True))
+            at_point = deepcopy(full)
+            for path, value in varied.items():
+                _put(document, at_point, path, value, prefixes)
+            settings = document.checked(Settings, at_point, prefixes, varied) if varied else base
+            yield Point(str(case), varied, settings)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, key by key; a network of another name replaces the old one."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        other_network = key == "network" and isinstance(value, dict) and "name" in value
+        if isinstance(old, dict) and isinstance(value, dict) and key not in REPLACED and not other_network:
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _put(document: _Document, raw: dict[str, Any], path: str, value: Any, prefixes: tuple[Keys, ...]) -> None:
+    """Set a dotted key in place; mappings on the way that are not there are made."""
+    *way, last = path.split(".")
+    for key in way:
+        raw = raw[key] if isinstance(raw.get(key), dict) else raw.setdefault(key, {})
+        if not isinstance(raw, dict):
+            document.fail(("vary", path), f"vary: {path!r} leads through {key!r}, which is no mapping", prefixes)
+    raw[last] = value

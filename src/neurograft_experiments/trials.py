@@ -1,0 +1,271 @@
+"""From a study to tasks: what is trained and measured, each task known by a key of everything that determines it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+from neurograft_experiments.rows import Row, looks_at_images, rows_of, starts_of
+from neurograft_experiments.study import Members, Settings, Start, Training
+from neurograft_experiments.study_file import Point, Study
+
+FORMAT = 1
+"""Counted up when the same settings no longer give the same result."""
+
+JSON: TypeAlias = dict[str, Any]
+TRAINING = tuple(Training.model_fields)
+OF_A_MEMBER = ("continue", "keep", "prune")
+"""Starts that are made of one member, which needs no seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to train or measure.
+
+    Attributes:
+        key: of everything that determines the result: equal keys, equal results.
+        kind: "member" trains a network that trials share; "trial" gives a row.
+        label: for people.
+        needs: keys of the members it reads.
+        settings: all that the result depends on, as JSON.
+        labels: what the row says about itself besides: study, preset, row, varied, … Not part of the key.
+        epochs: of training, for progress bars.
+    """
+
+    key: str
+    kind: Literal["member", "trial"]
+    label: str
+    needs: tuple[str, ...]
+    settings: JSON
+    labels: JSON
+    epochs: int
+
+
+class Rows(Protocol):
+    """Where finished rows are found again."""
+
+    def has(self, key: str) -> bool:
+        """Whether the task of this key is done."""
+        ...
+
+    def row(self, key: str) -> JSON:
+        """What it gave."""
+        ...
+
+
+def tasks_of(study: Study, preset: str, seeds: Sequence[int] | None = None) -> tuple[Task, ...]:
+    """All tasks of a preset, each key once, members first.
+
+    Args:
+        study: a checked study.
+        preset: one of its presets.
+        seeds: instead of the preset's own.
+
+    Raises:
+        StudyError: if the study has no such preset.
+
+    Example:
+        >>> from neurograft_experiments.study_file import load_study
+        >>> tasks = tasks_of(load_study("comparison"), "smoke", seeds=[0])
+        >>> [task.kind for task in tasks].count("member")
+        2
+    """
+    found: dict[str, Task] = {}
+    for task in _all_tasks(study, preset, seeds):
+        found.setdefault(task.key, task)
+    return tuple(sorted(found.values(), key=lambda task: task.kind != "member"))
+
+
+def study_rows(study: Study, preset: str, store: Rows, seeds: Sequence[int] | None = None) -> list[JSON]:
+    """The finished rows of a study in its own order and under its own labels.
+
+    A result that several studies, or several points of one, share is stored once, and comes here under each label.
+    """
+    return [store.row(task.key) | task.labels for task in trials_of(study, preset, seeds) if store.has(task.key)]
+
+
+def trials_of(study: Study, preset: str, seeds: Sequence[int] | None = None) -> list[Task]:
+    """Every trial of a preset in the study's own order, under each of its labels: what a report has places for."""
+    return [task for task in _all_tasks(study, preset, seeds) if task.kind == "trial"]
+
+
+def _all_tasks(study: Study, preset: str, seeds: Sequence[int] | None) -> Iterator[Task]:
+    for point in study.points(preset):
+        for seed in seeds if seeds is not None else point.settings.seeds:
+            labels = {
+                "study": study.name,
+                "preset": preset,
+                "case": point.case,
+                "network": point.settings.network.get("name", ""),
+                "data": point.settings.data.source,
+                "seed": seed,
+                "members": point.settings.members.count,
+                "varied": dict(point.varied),
+            }
+            yield from _TASKS[point.settings.kind](point, seed, labels)
+
+
+def _pipeline(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
+    settings = point.settings
+    members = member_tasks(settings, seed, labels)
+    yield from members
+    entries = _entries(settings, members)
+    for row in rows_of(settings):
+        needed = _needed(row, entries)
+        tuning = getattr(settings.tuning, row.tuning) if row.tuning != "none" else None
+        epochs = 0
+        if tuning is not None:
+            spent = row.start.tune_epochs * row.start.steps.count("tune")
+            tuning = tuning.model_dump(mode="json") | {"kind": row.tuning, "epochs": max(0, tuning.epochs - spent)}
+            epochs = len(tuning["lr"]) * tuning["epochs"]
+        own = {
+            "data": settings.data.model_dump(mode="json"),
+            "network": settings.network,
+            "members": needed,
+            "start": _start(row.start, settings, seed),
+            "recovery": row.recovery,
+            "tuning": tuning,
+        }
+        if row.recovery not in ("none", "data_free") or looks_at_images(row.start.method, row.start.options):
+            own["calibration"] = settings.calibration
+        if tuning is not None:
+            own["seed"] = seed
+        named = {"row": row.row, "recovery": row.recovery, "tuning": row.tuning}
+        yield _task("trial", own, labels | named, [entry["key"] for entry in needed], epochs)
+
+
+def member_tasks(settings: Settings, seed: int, labels: Mapping[str, Any]) -> list[Task]:
+    """The networks that are trained, before any is copied or pruned."""
+    members = settings.members
+    tasks = []
+    for number in range(1 if members.copies != "none" else members.count):
+        own = {
+            "data": settings.data.model_dump(mode="json", exclude={"test"}),
+            "network": settings.network | (dict(members.networks[number]) if members.networks else {}),
+            "training": {name: getattr(members, name) for name in TRAINING} | {"lr": members.lr},
+            "initial_seed": member_seed(seed, 0 if members.initialisation == "same" else number),
+            "seed": member_seed(seed, number),
+            "part": _part(members, number, seed),
+        }
+        tasks.append(_task("member", own, dict(labels) | {"member": number}, (), members.epochs))
+    return tasks
+
+
+def member_seed(seed: int, number: int) -> int:
+    """The seed of one member of a study's seed; the first members of a larger ensemble are those of a smaller one."""
+    return 1000 * seed + number
+
+
+def _part(members: Members, number: int, seed: int) -> JSON | None:
+    if members.split is None:
+        return None
+    if members.split.kind == "parts":
+        return {"kind": "parts", "of": members.count, "number": number, "seed": seed}
+    return {**members.split.model_dump(), "number": number, "seed": seed}
+
+
+def _entries(settings: Settings, trained: Sequence[Task]) -> list[JSON]:
+    """What a trial must know of its members: the key, the network, and how much of it is pruned away."""
+    entries = [{"key": task.key, "network": task.settings["network"]} for task in trained]
+    if settings.members.copies == "same":
+        return entries * settings.members.count
+    if settings.members.copies == "pruned":
+        return [entries[0] | {"pruned": settings.members.ratio}, entries[0]]
+    return entries
+
+
+def _needed(row: Row, entries: list[JSON]) -> list[JSON]:
+    """Only the members that the row reads, so that rows which agree have one key."""
+    if row.start.method == "untrained" and row.tuning != "distill":
+        return []
+    if row.start.method in ("continue", "prune") and row.start.member != "best" and row.tuning != "distill":
+        return [entries[row.start.member]]
+    return entries
+
+
+def _start(start: Start, settings: Settings, seed: int) -> JSON:
+    """What makes the start: of `Start` only what its method reads."""
+    found: JSON = {"method": start.method}
+    if start.options:
+        found["options"] = start.options
+    if start.method in OF_A_MEMBER:
+        found["member"] = start.member
+    if start.method == "schedule":
+        found |= {"steps": list(start.steps), "tune_epochs": start.tune_epochs}
+        finetune = settings.tuning.finetune
+        if "tune" in start.steps and finetune is not None:
+            found["tune"] = finetune.model_dump(mode="json", exclude={"epochs"})
+    if start.method not in OF_A_MEMBER:
+        if settings.mixing is not None:
+            found["mixing"] = settings.mixing
+        if start.method != "ensemble":
+            found["seed"] = seed
+    return found
+
+
+def _synchronous(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
+    settings = point.settings
+    assert settings.synchronous is not None
+    assert settings.tuning.finetune is not None
+    training = settings.tuning.finetune.model_dump(mode="json")
+    count = settings.synchronous.workers
+    alone: dict[str, tuple[str | None, int, int]] = {"one worker, all images": (None, 1, 1)}
+    alone["one worker, its part"] = (None, 1, count)
+    for row, (method, workers, parts) in (
+        alone | {name: (name, count, count) for name in settings.synchronous.methods}
+    ).items():
+        own = {
+            "synchronous": method,
+            "workers": workers,
+            "parts": parts,
+            "data": settings.data.model_dump(mode="json"),
+            "network": settings.network,
+            "training": training,
+            "seed": seed,
+        }
+        named = {"row": row, "recovery": "none", "tuning": "finetune", "members": settings.synchronous.workers}
+        yield _task("trial", own, labels | named, (), len(training["lr"]) * training["epochs"])
+
+
+def _costs(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
+    settings = point.settings
+    for row, start in starts_of(settings).items():
+        own = {
+            "costs": start.method,
+            "options": start.options,
+            "data": settings.data.model_dump(mode="json"),
+            "network": settings.network,
+            "count": settings.members.count,
+            "seed": seed,
+        }
+        yield _task("trial", own, labels | {"row": row, "recovery": "none", "tuning": "none"}, (), 0)
+
+
+_TASKS = {"pipeline": _pipeline, "synchronous": _synchronous, "costs": _costs}
+
+
+def _task(kind: Literal["member", "trial"], own: JSON, labels: JSON, needs: Iterable[str], epochs: int) -> Task:
+    settings = json.loads(json.dumps({"format": FORMAT, "kind": kind, **own}))
+    return Task(key_of(settings), kind, _label(kind, labels), tuple(dict.fromkeys(needs)), settings, labels, epochs)
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """A short key of JSON settings, whatever the order of their keys.
+
+    Example:
+        >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+        True
+    """
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _label(kind: str, labels: JSON) -> str:
+    parts = [labels["network"], labels["data"], *(f"{key} {value}" for key, value in labels["varied"].items())]
+    where = f"{', '.join(parts)}, seed {labels['seed']}"
+    if kind == "member":
+        return f"{where}: training member {labels['member']}"
+    how = {"none": "", "finetune": ", fine-tuned", "distill": ", distilled"}[labels["tuning"]]
+    recovery = "" if labels["recovery"] == "none" else f" + {labels['recovery']}"
+    return f"{where}: {labels['row']}{recovery}{how}"
