@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import neurograft as ng
-from neurograft.tracing.tape import record
+from neurograft.tracing.recording import record
 
 
 def mlp(depth: int) -> nn.Module:

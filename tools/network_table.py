@@ -27,7 +27,7 @@ from torch import nn
 import neurograft as ng
 from neurograft.errors import NeurograftError
 from neurograft.inputs import call
-from neurograft.tracing.tape import record
+from neurograft.tracing.recording import record
 
 PAGE = ROOT / "docs" / "networks.md"
 METHODS = ("average", "transplant", "permutation", "optimal_transport", "combine")

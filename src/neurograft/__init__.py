@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from neurograft._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from neurograft.advising.advice import advise as advise
     from neurograft.applying.application import apply as apply
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from neurograft.training.finetuning import finetune as finetune
     from neurograft.training.fresh import train as train
     from neurograft.training.schedules import fuse_by_schedule as fuse_by_schedule
-
-__version__ = "0.1.0"
 
 # public name -> module that defines it; resolved on first use, so that `neurograft --help` imports no torch
 _PUBLIC = {

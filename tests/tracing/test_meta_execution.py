@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import neurograft as ng
 from neurograft.errors import TraceError
 from neurograft.tracing.graph import NeuronGraph
-from neurograft.tracing.tape import record
+from neurograft.tracing.recording import record
 from tests.networks import NETWORKS, build, example
 from tests.tracing.huggingface import HUGGINGFACE, made
 

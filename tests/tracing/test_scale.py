@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import neurograft as ng
-from neurograft.tracing.tape import record
+from neurograft.tracing.recording import record
 
 # built and traced in a process of its own, so that its peak of memory is that of tracing
 MEASURED = """

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neurograft.tracing.tape import live, record, tensors_of
+from neurograft.tracing.recording import record
+from neurograft.tracing.tape import live, tensors_of
 
 
 class Net(nn.Module):

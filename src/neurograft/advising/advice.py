@@ -1,12 +1,12 @@
 """`advise`: the recipe that suits these members, or "do not fuse"."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from neurograft.advising.recipes import Candidate, Recipe, Starts
+from neurograft.advising.recipes import Candidate, Starts
+from neurograft.advising.result import Advice
 from neurograft.advising.search import Race, Say, Tuning, affordable, halving
 from neurograft.advising.verdict import Contender, verdict_of
 from neurograft.errors import OptionError, closest
@@ -20,40 +20,6 @@ from neurograft.methods import METHODS
 TUNINGS: tuple[Tuning, ...] = ("finetune", "distill")
 RECOVERIES = ("none", "refit")
 USUAL = ("average", "permutation", "optimal_transport", "transplant")
-
-
-@dataclass(frozen=True, eq=False)
-class Advice:
-    """What to do with these members, and everything that was measured on the way.
-
-    Attributes:
-        fuse: whether a fused network is recommended.
-        recipe: the recommended one.
-        network: what it gave.
-        verdict: the answer in sentences.
-        contenders: the recommended network, the best fused one, and what they must be compared with.
-        members: validation scores of every member.
-        candidates: everything that was tried, what was trained longest first.
-        refused: method -> why it could not fuse these members.
-        epochs: of training that every recipe had at most.
-        searched: epochs that the search trained in all.
-    """
-
-    fuse: bool
-    recipe: Recipe
-    network: nn.Module
-    verdict: str
-    contenders: tuple[Contender, ...]
-    members: tuple[Scores, ...]
-    candidates: tuple[Candidate, ...]
-    refused: dict[str, str]
-    epochs: int
-    searched: int
-
-    def __str__(self) -> str:
-        from neurograft.advising.page import advice_text
-
-        return advice_text(self)
 
 
 def advise(

@@ -1,63 +1,16 @@
-"""Advice as text for the terminal, and as a page."""
+"""Advice as a page."""
 
-import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from neurograft.advising.recipes import WORDS, Candidate
+from neurograft.advising.result import Advice, contenders_table
 from neurograft.advising.search import rounds_of
-from neurograft.evaluating.pairing import Gap
 from neurograft.reporting.document import Document, Facts, Paragraph, Part, Section
 from neurograft.reporting.figures import Line, Panel, lines_picture
-from neurograft.reporting.tables import Table, terminal_table
-
-if TYPE_CHECKING:
-    from neurograft.advising.advice import Advice
-
-NOISE = (
-    "Lead: of the recommended network, ± two standard errors of paired answers to the same samples; = not "
-    "distinguishable. Validation chose methods, step sizes and epochs: its figures flatter what was chosen among many."
-)
+from neurograft.reporting.tables import Table
 
 
-def advice_text(advice: "Advice") -> str:
-    """The verdict and the table of contenders as plain text."""
-    from rich.console import Console
-
-    out = io.StringIO()
-    console = Console(file=out, width=110, color_system=None)
-    console.print(advice.verdict + "\n", highlight=False)
-    console.print(terminal_table(contenders_table(advice)))
-    return out.getvalue().rstrip()
-
-
-def contenders_table(advice: "Advice") -> Table:
-    """The recommended network, the best fused one, their rivals and the ensemble."""
-    tested = any(contender.test is not None for contender in advice.contenders)
-    rows = []
-    for number, contender in enumerate(advice.contenders):
-        candidate = contender.candidate
-        row = [
-            ("recommended: " if number == 0 else "") + contender.name,
-            str(candidate.epochs) if candidate is not None else "–",
-            f"{candidate.seconds:.1f}" if candidate is not None else "–",
-            f"{100 * contender.accuracy:.1f}",
-            _lead(contender.ahead) if number else "",
-        ]
-        if tested and contender.test is not None and contender.ahead_on_test is not None:
-            row += [f"{100 * contender.test:.1f}", _lead(contender.ahead_on_test) if number else ""]
-        rows.append(tuple(row))
-    columns = ["network", "epochs", "seconds", "validation, %", "lead"]
-    return Table(
-        title="What was compared at the end",
-        columns=(*columns, "test, %", "lead on test") if tested else tuple(columns),
-        rows=tuple(rows),
-        numeric=len(columns) - 1 + 2 * tested,
-        note=NOISE,
-    )
-
-
-def candidates_table(advice: "Advice") -> Table:
+def candidates_table(advice: Advice) -> Table:
     """Everything that was tried, as far as it came."""
     rows = tuple(
         (
@@ -84,14 +37,14 @@ def candidates_table(advice: "Advice") -> Table:
     )
 
 
-def advice_document(advice: "Advice", made: Mapping[str, str]) -> Document:
+def advice_document(advice: Advice, made: Mapping[str, str]) -> Document:
     """The page: the answer, what was compared, the curves, everything that was tried.
 
     Args:
         advice: what `advise` found.
         made: names and values for the end of the page: command, data, commit, versions, hardware.
     """
-    answer: list[Part] = [Paragraph(advice.verdict, "takeaway"), contenders_table(advice)]
+    answer: list[Part] = [Paragraph(advice.verdict, "takeaway"), contenders_table(advice.contenders)]
     shown = [c.candidate for c in advice.contenders if c.candidate is not None and len(c.candidate.curve) > 1]
     if shown:
         answer += [Paragraph("Validation accuracy over the epochs of training.", "soft"), _curves(advice, shown)]
@@ -109,7 +62,7 @@ def advice_document(advice: "Advice", made: Mapping[str, str]) -> Document:
     )
 
 
-def _curves(advice: "Advice", shown: list[Candidate]) -> Part:
+def _curves(advice: Advice, shown: list[Candidate]) -> Part:
     longest = max(len(candidate.curve) for candidate in shown)
     lines = []
     for style, candidate in enumerate(shown):
@@ -126,8 +79,3 @@ def _curves(advice: "Advice", shown: list[Candidate]) -> Part:
         y_label="validation accuracy",
         best=True,
     )
-
-
-def _lead(gap: Gap) -> str:
-    text = f"{100 * gap.points:+.1f} ± {100 * gap.noise:.1f}".replace("-", "−")
-    return text if gap.sign else f"{text} ="

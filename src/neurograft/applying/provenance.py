@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from neurograft import __version__
+from neurograft._version import __version__
 from neurograft.checkpoints.reading import Checkpoint
 from neurograft.plans.plan import FusionPlan
 

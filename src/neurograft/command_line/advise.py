@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from neurograft.advising.advice import Advice
+    from neurograft.advising.result import Advice
 
 
 def advise(

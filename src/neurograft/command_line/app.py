@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from neurograft import __version__
+from neurograft._version import __version__
 from neurograft.command_line.advise import advise
 from neurograft.command_line.evaluate import evaluate
 from neurograft.command_line.fuse import fuse

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neurograft.axes.layout import layout_size, spans
 from neurograft.axes.maps import NeuronMap, Pairs, kept_share
+from neurograft.text_table import paragraph, text_table
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 
 PlanMaps = Mapping[str, tuple[NeuronMap, ...]]
@@ -104,9 +105,23 @@ class FusionPlan:
         )
 
     def __str__(self) -> str:
-        from neurograft.plans.table import plan_table
+        weights = ", ".join(f"{w:.3g}" for w in self.weights)
+        lines = [f"{self.method} of {self.members} members, weights {weights}"]
+        if self.maps:
+            columns = ("group", "members", "fused", "kept share of each member")
+            lines.append(text_table(columns, map(self._row, self.maps), numbers=columns[1:]))
+        else:
+            lines.append("every neuron keeps its place: the tensors are averaged")
+        aligned = self.details.get("aligned", ())
+        if len(aligned) > 1 and all(aligned) and self.method != "average":
+            lines.append('note: the members are aligned already (one ancestor): method="average" will do')
+        lines += [paragraph(f"warning: {note}") for note in self.warnings]
+        return "\n".join(lines)
 
-        return plan_table(self)
+    def _row(self, name: str) -> tuple[str, ...]:
+        sizes = sorted({m.member for m in self.maps[name]})
+        shares = " ".join(f"{s:4.0%}" for s in self.shares[name][:16]) + (" …" if self.members > 16 else "")
+        return name, "/".join(map(str, sizes)), str(self.sizes[name]), shares
 
 
 def chosen_groups(graph: NeuronGraph, moved: Iterable[str]) -> frozenset[str]:

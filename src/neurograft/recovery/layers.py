@@ -74,7 +74,7 @@ class Survey:
     unseen: tuple[str, ...]
 
 
-class _Surveyor(TrailWatcher):  # type: ignore[no-untyped-call]
+class _Surveyor(TrailWatcher):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.met: dict[Key, Contraction] = {}

@@ -130,7 +130,7 @@ def _planned(
     return planned
 
 
-class _Listener(Watcher):  # type: ignore[no-untyped-call]
+class _Listener(Watcher):
     """Pools the statistics of what layers make in one member."""
 
     def __init__(self, model: nn.Module, found: dict[Key, Statistics], who: str) -> None:

@@ -73,7 +73,7 @@ class Addition:
         return self.trail.contraction.key
 
 
-class TrailWatcher(Watcher):  # type: ignore[no-untyped-call]
+class TrailWatcher(Watcher):
     """A watcher that follows the outputs of chosen contractions and offers the additions they reach."""
 
     def __init__(self, model: nn.Module, followed: set[Key] | None = None) -> None:

@@ -97,7 +97,7 @@ def _settle_gathered(item: Item, last: dict[Key, Contraction], norms: dict[str, 
             item.write(norms[item.name])
 
 
-class _Fitter(TrailWatcher):  # type: ignore[no-untyped-call]
+class _Fitter(TrailWatcher):
     """One run of the fused network over one batch."""
 
     def __init__(

@@ -105,7 +105,7 @@ def running_statistics(norm: Norm) -> tuple[Tensor, Tensor]:
     return norm.mean.to(torch.float64, copy=True), (norm.variance.double() + norm.eps).sqrt()
 
 
-class _Reader(Watcher):  # type: ignore[no-untyped-call]
+class _Reader(Watcher):
     """Pools the statistics of what chosen BatchNorms read."""
 
     def __init__(self, model: nn.Module, found: dict[str, Statistics], norms: dict[str, Norm]) -> None:

@@ -98,7 +98,7 @@ def planned_part(rows: Tensor, own: Layout, fused: Layout, tensor: str, plan: Fu
     return rows if bool((c == 1).all()) else rows * c.to(rows.device)
 
 
-class _NormListener(Watcher):  # type: ignore[no-untyped-call]
+class _NormListener(Watcher):
     """Pools what chosen BatchNorms of a member read."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
@@ -122,7 +122,7 @@ def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int) -> T
     return planned_part(rows, own, fused, name, plan, member)
 
 
-class _Listener(TrailWatcher):  # type: ignore[no-untyped-call]
+class _Listener(TrailWatcher):
     """Takes the rows of every wanted layer of one member in one batch."""
 
     def __init__(

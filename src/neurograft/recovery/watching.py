@@ -74,11 +74,10 @@ class Stop(Exception):
     """Ends a run early: everything that was wanted has been seen."""
 
 
-class Watcher(Dispatch):  # type: ignore[no-untyped-call]
-    """A dispatch mode that changes nothing by itself; what it meets is offered to the methods below."""
+class Watcher:
+    """Changes nothing by itself; what it meets is offered to the methods below."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.uses: dict[str, int] = {}
         self.owners = {_storage(p): name for name, p in model.named_parameters(remove_duplicate=True)}
         self.buffers = {_storage(b): name for name, b in model.named_buffers(remove_duplicate=True)}
@@ -165,7 +164,7 @@ def _storage(tensor: Tensor) -> int:
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
     """Run ops under the watcher, without gradients and without fused fast paths that would hide the weights."""
-    with torch.no_grad(), without_fast_paths(), watcher:
+    with torch.no_grad(), without_fast_paths(), Dispatch(watcher.meet):
         yield
 
 

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neurograft.tracing.algebra import Axis, Var, axis_size, leaves, positions
+from neurograft.tracing.bench import Bench, change
 from neurograft.tracing.graph_builder import build_graph
 from neurograft.tracing.index_semantics import Numbers, Order
 from neurograft.tracing.labelling import Labelling
 from neurograft.tracing.permutation import permuted_tensor
-from neurograft.tracing.proof import Bench, change
-from neurograft.tracing.tape import Op, Tape, live, record
+from neurograft.tracing.recording import record
+from neurograft.tracing.tape import Op, Tape, live
 from neurograft.tracing.unit_loops import Turns
 
 

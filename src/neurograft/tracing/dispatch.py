@@ -1,6 +1,6 @@
 """Meet every op that a network runs, whatever Python it is made of: no module is asked, only ops are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,11 +49,14 @@ def facts_of(func: Any) -> Facts:
 
 
 class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that is asked to run every op that computes something; composite ops come in parts."""
+    """A dispatch mode that has `meet` run every op that computes something; composite ops come in parts.
 
-    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an op; what comes back is what the network goes on with."""
-        return func(*args, **kwargs)
+    `meet(func, args, kwargs)` returns what the network goes on with.
+    """
+
+    def __init__(self, meet: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.meet = meet
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -4,117 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
-from typing import Literal
 
-import torch
-from torch import Tensor
-
-from neurograft.axes.layout import Factor, Layout, Role, layout_size, resize_layout, spans
+from neurograft.axes.layout import Factor, Layout, Role, layout_size, resize_layout
 from neurograft.errors import OptionError, closest
-
-Kind = Literal["weight", "bias", "scale", "shift", "mean", "variance", "statistic"]
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where the units of a group sit in one dimension of one tensor.
-
-    Unit i sits at `start + i*stride` plus every combination of the `(count, stride)` pairs in `inner`.
-
-    Example:
-        >>> Slot("fc.weight", 1, 0, 4, ((4, 1),), "in").positions(2)
-        tensor([[0, 1, 2, 3],
-                [4, 5, 6, 7]])
-    """
-
-    tensor: str
-    dim: int
-    start: int
-    stride: int
-    inner: tuple[tuple[int, int], ...]
-    role: Role
-
-    def positions(self, size: int) -> Tensor:
-        """The positions of units 0 … size-1, shape `(size, positions per unit)`, int64."""
-        offsets = torch.zeros(1, dtype=torch.long)
-        for count, stride in self.inner:
-            offsets = (offsets[:, None] + torch.arange(count) * stride).flatten()
-        return self.start + torch.arange(size)[:, None] * self.stride + offsets
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Neurons that must move together, wherever they appear.
-
-    `fixed` groups never move and `why` says what fixed them (op and module path). `inside` names the
-    group whose units contain these (the channels of a head). `reduced_by` lists ops that reduce over the
-    units (LayerNorm, softmax, mean) and `bilinear` ops that contract two activations over them (q·k). `ranked_by`
-    lists those of the former that choose units by their values (the experts of a mixture, by `topk`): there must
-    be at least as many as they choose, `least`.
-    """
-
-    name: str
-    size: int
-    fixed: bool
-    why: str | None
-    slots: tuple[Slot, ...]
-    inside: str | None = None
-    reduced_by: tuple[str, ...] = ()
-    bilinear: tuple[str, ...] = ()
-    ranked_by: tuple[str, ...] = ()
-    least: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One parameter or persistent float buffer: its shape, what it is, and how neurons lie along each dimension.
-
-    `layouts[d]` covers dimension d completely (fixed and private factors included). `roles[d]` maps each group
-    of dimension d to the roles it plays there: a tied embedding is made and read in the same dimension, the
-    groups of a grouped convolution are elementwise where its output channels are made. A `curved` tensor reaches
-    its uses through ops that are not linear in it (weight norm).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    kind: Kind
-    buffer: bool
-    layouts: tuple[Layout, ...]
-    roles: tuple[Mapping[str, frozenset[Role]], ...]
-    curved: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One time the run used a weight in a contraction, a norm or a lookup, in execution order.
-
-    `nth` counts the uses of the same tensor. `input` and `output` lay out every dimension of the activation
-    that enters beside the weight and of the result (`input` is None for a lookup); `input_dims` and
-    `output_dims` say which of them the weight's dimensions face (weight dim -> activation dim).
-    """
-
-    tensor: str
-    bias: str | None
-    op: str
-    module: str
-    nth: int
-    input: tuple[Layout, ...] | None
-    output: tuple[Layout, ...]
-    input_dims: Mapping[int, int]
-    output_dims: Mapping[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Tied:
-    """A tensor that makes and reads the same group (embedding and head), and the affine norm in front of the reader.
-
-    `norm` names the scale and shift tensors of the norm whose output only the reader sees, empty if there is none.
-    """
-
-    tensor: str
-    group: str
-    norm: tuple[str, ...]
+from neurograft.tracing.parts import Group, Kind, Slot, TensorInfo, Tied, Use, slots_by_group
+from neurograft.tracing.table import footnotes, groups_table
 
 
 @dataclass(frozen=True)
@@ -226,27 +120,18 @@ class NeuronGraph:
         return replace(self, groups=groups, tensors=tensors, uses=uses)
 
     def __repr__(self) -> str:
+        return f"NeuronGraph({self._title})"
+
+    @property
+    def _title(self) -> str:
         name = self.model_class.rpartition(".")[2] or "network"
         free, fixed = len(self.free), len(self.groups) - len(self.free)
-        return f"NeuronGraph({name}: {free} free group{'s' if free != 1 else ''}, {fixed} fixed)"
+        return f"{name}: {free} free group{'s' if free != 1 else ''}, {fixed} fixed"
 
     def __str__(self) -> str:
-        from neurograft.tracing.table import graph_table
-
-        return graph_table(self)
-
-
-def slots_by_group(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Slot, ...]]:
-    """Every group's slots, read off the layouts of the tensors (a tied dimension gives one slot per role)."""
-    found: dict[str, list[Slot]] = {}
-    for info in tensors.values():
-        for dim, layout in enumerate(info.layouts):
-            for span in spans(layout):
-                for role in sorted(info.roles[dim][span.group]):
-                    found.setdefault(span.group, []).append(
-                        Slot(info.name, dim, span.start, span.stride, span.inner, role)
-                    )
-    return {name: tuple(slots) for name, slots in found.items()}
+        title = f"{self._title}; {self.proven}"
+        notes = footnotes(self.unruled, self.unreached, self.tied)
+        return "\n".join([title, groups_table(self.groups), *notes, *self.notes])
 
 
 __all__ = [

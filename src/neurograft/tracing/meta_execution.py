@@ -6,7 +6,7 @@ writes out as an index (`x[:, [-2]]`) or gives `torch.tensor` have values before
 made on the CPU first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,18 +15,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from neurograft.tracing.dispatch import tensors_in
-from neurograft.tracing.tape import Recorder, storage_of
+from neurograft.tracing.tape import storage_of
 
 _META = torch.device("meta")
 # a shadow that would be large is dropped: nobody asks a question about it
 _LARGEST = 1 << 24
 
 
-class MetaRecorder(Recorder):  # type: ignore[no-untyped-call]
-    """A recorder whose tensors are on the meta device, with CPU shadows of those that depend on no weight."""
+class MetaExecution:
+    """Runs ops with all tensors on the meta device, and with CPU shadows of those that depend on no weight."""
 
-    def __init__(self, path: Callable[[], str]):
-        super().__init__(path)
+    def __init__(self) -> None:
         self.shadows: dict[int, Tensor] = {}
         self.kept: list[Tensor] = []
 
@@ -130,4 +129,4 @@ def _on_meta(func: Any, taken: list[Tensor], kwargs: dict[str, Any]) -> dict[str
     return kwargs
 
 
-__all__ = ["Literals", "MetaRecorder"]
+__all__ = ["Literals", "MetaExecution"]

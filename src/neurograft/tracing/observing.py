@@ -87,11 +87,10 @@ class Observer(Protocol):
         """The op has run."""
 
 
-class _Watch(Dispatch):  # type: ignore[no-untyped-call]
+class _Watch:
     """Follows which tensors are parameters, made from parameters, or activations, and reports uses."""
 
     def __init__(self, model: nn.Module, graph: NeuronGraph, observer: Observer, path: Callable[[], str]):
-        super().__init__()  # type: ignore[no-untyped-call]
         self.observer = observer
         self.path = path
         self.uses = {(use.tensor, use.nth): use for use in graph.uses}
@@ -182,7 +181,7 @@ def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterato
         watch = _Watch(model, graph, observer, path)
         hook = model.register_forward_pre_hook(lambda _, *given: watch.begin(given), with_kwargs=True)
         try:
-            with watch:
+            with Dispatch(watch.meet):
                 yield
         finally:
             hook.remove()

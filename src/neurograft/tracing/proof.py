@@ -1,7 +1,7 @@
 """The proof that a graph is right: neurons are moved about in a copy of the network and nothing may change."""
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from neurograft.axes.layout import Span, spans
-from neurograft.errors import InputError, TraceError
-from neurograft.inputs import Inputs, call, check_model
+from neurograft.errors import InputError
+from neurograft.inputs import Inputs, check_model
+from neurograft.tracing.bench import Bench, largest_change
+from neurograft.tracing.deep import deep_check
 from neurograft.tracing.dispatch import Dispatch
 from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo
-from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
 from neurograft.tracing.permutation import permuted_tensor
-from neurograft.tracing.tape import as_found, on_meta
+from neurograft.tracing.tape import on_meta
 
 # largest relative change that counts as rounding, by the dtype of the outputs
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
@@ -59,103 +60,18 @@ class Proof:
         return "\n".join(lines)
 
 
-class Bench:
-    """A copy of the network whose tensors can be replaced and that can be run again and again."""
+@contextmanager
+def _precisions() -> Iterator[set[torch.dtype]]:
+    # the dtypes of everything that is computed meanwhile
+    seen: set[torch.dtype] = set()
 
-    def __init__(self, model: nn.Module, examples: Sequence[Inputs], outputs: tuple[str, ...], seed: int):
-        self.model = copied(model)
-        self.examples = examples
-        self.outputs = outputs
-        self.seed = seed
-        self.tensors = tensors_of_model(self.model).by_name
-        self.generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for x in self.tensors.values():
-                x.data = self._roughened(x.data)
-        self.original = {name: x.data for name, x in self.tensors.items()}
-
-    def _roughened(self, x: Tensor) -> Tensor:
-        # ones and zeros hide mistakes: a scale that is 1 everywhere may be permuted at will
-        if x.numel() < 2 or not x.is_floating_point() or not bool((x == x.flatten()[0]).all()):
-            return x
-        noise = torch.rand(x.shape, generator=self.generator).to(x.device, x.dtype)
-        value = float(x.flatten()[0])
-        if value == 0:
-            return 0.2 * (noise - 0.5)
-        # a branch that is scaled to almost nothing hides mistakes too
-        return x * (0.8 + 0.4 * noise) if abs(value) >= 0.01 else (0.1 + 0.1 * noise) * (1 if value > 0 else -1)
-
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the copy these tensors, and its own where none is given."""
-        for name, x in self.tensors.items():
-            x.data = tensors.get(name, self.original[name])
-
-    def run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """The compared outputs with these tensors in place, for all examples."""
-        self.put(tensors)
-        found: list[Tensor] = []
-        with as_found(self.model):
-            for example in self.examples:
-                torch.manual_seed(self.seed)
-                outputs = call(self.model, example)
-                found += [x.detach().clone() for _, x in pinned_outputs(outputs, self.outputs or None)]
-        self.put({})
-        return found
-
-
-class _Precisions(Dispatch):  # type: ignore[no-untyped-call]
-    """Notes the dtypes of everything that is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.dtypes: set[torch.dtype] = set()
-
-    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an op and note its results' dtypes."""
+    def meet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        self.dtypes.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
+        seen.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
         return result
 
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, or an error that says what to do."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} cannot be copied, so its graph cannot be proven "
-            f"({type(error).__name__}: {error}); "
-            "make it copyable (copy.deepcopy), or trace with verify=False"
-        ) from error
-
-
-def change(before: Tensor, after: Tensor) -> float:
-    """max|after − before| / max|before|; infinite if the shapes or the non-finite values differ."""
-    if before.shape != after.shape or before.dtype != after.dtype:
-        return float("inf")
-    if before.numel() == 0:
-        return 0.0
-    if not (before.is_floating_point() or before.is_complex()):
-        return 0.0 if torch.equal(before, after) else float("inf")
-    a, b = (torch.view_as_real(x.detach()) if x.is_complex() else x.detach() for x in (before, after))
-    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    a, b = a.to(wide), b.to(wide)
-    finite = torch.isfinite(a)
-    if not torch.equal(finite, torch.isfinite(b)):
-        return float("inf")
-    a, b = a[finite], b[finite]
-    if a.numel() == 0:
-        return 0.0
-    largest = float(a.abs().max())
-    moved = float((a - b).abs().max())
-    return moved / largest if largest > 0 else (0.0 if moved == 0 else float("inf"))
-
-
-def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The largest `change` of any output."""
-    if len(before) != len(after):
-        return float("inf")
-    return max((change(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
+    with Dispatch(meet):
+        yield seen
 
 
 def examples_of(example_inputs: Any) -> tuple[Inputs, ...]:
@@ -188,12 +104,12 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     if on_meta(model):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="meta device")
     bench = Bench(model, examples, graph.outputs, seed)
-    with _Precisions() as seen:
+    with _precisions() as seen:
         base = bench.run({})
     if any(x.is_floating_point() and bool(torch.isnan(x).any()) for x in base):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="the outputs are NaN: look at the weights and the inputs")
     # many norms compute in float32 whatever they are given: then float64 outputs are no more exact than that
-    inside = {torch.float32} & seen.dtypes if any(x.dtype == torch.float64 for x in base) else set()
+    inside = {torch.float32} & seen if any(x.dtype == torch.float64 for x in base) else set()
     tolerance = max((_TOLERANCE.get(dtype, 0.0) for dtype in [*inside, *(x.dtype for x in base)]), default=0.0) or 1e-4
     movable = [group for group in graph.free if group.size > 1]
     moved = {group.name: _shuffle(group.size, bench.generator) for group in movable}
@@ -252,8 +168,6 @@ def _prove_roles(
 
 
 def _deepened(proof: Proof, bench: Bench, moved: Mapping[str, Tensor]) -> Proof:
-    from neurograft.tracing.deep import deep_check
-
     error, where = deep_check(bench, moved, proof.tolerance)
     return replace(proof, passed=proof.passed and where is None, deep_error=error, deep_at=where)
 
@@ -382,4 +296,4 @@ def _units(span: Span, unit: int) -> Tensor:
     return span.start + unit * span.stride + offsets
 
 
-__all__ = ["Bench", "Proof", "change", "examples_of", "largest_change", "verify"]
+__all__ = ["Proof", "examples_of", "verify"]

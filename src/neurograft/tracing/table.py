@@ -1,31 +1,19 @@
 """Print a graph so that a person sees which neurons move together, who makes them and who reads them."""
 
-from io import StringIO
+from collections.abc import Sequence
 
-from neurograft.tracing.graph import Group, NeuronGraph, Role
+from neurograft.axes.layout import Role
+from neurograft.text_table import text_table
+from neurograft.tracing.parts import Group, Tied
 
 _SHOWN = 3
 
 
-def graph_table(graph: NeuronGraph, width: int = 140) -> str:
+def groups_table(groups: Sequence[Group]) -> str:
     """The groups as a table: size, what makes them, what reads them, free or fixed and why."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=_title(graph), title_justify="left", title_style="", header_style="bold")
-    for column in ("group", "units", "made by", "read by", "free or fixed"):
-        table.add_column(column, justify="right" if column == "units" else "left", overflow="fold")
-    for group in graph.groups:
-        table.add_row(group.name, str(group.size), _made_by(group), _tensors(group, "in"), _state(group))
-    out = StringIO()
-    Console(file=out, width=width, color_system=None).print(table)
-    return "\n".join([*(line.rstrip() for line in out.getvalue().rstrip().splitlines()), *_footnotes(graph)])
-
-
-def _title(graph: NeuronGraph) -> str:
-    fixed = len(graph.groups) - len(graph.free)
-    name = graph.model_class.rpartition(".")[2] or "network"
-    return f"{name}: {len(graph.free)} free group{'s' if len(graph.free) != 1 else ''}, {fixed} fixed; {graph.proven}"
+    rows = [(g.name, str(g.size), _made_by(g), _tensors(g, "in"), _state(g)) for g in groups]
+    columns = ("group", "units", "made by", "read by", "free or fixed")
+    return text_table(columns, rows, numbers={"units"}, boxed=True, width=140)
 
 
 def _made_by(group: Group) -> str:
@@ -59,16 +47,17 @@ def _others(items: tuple[str, ...]) -> str:
     return f" and {len(items) - 1} more" if len(items) > 1 else ""
 
 
-def _footnotes(graph: NeuronGraph) -> list[str]:
+def footnotes(unruled: Sequence[str], unreached: Sequence[str], tied: Sequence[Tied]) -> list[str]:
+    """What the table does not show: ops without a rule, tensors no input reached, tied ones."""
     lines = []
-    if graph.unruled:
-        lines.append(f"no rule for: {'; '.join(graph.unruled)}")
-    if graph.unreached:
-        lines.append(f"not reached by the example inputs: {', '.join(graph.unreached)}")
-    for tied in graph.tied:
-        norm = f"; the norm in front of the reader: {', '.join(tied.norm)}" if tied.norm else ""
-        lines.append(f"{tied.tensor} both makes and reads {tied.group}{norm}")
-    return [*lines, *graph.notes]
+    if unruled:
+        lines.append(f"no rule for: {'; '.join(unruled)}")
+    if unreached:
+        lines.append(f"not reached by the example inputs: {', '.join(unreached)}")
+    for one in tied:
+        norm = f"; the norm in front of the reader: {', '.join(one.norm)}" if one.norm else ""
+        lines.append(f"{one.tensor} both makes and reads {one.group}{norm}")
+    return lines
 
 
-__all__ = ["graph_table"]
+__all__ = ["footnotes", "groups_table"]

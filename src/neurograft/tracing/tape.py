@@ -1,17 +1,14 @@
-"""Record what a network really runs: every ATen op of one forward pass, in order, with its tensors kept alive."""
+"""What a network really runs: every ATen op of one forward pass, in order, with its tensors kept alive."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from neurograft.errors import NeurograftError, TraceError
-from neurograft.inputs import Inputs, call
-from neurograft.tracing.dispatch import Dispatch, facts_of, tensors_in, without_fast_paths
+from neurograft.tracing.dispatch import tensors_in, without_fast_paths
 
 
 @dataclass(slots=True, eq=False)
@@ -50,31 +47,6 @@ def op_tensors(op: Op) -> Iterator[Tensor]:
     yield from tensors_in(op.args)
     if op.kwargs:
         yield from tensors_in(op.kwargs.values())
-
-
-class Recorder(Dispatch):  # type: ignore[no-untyped-call]
-    """Appends every op to `ops`; changes nothing."""
-
-    def __init__(self, path: Callable[[], str]):
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops: list[Op] = []
-        self.path = path
-
-    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Run the op; what is recorded are the arguments and the result that come back."""
-        return args, kwargs, func(*args, **kwargs)
-
-    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an op and append it."""
-        facts = facts_of(func)
-        args, kwargs, result = self.execute(func, args, kwargs)
-        results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-        shapes = tuple(tuple(r.shape) if isinstance(r, Tensor) else None for r in results)
-        mutates = tuple(
-            x for i, name in facts.mutable for x in tensors_in((args[i] if i < len(args) else kwargs.get(name),))
-        )
-        self.ops.append(Op(facts.name, facts.overload, args, kwargs, results, shapes, self.path(), mutates, func))
-        return result
 
 
 @contextmanager
@@ -130,33 +102,6 @@ def module_paths(model: nn.Module) -> Iterator[Callable[[], str]]:
 def on_meta(model: nn.Module) -> bool:
     """Whether any of the network's parameters has no values."""
     return any(x.device.type == "meta" for x in model.parameters())
-
-
-def record(model: nn.Module, inputs: Inputs) -> Tape:
-    """Run the network once on `inputs` and keep every op it dispatched.
-
-    Raises:
-        TraceError: if the network cannot run on `inputs`.
-    """
-    from neurograft.tracing.meta_execution import Literals, MetaRecorder
-
-    with as_found(model), module_paths(model) as path:
-        recorder = Recorder(path)
-        literals: AbstractContextManager[object] = nullcontext()
-        if on_meta(model):
-            recorder = shadowing = MetaRecorder(path)
-            literals = Literals()
-            inputs = tree_map_only(Tensor, shadowing.enter, inputs)
-        try:
-            with literals, recorder:
-                outputs = call(model, inputs)
-        except NeurograftError:
-            raise
-        except Exception as error:
-            raise TraceError(
-                f"{type(model).__name__} does not run on the example inputs: {type(error).__name__}: {error}"
-            ) from error
-    return Tape(recorder.ops, inputs, outputs, getattr(recorder, "shadows", {}))
 
 
 def tensors_of(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
@@ -215,14 +160,12 @@ def live(tape: Tape) -> list[Op]:
 
 __all__ = [
     "Op",
-    "Recorder",
     "Tape",
     "as_found",
     "live",
     "module_paths",
     "on_meta",
     "op_tensors",
-    "record",
     "storage_of",
     "tensors_of",
 ]

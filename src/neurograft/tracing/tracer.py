@@ -18,7 +18,8 @@ from neurograft.tracing.graph_builder import build_graph, name_groups
 from neurograft.tracing.labelling import Labelling
 from neurograft.tracing.proof import Proof, examples_of
 from neurograft.tracing.proof import verify as prove
-from neurograft.tracing.tape import record, tensors_of
+from neurograft.tracing.recording import record
+from neurograft.tracing.tape import tensors_of
 
 
 def trace(

@@ -1,0 +1,100 @@
+"""A copy of a network whose tensors can be replaced, and how much that changes what it returns."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.errors import TraceError
+from neurograft.inputs import Inputs, call
+from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
+from neurograft.tracing.tape import as_found
+
+
+class Bench:
+    """A copy of the network whose tensors can be replaced and that can be run again and again."""
+
+    def __init__(self, model: nn.Module, examples: Sequence[Inputs], outputs: tuple[str, ...], seed: int):
+        self.model = copied(model)
+        self.examples = examples
+        self.outputs = outputs
+        self.seed = seed
+        self.tensors = tensors_of_model(self.model).by_name
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for x in self.tensors.values():
+                x.data = self._roughened(x.data)
+        self.original = {name: x.data for name, x in self.tensors.items()}
+
+    def _roughened(self, x: Tensor) -> Tensor:
+        # ones and zeros hide mistakes: a scale that is 1 everywhere may be permuted at will
+        if x.numel() < 2 or not x.is_floating_point() or not bool((x == x.flatten()[0]).all()):
+            return x
+        noise = torch.rand(x.shape, generator=self.generator).to(x.device, x.dtype)
+        value = float(x.flatten()[0])
+        if value == 0:
+            return 0.2 * (noise - 0.5)
+        # a branch that is scaled to almost nothing hides mistakes too
+        return x * (0.8 + 0.4 * noise) if abs(value) >= 0.01 else (0.1 + 0.1 * noise) * (1 if value > 0 else -1)
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the copy these tensors, and its own where none is given."""
+        for name, x in self.tensors.items():
+            x.data = tensors.get(name, self.original[name])
+
+    def run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The compared outputs with these tensors in place, for all examples."""
+        self.put(tensors)
+        found: list[Tensor] = []
+        with as_found(self.model):
+            for example in self.examples:
+                torch.manual_seed(self.seed)
+                outputs = call(self.model, example)
+                found += [x.detach().clone() for _, x in pinned_outputs(outputs, self.outputs or None)]
+        self.put({})
+        return found
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, or an error that says what to do."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied, so its graph cannot be proven "
+            f"({type(error).__name__}: {error}); "
+            "make it copyable (copy.deepcopy), or trace with verify=False"
+        ) from error
+
+
+def change(before: Tensor, after: Tensor) -> float:
+    """max|after − before| / max|before|; infinite if the shapes or the non-finite values differ."""
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return float("inf")
+    if before.numel() == 0:
+        return 0.0
+    if not (before.is_floating_point() or before.is_complex()):
+        return 0.0 if torch.equal(before, after) else float("inf")
+    a, b = (torch.view_as_real(x.detach()) if x.is_complex() else x.detach() for x in (before, after))
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    a, b = a.to(wide), b.to(wide)
+    finite = torch.isfinite(a)
+    if not torch.equal(finite, torch.isfinite(b)):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    if a.numel() == 0:
+        return 0.0
+    largest = float(a.abs().max())
+    moved = float((a - b).abs().max())
+    return moved / largest if largest > 0 else (0.0 if moved == 0 else float("inf"))
+
+
+def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest `change` of any output."""
+    if len(before) != len(after):
+        return float("inf")
+    return max((change(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
+
+
+__all__ = ["Bench", "change", "copied", "largest_change"]
