@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurograft.applying.formula import fuse_tensor
+from neurograft.applying.formula import FusedRows, fuse_tensor
 from neurograft.axes.layout import layout_size
 from neurograft.axes.maps import Mixing, NeuronMap, Pairs
 from neurograft.plans.plan import FusionPlan
@@ -140,3 +140,17 @@ def test_a_wrong_output_shape_is_refused() -> None:
     plan = FusionPlan("test", (graph,), {}, (1.0,), owned=False)
     with pytest.raises(ValueError, match=r"w: out has shape \(2, 2\), the plan says \(4, 3\)"):
         fuse_tensor([torch.zeros(4, 3, dtype=torch.float64)], plan, "w", torch.zeros(2, 2, dtype=torch.float64))
+
+
+def test_the_aligned_blocks_of_members_are_there_whatever_they_weigh() -> None:
+    """A_m W_m B_m, rows 1 to 3, for a member of weight 0 and a selection that leaves zeros; bfloat16 in float32."""
+    graph = graph_of(*CASES["linear"], SIZES[0])
+    first = NeuronMap.selection(torch.tensor([0, 2]), torch.tensor([3, 1]), 4, 4)
+    second = NeuronMap.permutation(torch.tensor([1, 0, 3, 2]))
+    plan = FusionPlan("test", (graph, graph), {"a": (first, second)}, (0.0, 1.0), owned=False)
+    tensors = [torch.randn(4, 3).bfloat16() for _ in range(2)]
+    rows = FusedRows(tensors, plan, "w")
+    selected, permuted = rows.aligned(1, 3)
+    torch.testing.assert_close(selected, torch.stack([torch.zeros(3), tensors[0][1].float()]), rtol=0, atol=0)
+    torch.testing.assert_close(permuted, tensors[1][[0, 3]].float(), rtol=0, atol=0)
+    torch.testing.assert_close(rows.block(1, 3), tensors[1][[0, 3]], rtol=0, atol=0)

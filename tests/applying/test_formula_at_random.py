@@ -45,13 +45,19 @@ def expected_of(plan: FusionPlan, tensors: list[Tensor], roles: list[dict[str, R
     total = torch.zeros(plan.graph.tensors["w"].shape, dtype=torch.float64)
     for m, tensor in enumerate(tensors):
         scale = torch.ones(total.shape, dtype=torch.float64)
-        for dim, layout in enumerate(plan.graphs[m].tensors["w"].layouts):
-            maps = {g: plan.maps[g][m] for g in roles[dim]}
-            used = {g: n.unmerge if roles[dim][g] == "in" else n.merge for g, n in maps.items()}
-            matrix = dense_axis(layout, {g: dense(mixing) for g, mixing in used.items()})
-            tensor = torch.tensordot(matrix, tensor, dims=([1], [dim])).movedim(0, dim)
-        total += tensor * (owned_scale(plan, roles, WEIGHTS[m], scale) if plan.owned else WEIGHTS[m])
+        c = owned_scale(plan, roles, WEIGHTS[m], scale) if plan.owned else WEIGHTS[m]
+        total += aligned_of(plan, tensor, m, roles) * c
     return total
+
+
+def aligned_of(plan: FusionPlan, tensor: Tensor, m: int, roles: list[dict[str, Role]]) -> Tensor:
+    """A_m … W_m … B_m, every matrix written out."""
+    for dim, layout in enumerate(plan.graphs[m].tensors["w"].layouts):
+        maps = {g: plan.maps[g][m] for g in roles[dim]}
+        used = {g: n.unmerge if roles[dim][g] == "in" else n.merge for g, n in maps.items()}
+        matrix = dense_axis(layout, {g: dense(mixing) for g, mixing in used.items()})
+        tensor = torch.tensordot(matrix, tensor, dims=([1], [dim])).movedim(0, dim)
+    return tensor
 
 
 def owned_scale(plan: FusionPlan, roles: list[dict[str, Role]], weight: float, ones: Tensor) -> Tensor:
@@ -91,3 +97,6 @@ def test_random_tensors(seed: int, owned: bool) -> None:
         cuts = sorted({0, rows.count, *(chance.randrange(rows.count + 1) for _ in range(3))})
         blocks = [rows.block(start, stop) for start, stop in itertools.pairwise(cuts)]
         torch.testing.assert_close(torch.cat(blocks), expected, rtol=1e-11, atol=1e-11)
+        for m, block in enumerate(rows.aligned(cuts[1], rows.count)):
+            own = aligned_of(plan, tensors[m], m, roles)
+            torch.testing.assert_close(block, own[cuts[1] :], rtol=1e-11, atol=1e-11)

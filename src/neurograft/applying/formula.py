@@ -5,7 +5,7 @@ from the left by a matrix that is either sparse pairs (a gather and a scatter) o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -74,12 +74,12 @@ class FusedRows:
         self.dtype = first.dtype
         self.shape = tuple(first.shape) if fused is None else fused.shape
         self.count = self.shape[0] if self.shape else 1
-        coefficients = plan.coefficients(name)
+        self._aligned = [_part_of(tensor, infos[m], fused, plan, m) for m, tensor in enumerate(tensors)]
         shared = _shared(fused, plan)
         self._parts = [
             part
-            for m, (tensor, c) in enumerate(zip(tensors, coefficients, strict=True))
-            for part in _apart(_part_of(tensor, infos[m], fused, plan, m, c), shared, plan.weight(name, m))
+            for m, (own, c) in enumerate(zip(self._aligned, plan.coefficients(name), strict=True))
+            for part in _apart(replace(own, c=c), shared, plan.weight(name, m))
             if part.c
         ]
         self._exact = _disjoint(self._parts, self.shape)
@@ -88,7 +88,7 @@ class FusedRows:
     @property
     def whole(self) -> bool:
         """Whether a matrix mixes all rows, so that the tensor can only be made in one piece."""
-        return not self.shape or any(mixed.dim == 0 for part in self._parts for mixed in part.mixed)
+        return not self.shape or any(mixed.dim == 0 for part in self._aligned for mixed in part.mixed)
 
     @property
     def step(self) -> int:
@@ -104,12 +104,29 @@ class FusedRows:
 
     def block(self, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` in the members' own dtype, computed in float32 where that is narrower."""
-        narrow = self.dtype.is_floating_point and self.dtype.itemsize < 4 and not self._exact
-        device = self._parts[0].tensor.device if self._parts else None
-        shape = (stop - start, *self.shape[1:]) if self.shape else ()
-        out = torch.zeros(shape, dtype=torch.float32 if narrow else self.dtype, device=device)
+        out = self._zeros(start, stop, self.dtype if self._exact else self._wide)
         self.add_to(out, start, stop)
         return out.to(self.dtype)
+
+    def aligned(self, start: int, stop: int) -> list[Tensor]:
+        """Rows `start` to `stop` of A_m W_m B_m for every member, unscaled, in float32 where its dtype is narrower.
+
+        Each has the fused shape; where a member has no neuron for a fused one (a selection), its entries are 0.
+        """
+        blocks = []
+        for part in self._aligned:
+            blocks.append(self._zeros(start, stop, self._wide))
+            part.add_to(blocks[-1], start, stop)
+        return blocks
+
+    @property
+    def _wide(self) -> torch.dtype:
+        # what sums are computed in
+        return torch.float32 if self.dtype.is_floating_point and self.dtype.itemsize < 4 else self.dtype
+
+    def _zeros(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        shape = (stop - start, *self.shape[1:]) if self.shape else ()
+        return torch.zeros(shape, dtype=dtype, device=self._aligned[0].tensor.device)
 
     def add_to(self, out: Tensor, start: int, stop: int) -> None:
         """Add rows `start` to `stop` to `out`."""
@@ -136,7 +153,7 @@ class _Part:
     tensor: Tensor
     axes: tuple[AxisPairs, ...]
     mixed: tuple[_Mixed, ...]
-    c: float
+    c: float = 1.0
 
     def add_to(self, out: Tensor, start: int, stop: int) -> None:
         """Add rows `start` to `stop` of this member's part to `out`."""
@@ -156,11 +173,9 @@ class _Part:
         _scatter(out, tensor, (first, *self.axes[1:]), self.c)
 
 
-def _part_of(
-    tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, plan: FusionPlan, m: int, c: float
-) -> _Part:
+def _part_of(tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, plan: FusionPlan, m: int) -> _Part:
     if info is None or fused is None or not tensor.dim():
-        return _Part(tensor, tuple(_identity(n) for n in tensor.shape), (), c)
+        return _Part(tensor, tuple(_identity(n) for n in tensor.shape), ())
     axes: list[AxisPairs] = []
     dense: list[_Mixed] = []
     for dim in range(tensor.dim()):
@@ -171,7 +186,7 @@ def _part_of(
         else:
             axes.append(axis_pairs(info.layouts[dim], fused.layouts[dim], mixings))
     axes[0] = _sorted(axes[0])
-    return _Part(tensor, tuple(axes), tuple(dense), c)
+    return _Part(tensor, tuple(axes), tuple(dense))
 
 
 def _mass(parts: Sequence[_Part], fused: TensorInfo | None, plan: FusionPlan) -> list[list[Tensor | None]]:
