@@ -6,7 +6,7 @@ DEMO_READY := .venv/.ready-demo
 DEV_READY := .venv/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench docs
+.PHONY: help setup demo report test test-all check format bench docs
 
 help:           ## show this list
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
@@ -30,6 +30,11 @@ setup: $(DEV_READY)          ## create .venv with everything a developer needs
 
 demo: $(DEMO_READY)          ## train, fuse and fine-tune small networks on scanned digits; writes runs/demo/report.html
 	@$(BIN)/neurograft demo
+
+report: $(DEV_READY)         ## pages with plots from the kept rows of all studies, into runs/report
+	@for preset in small medium; do \
+		$(BIN)/neurograft experiment report all --preset $$preset --output results/$$preset --to runs/report/$$preset || exit; \
+	done
 
 test: $(DEV_READY)           ## the fast tests, on every core
 	@$(BIN)/pytest -q -n $(JOBS) -m "not slow"

@@ -7,8 +7,8 @@ A page holds
     <!-- results/medium/recovery.md: Claims, Test accuracy -->
     <!-- end -->
 
-and what is between the two lines is written here: the headings of that report, its tables whose titles begin so, each
-picture that belongs to no table, notes once, and how it was made. With --check nothing is written; the exit code says
+and what is between the two lines is written here: the headings of that report, its tables whose titles begin so, notes
+once, and how it was made. With --check nothing is written; the exit code says
 whether a page is older than its report.
 """
 
@@ -28,15 +28,14 @@ def filled(page: str) -> str:
 
 
 def excerpt(report: Path, titles: str) -> str:
-    """The part of a report that a page shows, its headings one level deeper and its pictures where they lie."""
+    """The part of a report that a page shows, its headings one level deeper."""
     wanted = tuple(title.strip() for title in titles.split(","))
-    where = "../" + report.parent.relative_to(ROOT).as_posix()
     said, parts = set(), []
     for part in _parts(report.read_text(encoding="utf-8"), wanted):
         if part not in said or not part[0].isalpha():  # a sentence once, however many tables it stands under
             parts.append(part)
         said.add(part)
-    return re.sub(r"\]\(([^)/]+\.svg)\)", rf"]({where}/\1)", "\n\n".join(parts))
+    return "\n\n".join(parts)
 
 
 def _parts(report: str, wanted: tuple[str, ...]) -> Iterator[str]:

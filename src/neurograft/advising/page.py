@@ -47,7 +47,7 @@ def advice_document(advice: Advice, made: Mapping[str, str]) -> Document:
     answer: list[Part] = [Paragraph(advice.verdict, "takeaway"), contenders_table(advice.contenders)]
     shown = [c.candidate for c in advice.contenders if c.candidate is not None and len(c.candidate.curve) > 1]
     if shown:
-        answer += [Paragraph("Validation accuracy over the epochs of training.", "soft"), _curves(advice, shown)]
+        answer.append(_curves(advice, shown))
     tried: list[Part] = [candidates_table(advice)]
     tried += [Paragraph(f"{method} cannot fuse these members: {why}", "note") for method, why in advice.refused.items()]
     members = ", ".join(f"{100 * scores.accuracy:.1f}" for scores in advice.members)
@@ -73,7 +73,7 @@ def _curves(advice: Advice, shown: list[Candidate]) -> Part:
     lines += [Line("ensemble", (ensemble.accuracy,), style=-1), Line("best member", (best,), style=-2)]
     return lines_picture(
         [Panel("", tuple(map(str, range(longest))), tuple(lines))],
-        label="validation accuracy over epochs",
+        label="validation accuracy over the epochs of training",
         name="advice",
         x_label="epoch",
         y_label="validation accuracy",

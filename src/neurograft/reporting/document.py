@@ -51,8 +51,8 @@ class Picture:
 
     Attributes:
         svg: an `<svg>` element whose colours are the palette's CSS variables.
-        label: what it shows, for people who cannot see it, and under it in Markdown.
-        name: of the file beside a Markdown page.
+        label: what it shows: its caption, and for people who cannot see it.
+        name: of the picture, its own on the page.
     """
 
     svg: str

@@ -76,6 +76,6 @@ def _part(part: Part) -> str:
             items = (f'<li><a href="{escape(to)}">{escape(text)}</a> {escape(more)}</li>' for text, to, more in entries)
             return f"<ul>{''.join(items)}</ul>"
         case Picture():
-            return part.svg
+            return f'{part.svg}<p class="soft">{escape(part.label[:1].upper() + part.label[1:])}.</p>'
         case Table():
             return html_table(part)

@@ -1,14 +1,13 @@
-"""A document as Markdown, as a repository shows it; its pictures are files beside it."""
+"""A document as Markdown, as a repository shows it: words and tables, without its pictures."""
 
 from collections.abc import Sequence
 
-from neurograft.reporting.document import Code, Document, Facts, Heading, Links, Paragraph, Part, Picture
-from neurograft.reporting.palette import palette_css
+from neurograft.reporting.document import Code, Document, Facts, Heading, Links, Paragraph, Picture
 from neurograft.reporting.tables import Table, is_numeric
 
 
 def markdown_page(document: Document) -> str:
-    """The document's text; each picture is a link to `NAME.svg`.
+    """The document's text and tables; pictures are on its page alone.
 
     Example:
         >>> print(markdown_page(Document("Report", "What was found.")))
@@ -20,26 +19,8 @@ def markdown_page(document: Document) -> str:
     blocks = [f"# {document.title}", document.lead]
     for section in document.sections:
         blocks.append(f"## {section.title}")
-        blocks += [_part(part) for part in section.parts]
+        blocks += [_part(part) for part in section.parts if not isinstance(part, Picture)]
     return "\n\n".join(blocks) + "\n"
-
-
-def picture_files(document: Document) -> dict[str, str]:
-    """File name -> the SVG file with its own colours, one per picture."""
-    return {f"{picture.name}.svg": standalone(picture) for picture in document.pictures()}
-
-
-def standalone(picture: Picture) -> str:
-    """A picture that brings the palette and the chart's style with it, on the reader's own ground.
-
-    Example:
-        >>> standalone(Picture('<svg viewBox="0 0 1 1"></svg>', "nothing")).partition(">")[0]
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 1 1"'
-    """
-    spaces = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    head, end, rest = picture.svg.partition(">")
-    style = f"<style>{palette_css()} svg {{ background: var(--ground); font-family: system-ui, sans-serif; }}</style>"
-    return head.replace("<svg", spaces, 1) + end + style + rest + "\n"
 
 
 def markdown_table(table: Table) -> str:
@@ -65,7 +46,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _part(part: Part) -> str:
+def _part(part: Paragraph | Heading | Facts | Code | Links | Table) -> str:
     match part:
         case Paragraph(text, "takeaway"):
             return f"> {text}"
@@ -79,7 +60,5 @@ def _part(part: Part) -> str:
             return "\n".join(f"    {line}" for line in text.splitlines())
         case Links(entries):
             return "\n".join(f"- [{text}]({to}) {more}".rstrip() for text, to, more in entries)
-        case Picture():
-            return f"![{part.label}]({part.name}.svg)"
         case Table():
             return markdown_table(part)

@@ -93,7 +93,6 @@ def _measures_over(results: Results, panel: Panel, stem: str, measure: str) -> I
 def _drawn(*pictures: Picture | None) -> Iterator[Part]:
     for picture in pictures:
         if picture is not None:
-            yield Paragraph(f"{picture.label[:1].upper()}{picture.label[1:]}.", "soft")
             yield picture
 
 

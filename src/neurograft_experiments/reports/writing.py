@@ -1,4 +1,4 @@
-"""Reports as files: a page, Markdown with its pictures, and the rows, for every study, and an index over them."""
+"""Reports as files: a page with plots, Markdown, and the rows, for every study, and an index over them."""
 
 import json
 import shlex
@@ -9,7 +9,7 @@ from pathlib import Path
 from neurograft.errors import InputError
 from neurograft.reporting.document import Document, Links, Section
 from neurograft.reporting.html import html_page
-from neurograft.reporting.markdown import markdown_page, picture_files
+from neurograft.reporting.markdown import markdown_page
 from neurograft.reporting.tables import Table
 from neurograft.reporting.writing import write_text
 from neurograft_experiments.reports.results import Results
@@ -46,7 +46,7 @@ class Reported:
 def write_reports(
     studies: Sequence[Study], preset: str, source: RowFiles, target: Path, seeds: Sequence[int] | None = None
 ) -> tuple[Reported, ...]:
-    """Write for every study STUDY.html, STUDY.md with its pictures, and STUDY.jsonl, and index.html over all of them.
+    """Write for every study STUDY.html with plots, STUDY.md with the tables, STUDY.jsonl, and index.html over all.
 
     Args:
         studies: what to report on.
@@ -72,8 +72,6 @@ def write_reports(
         write_text(target / f"{one.study.name}.html", html_page(document))
         write_text(target / f"{one.study.name}.md", markdown_page(document))
         write_text(target / f"{one.study.name}.jsonl", "".join(f"{line}\n" for line in _lines(one.results)))
-        for name, svg in picture_files(document).items():
-            write_text(target / name, svg)
     write_text(target / "index.html", html_page(index_document(reported, preset)))
     return reported
 
