@@ -28,13 +28,15 @@ def network() -> nn.Module:
 
 
 def fuse(method: str, files: list[Path], output: Path) -> float:
+    import neurograft as ng
     from neurograft.applying.stored import fuse_stored, open_files
+    from neurograft.applying.streaming import core_left_over
     from neurograft.plans.saving import SavedPlan
 
     started = time.perf_counter()
     stored = open_files(files, network, "benchmark", torch.zeros(1, WIDTH))
-    with stored.hashing() as hashing:
-        plan = stored.plan(method, options={"order": "joint"} if method == "transplant" else {})
+    with stored.hashing() as hashing, core_left_over():
+        plan = ng.plan(stored, method=method, **({"order": "joint"} if method == "transplant" else {}))
         fuse_stored(stored, SavedPlan(plan, stored.name), output, hashing=hashing)
     return time.perf_counter() - started
 

@@ -94,12 +94,14 @@ def floor(members: list[Path], output: Path) -> None:
 
 
 def fuse(method: str, members: list[Path], output: Path) -> None:
+    import neurograft as ng
     from neurograft.applying.stored import fuse_stored, open_folders
+    from neurograft.applying.streaming import core_left_over
     from neurograft.plans.saving import SavedPlan
 
     stored = open_folders(members)
-    with stored.hashing() as hashing:
-        plan = stored.plan(method, options={"order": "joint"} if method == "transplant" else {})
+    with stored.hashing() as hashing, core_left_over():
+        plan = ng.plan(stored, method=method, **({"order": "joint"} if method == "transplant" else {}))
         fuse_stored(stored, SavedPlan(plan, stored.name), output, max_memory=1_000_000_000, hashing=hashing)
 
 

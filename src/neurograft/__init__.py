@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from neurograft.evaluating.ensemble import Ensemble as Ensemble
     from neurograft.evaluating.evaluation import evaluate as evaluate
     from neurograft.fusing import fuse as fuse
+    from neurograft.members.members import Members as Members
     from neurograft.methods.planner import plan as plan
     from neurograft.plans.plan import FusionPlan as FusionPlan
     from neurograft.recovery.batch_norm import reestimate_batch_norm as reestimate_batch_norm
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Ensemble": "neurograft.evaluating.ensemble",
     "FusionPlan": "neurograft.plans.plan",
+    "Members": "neurograft.members.members",
     "NeuronGraph": "neurograft.tracing.graph",
     "advise": "neurograft.advising.advice",
     "apply": "neurograft.applying.application",

@@ -9,7 +9,8 @@ from neurograft.applying.application import apply
 from neurograft.applying.resizing import check_runs
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Batches, Inputs
-from neurograft.methods.planner import plan
+from neurograft.members.members import Members, members_of
+from neurograft.methods.planner import check_method, plan
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.batch_norm import has_batch_norm, reestimate_batch_norm
 from neurograft.recovery.refit import refit
@@ -21,8 +22,8 @@ RECOVERIES = ("auto", "refit", "repair", "batch_norm")
 
 
 def fuse(
-    models: Sequence[nn.Module],
-    example_inputs: Inputs,
+    models: Sequence[nn.Module] | Members,
+    example_inputs: Inputs | None = None,
     method: str = "transplant",
     weights: Sequence[float] | None = None,
     graph: NeuronGraph | None = None,
@@ -36,7 +37,7 @@ def fuse(
     """Fuse trained networks into one of the same class: `apply(plan(models, ...), models)`, then recover.
 
     Args:
-        models: at least two networks of one class.
+        models: at least two networks of one class, or `Members`, which carry example inputs, graph and fixed patterns.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
         method: "average", "transplant", …; see `neurograft.methods.METHODS`.
         weights: one number per member, normalised to sum to 1.
@@ -63,13 +64,13 @@ def fuse(
         'refit'
     """
     check_recovery(recover, calibration)
-    decided = plan(
-        models, example_inputs, method, weights, graph, calibration=calibration, fixed=fixed, seed=seed, **options
-    )
-    fused = apply(decided, models)
+    check_method(method, options)
+    members = members_of(models, example_inputs, weights, graph, fixed, calibration)
+    decided = plan(members, method=method, seed=seed, **options)
+    fused = apply(decided, members)
     if any(size != decided.graphs[0][name].size for name, size in decided.sizes.items()):
-        check_runs(fused, example_inputs, decided.sizes)
-    return recovered(fused, decided, models, calibration, recover)
+        check_runs(fused, members.example_inputs, decided.sizes)
+    return recovered(fused, decided, members, members.calibration, recover)
 
 
 def check_recovery(recover: str | None, calibration: object) -> None:
@@ -93,7 +94,7 @@ def check_recovery(recover: str | None, calibration: object) -> None:
 def recovered(
     fused: nn.Module,
     decided: FusionPlan,
-    models: Sequence[nn.Module],
+    models: Sequence[nn.Module] | Members,
     calibration: Batches | None,
     recover: Recovery | None,
 ) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import neurograft as ng
 from neurograft.alignment.activations import group_activations, member_activations, member_cells
 from neurograft.errors import InputError, OptionError
-from neurograft.members.members import Members, state_of
+from neurograft.members.members import Members
 
 
 def batch(name: str, count: int = 64) -> Tensor:
@@ -16,8 +16,7 @@ def batch(name: str, count: int = 64) -> Tensor:
 
 
 def members_of(models: list[nn.Module], graph: ng.NeuronGraph, batches: list[Tensor] | None) -> Members:
-    states = tuple(state_of(model) for model in models)
-    return Members(states, (graph,) * len(models), None, torch.Generator(), tuple(models), batches)
+    return Members.traced(models, [graph] * len(models)).changed(calibration=batches, generator=torch.Generator())
 
 
 def test_pre_and_post_are_the_two_sides_of_the_nonlinearity() -> None:

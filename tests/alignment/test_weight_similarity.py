@@ -22,7 +22,7 @@ from neurograft.alignment.weight_similarity import (
 )
 from neurograft.axes.layout import Factor
 from neurograft.axes.maps import NeuronMap
-from neurograft.members.members import state_of
+from neurograft.members.states import state_of
 
 
 def network(model: nn.Module, inputs: Tensor) -> Network:

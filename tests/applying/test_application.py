@@ -52,7 +52,7 @@ def test_the_members_dtype_and_counters_are_kept(method: str, dtype: torch.dtype
 def test_a_plan_is_for_its_members() -> None:
     models, x = [build("mlp", seed) for seed in range(3)], NETWORKS["mlp"].inputs()
     plan = ng.plan(models[:2], x)
-    with pytest.raises(PlanError, match="made for 2 members, got 3 models"):
+    with pytest.raises(PlanError, match="made for 2 members, got 3"):
         ng.apply(plan, models)
     with pytest.raises(MembersDiffer, match="layers.0.bias, which the plan does not know"):
         ng.apply(plan, [build("mlp_batch_norm", seed) for seed in range(2)])

@@ -70,7 +70,7 @@ def folders(place: Path, kind: str, count: int = 2, **saving) -> list[Path]:
 
 def fused(members: list[Path], output: Path, method: str = "average", options: dict | None = None, **how):
     stored = open_folders(members)
-    plan = stored.plan(method, options=options or {})
+    plan = ng.plan(stored, method=method, **(options or {}))
     return fuse_stored(stored, SavedPlan(plan, stored.name), output, **how)
 
 
@@ -107,7 +107,7 @@ def test_a_transplant_is_what_the_library_makes_in_memory(tmp_path, kind):
     fused(members, tmp_path / "out", "transplant", {"order": "joint"})
     kind_of = type(MAKERS[kind]())
     models = [kind_of.from_pretrained(path).eval() for path in members]
-    graph = open_folders(members).graphs()[0]
+    graph = open_folders(members).graph
     expected = ng.apply(ng.plan(models, {}, "transplant", graph=graph, order="joint"), models)
     torch.testing.assert_close(
         outputs(kind_of.from_pretrained(tmp_path / "out")), outputs(expected), rtol=1e-5, atol=1e-6

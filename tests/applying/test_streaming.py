@@ -14,11 +14,12 @@ from torch import nn
 import neurograft as ng
 from neurograft.applying import formula
 from neurograft.applying.provenance import Provenance
-from neurograft.applying.stored import StoredMembers, fuse_stored, open_files
-from neurograft.applying.streaming import stored_member, stream
+from neurograft.applying.stored import fuse_stored, open_files
+from neurograft.applying.streaming import stream
 from neurograft.checkpoints import load_into, open_checkpoint, provenance_of, sha256, write_checkpoint
 from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError, PlanError
-from neurograft.methods.planner import plan_states
+from neurograft.members.members import Members
+from neurograft.members.stored import stored_member
 from neurograft.plans.saving import SavedPlan, load_plan, save_plan
 
 
@@ -37,12 +38,12 @@ def files(tmp_path) -> list[Path]:
     return paths
 
 
-def opened(files: list[Path]) -> StoredMembers:
+def opened(files: list[Path]) -> Members:
     return open_files(files, mlp, "tests:mlp", INPUTS)
 
 
-def fused(stored: StoredMembers, output: Path, method: str = "average", **how):
-    plan = stored.plan(method, options=how.pop("options", {}))
+def fused(stored: Members, output: Path, method: str = "average", **how):
+    plan = ng.plan(stored, method=method, **how.pop("options", {}))
     return fuse_stored(stored, SavedPlan(plan, stored.name), output, **how)
 
 
@@ -55,14 +56,15 @@ def test_streamed_is_applied(tmp_path, monkeypatch, name, dtype, method):
     models = [build(name, seed).to(dtype) for seed in range(3)]
     for m, model in enumerate(models):
         write_checkpoint(model, tmp_path / f"{m}.safetensors", {})
-    members = [stored_member(open_checkpoint(tmp_path / f"{m}.safetensors"), model) for m, model in enumerate(models)]
-    plan = plan_states([m.state for m in members], [graph] * 3, method, None, fixed=fixed, options={})
+    stored = [stored_member(open_checkpoint(tmp_path / f"{m}.safetensors"), model) for m, model in enumerate(models)]
+    members = Members.on_disk(stored, models, example(name), name, fixed=fixed).changed(graphs=(graph,) * 3)
+    plan = ng.plan(members, method=method)
     expected = ng.apply(plan, models).state_dict()
     monkeypatch.setattr(formula, "BLOCK", 50)  # many blocks even in small tensors
-    provenance = Provenance.of(plan, [member.checkpoint for member in members], name)
+    provenance = Provenance.of(plan, [member.checkpoint for member in stored], name)
     stream(plan, members, tmp_path / "out", provenance, shard_size=5000)
     found = open_checkpoint(tmp_path / "out").tensors
-    assert set(found) == set(members[0].stored)
+    assert set(found) == set(stored[0].stored)
     for tensor_name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[tensor_name], rtol=0, atol=0)
     stored_member(open_checkpoint(tmp_path / "out"), build(name))  # nothing is missing
@@ -165,7 +167,7 @@ def test_a_member_that_changes_under_way(tmp_path, files):
 def test_a_saved_plan_is_only_for_its_members(tmp_path, files):
     stored = opened(files)
     save_plan(
-        SavedPlan(stored.plan("transplant", options={}), stored.name, (), stored.hashes()),
+        SavedPlan(ng.plan(stored), stored.name, (), stored.hashes()),
         tmp_path / "plan.safetensors",
     )
     saved = load_plan(tmp_path / "plan.safetensors")
@@ -180,7 +182,7 @@ def test_a_saved_plan_is_only_for_its_members(tmp_path, files):
     ):
         fuse_stored(opened(files), saved, tmp_path / "other")
     assert not list(tmp_path.glob("*other*"))
-    with pytest.raises(PlanError, match="made for 3 members, got 2 checkpoints"):
+    with pytest.raises(PlanError, match="made for 3 members, got 2"):
         fuse_stored(opened(files[1:]), saved, tmp_path / "other")
     with pytest.raises(PlanError, match="the plan was made for tests:mlp, these members are tests:other"):
         fuse_stored(open_files(files, mlp, "tests:other", INPUTS), saved, tmp_path / "other")
@@ -225,13 +227,14 @@ import os, signal
 from pathlib import Path
 import torch
 from neurograft.applying.stored import fuse_stored, open_files
+import neurograft as ng
 from neurograft.plans.saving import SavedPlan
 from tests.applying.test_streaming import mlp, INPUTS
 stored = open_files([Path(p) for p in {[str(f) for f in files]!r}], mlp, "x", INPUTS)
 def kill(done, total):
     if done > total / 2:
         os.kill(os.getpid(), signal.SIGKILL)
-fuse_stored(stored, SavedPlan(stored.plan("average", options={{}})), Path({str(tmp_path / "out")!r}), progress=kill)
+fuse_stored(stored, SavedPlan(ng.plan(stored, method="average")), Path({str(tmp_path / "out")!r}), progress=kill)
 """
     ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
     assert ended.returncode == -9

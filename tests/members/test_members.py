@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 import neurograft as ng
 from neurograft.errors import BadWeights, MembersDiffer, PlanError
-from neurograft.members.members import check_finite, check_member_weights, check_models, check_names, state_of
+from neurograft.members.checks import check_finite, check_member_weights, check_models, check_names
 from neurograft.members.settings import differing_settings
+from neurograft.members.states import state_of
 
 
 def test_a_state_shares_the_models_memory_and_holds_ties_once() -> None:

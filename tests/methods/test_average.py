@@ -11,7 +11,7 @@ from torch import nn
 import neurograft as ng
 from neurograft.alignment.ancestry import distance_ratio
 from neurograft.errors import BadWeights, MembersDiffer, OptionError
-from neurograft.members.members import state_of
+from neurograft.members.states import state_of
 
 X = example("mlp_bias")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import neurograft as ng
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.errors import InputError, MembersDiffer, OptionError, PlanError
-from neurograft.members.members import Members, state_of
+from neurograft.members.members import Members
 from neurograft.methods.optimal_transport import optimal_transport
 from neurograft.tracing.graph import NeuronGraph
 
@@ -255,8 +255,7 @@ def group_with(bilinear: tuple[str, ...] = (), reduced_by: tuple[str, ...] = ())
     graph = ng.trace(nets[0], X)
     groups = tuple(g if g.fixed else replace(g, bilinear=bilinear, reduced_by=reduced_by) for g in graph.groups)
     graph = replace(graph, groups=groups)
-    states = tuple(state_of(net) for net in nets)
-    return Members(states, (graph, graph), None, torch.Generator()), nets[0]
+    return Members.traced(nets, [graph, graph]).changed(generator=torch.Generator()), nets[0]
 
 
 @pytest.mark.parametrize("marks", [{"bilinear": ("bmm in attention",)}, {"reduced_by": ("native_layer_norm in norm",)}])

@@ -15,7 +15,7 @@ from neurograft.alignment.matching import order_of
 from neurograft.alignment.weight_similarity import Network, WeightEvidence, aligned
 from neurograft.errors import InputError, MembersDiffer, OptionError
 from neurograft.inputs import call
-from neurograft.members.members import state_of
+from neurograft.members.states import state_of
 
 permutation_module = importlib.import_module("neurograft.methods.permutation")  # its name leads to the function
 X = torch.randn(6, 12, generator=torch.Generator().manual_seed(1), dtype=torch.double)

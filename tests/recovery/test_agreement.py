@@ -10,6 +10,7 @@ from tests.recovery.test_refit import distance, fused, noise, output
 from torch import Tensor, nn
 
 import neurograft as ng
+from neurograft.plans.check_members import members_for
 from neurograft.recovery.agreement import agreement
 from neurograft.recovery.samples import Samples
 
@@ -17,7 +18,7 @@ MEMORY = 1 << 24
 
 
 def found_for(plan: ng.FusionPlan, members: list[nn.Module], x: Tensor, rows: int | None = None):
-    return agreement(plan, members, Samples((x[:rows],), (len(x[:rows]),)), memory=MEMORY)
+    return agreement(plan, members_for(plan, members), Samples((x[:rows],), (len(x[:rows]),)), memory=MEMORY)
 
 
 def related(seed: int, share: float) -> MLP:

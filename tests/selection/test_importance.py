@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import neurograft as ng
 from neurograft.axes.maps import Pairs
 from neurograft.errors import InputError, OptionError, PlanError
-from neurograft.members.members import Members, state_of
+from neurograft.members.members import Members
+from neurograft.members.states import state_of
 from neurograft.selection.importance import Magnitude, power_sums
 from neurograft.selection.scoring import scorers
 
@@ -46,7 +47,7 @@ def mlps(count: int, **options: bool) -> list[nn.Module]:
 
 def scores(kind: str, net: nn.Module, calibration: list | None = None, scale: float = 1.0) -> Tensor:
     graph = ng.trace(net, X[:2])
-    members = Members((state_of(net),), (graph,), None, torch.Generator(), (net,), calibration)
+    members = Members.single(net, X[:2], graph=graph, calibration=calibration).changed(generator=torch.Generator())
     parts = scorers(kind, members, frozenset({GROUP}))(0, scale).contributions(GROUP, {})
     return torch.stack(parts).sum(0) / len(parts)
 

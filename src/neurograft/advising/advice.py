@@ -14,7 +14,7 @@ from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import Scores, evaluate, labelled
 from neurograft.evaluating.pairing import gap, right_answers
 from neurograft.inputs import Batches, Inputs, check_batches
-from neurograft.members.members import check_models
+from neurograft.members.checks import check_models
 from neurograft.methods import METHODS
 
 TUNINGS: tuple[Tuning, ...] = ("finetune", "distill")

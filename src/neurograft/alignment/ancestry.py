@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from neurograft.members.members import Members, State
+from neurograft.members.members import Members
+from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, Slot
 
 SAMPLED = 32  # neurons compared per tensor: enough to tell, and cheap beside any fusion

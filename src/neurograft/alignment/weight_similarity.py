@@ -11,7 +11,7 @@ from torch import Tensor
 from neurograft.axes.layout import Layout, resize_layout, spans
 from neurograft.axes.maps import NeuronMap
 from neurograft.axes.mixing import mix_along, roles_mixing
-from neurograft.members.members import State
+from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 
 Maps = Mapping[str, NeuronMap]

@@ -10,13 +10,14 @@ from neurograft.applying.declarations import Declaration
 from neurograft.applying.formula import fuse_tensor
 from neurograft.applying.resizing import declare_sizes
 from neurograft.applying.spectral import settle_spectral_norms
-from neurograft.errors import MembersDiffer, PlanError
-from neurograft.members.members import check_models, check_names, check_shapes, state_of
+from neurograft.errors import PlanError
+from neurograft.members.members import Members
 from neurograft.members.parametrised import write_back
+from neurograft.plans.check_members import members_for
 from neurograft.plans.plan import FusionPlan
 
 
-def apply(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
+def apply(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> nn.Module:
     """Make the fused network: class of `models[0]`, and its shapes unless the plan asks for other widths.
 
     Each tensor is W_fused = Σ_m c_m · (A_m on each out or elementwise axis) W_m (B_m on each in axis), computed in
@@ -24,7 +25,7 @@ def apply(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
     `num_batches_tracked` the largest member's. The members are only read.
 
     Raises:
-        PlanError: the plan was made for another number of members.
+        PlanError: the plan was made for another number of members, or the members lie on disk.
         MembersDiffer: these are not the members the plan was made for.
 
     Example:
@@ -40,32 +41,16 @@ def apply(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
 
     Source: DESIGN, section 1.
     """
-    check_models(models)
-    if len(models) != plan.members:
-        raise PlanError(f"the plan was made for {plan.members} members, got {len(models)} models")
-    states = [state_of(model) for model in models]
-    check_names(states)
-    missing = [name for name in plan.graphs[0].tensors if name not in states[0]]
-    if missing:
-        raise MembersDiffer(f"the plan moves {missing[0]}, which these models do not have; it was made for others")
-    known = {*plan.graphs[0].tensors, *plan.graphs[0].unreached}
-    unknown = [name for name, x in states[0].items() if name not in known and x.is_floating_point() and x.dim()]
-    if unknown and plan.maps:
-        raise MembersDiffer(f"these models have {unknown[0]}, which the plan does not know; it was made for others")
-    check_shapes(states, plan.graphs)
-    return build(plan, models)
+    members = members_for(plan, models)
+    if members.stored:
+        raise PlanError("these members lie on disk, where `fuse_stored` applies a plan to them block by block")
+    return assemble(plan, members)[0]
 
 
-def build(plan: FusionPlan, models: Sequence[nn.Module]) -> nn.Module:
-    """The network of a plan whose members were checked before."""
-    return assemble(plan, models)[0]
-
-
-def assemble(plan: FusionPlan, models: Sequence[nn.Module]) -> tuple[nn.Module, list[Declaration]]:
-    """The network of a plan, and the declared sizes that had to change with its widths."""
-    states = [state_of(model) for model in models]
-    fused = {name: fuse_named(name, [state[name] for state in states], plan) for name in states[0]}
-    model = rebuild(models[0], fused)
+def assemble(plan: FusionPlan, members: Members) -> tuple[nn.Module, list[Declaration]]:
+    """The network of a plan whose members were checked, and the declared sizes that had to change with its widths."""
+    fused = {name: fuse_named(name, [state[name] for state in members.states], plan) for name in members.states[0]}
+    model = rebuild(members.networks[0], fused)
     changed = declare_sizes(model, plan.graphs[0], plan.graph)
     write_back(model)
     settle_spectral_norms(model)

@@ -14,15 +14,9 @@ from neurograft.axes.layout import Layout
 from neurograft.axes.maps import NeuronMap
 from neurograft.errors import PlanError, ResizeError
 from neurograft.inputs import Inputs, call
-from neurograft.members.members import (
-    check_finite,
-    check_member_weights,
-    check_models,
-    check_names,
-    check_shapes,
-    state_of,
-)
-from neurograft.methods.planner import check_unreached, graphs_of
+from neurograft.members.checks import check_fixed_widths
+from neurograft.members.graphs import check_unreached
+from neurograft.members.members import Members
 from neurograft.plans.plan import FusionPlan, made_by
 from neurograft.preserve_state import preserve_state
 from neurograft.tracing.graph import NeuronGraph
@@ -70,21 +64,15 @@ def combine(
 
     Source: Öz et al. 2024, arXiv:2502.06849, section 3, for the concatenation; DESIGN, section 4.
     """
-    check_models(models)
-    states = [state_of(model) for model in models]
-    check_names(states)
-    for m, state in enumerate(states):
-        for name, tensor in state.items():
-            check_finite(name, tensor, f"models[{m}]")
-    graphs = graphs_of(models, states, example_inputs, graph, fixed)
-    check_shapes(states, graphs)
-    shares = check_member_weights(weights, len(models)) or (1 / len(models),) * len(models)
-    plan = combined_plan(graphs, shares)
-    check_unreached(graphs[0], plan.maps, fixed)
-    _check_kept_apart(graphs[0])
-    wide, declared = assemble(plan, models)
+    members = Members(models, example_inputs, weights=weights, graph=graph, fixed=fixed)
+    members.check_numbers()
+    check_fixed_widths(members.graphs)
+    plan = combined_plan(members.graphs, members.weights_or())
+    check_unreached(members.graph, plan.maps, fixed)
+    _check_kept_apart(members.graph)
+    wide, declared = assemble(plan, members)
     segment_norms(wide, models, plan, example_inputs)
-    _check_average(wide, models, shares, example_inputs, declared, graphs[0])
+    _check_average(wide, models, plan.weights, example_inputs, declared, members.graph)
     return wide
 
 

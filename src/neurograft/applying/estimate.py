@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from math import prod
 
 from neurograft.applying.formula import BLOCK
-from neurograft.applying.stored import StoredMembers
 from neurograft.checkpoints.writing import nbytes, size_text
 from neurograft.errors import Unreached
-from neurograft.methods.planner import check_unreached
+from neurograft.members.graphs import check_unreached
+from neurograft.members.members import Members
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 SPEED = 1e9  # bytes read or written per second: a common disk, and what one pass over the numbers takes on two cores
@@ -47,31 +47,31 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(stored: StoredMembers, method: str, fixed: Sequence[str] = ()) -> Estimate:
-    """Trace the members' network on the meta device and say what a method would do; no weight is read.
+def estimate(members: Members, method: str) -> Estimate:
+    """Trace the network of members on disk and say what a method would do; no weight is read.
 
     Raises:
-        NeurograftError: as `StoredMembers.graphs`.
+        NeurograftError: as `Members.graphs`.
     """
-    graph = stored.graphs(fixed)[0]
+    graph, stored = members.graph, members.stored
     moved = () if method == "average" else tuple(group.name for group in graph.outermost)
-    states = stored.members[0].checkpoint.tensors
+    states = stored[0].checkpoint.tensors
     fates = {
         name: _fate(graph.tensors.get(name), moved, states[held].dtype.is_floating_point)
-        for name, held in stored.members[0].stored.items()
+        for name, held in stored[0].stored.items()
     }
     try:
-        check_unreached(graph, moved, fixed)
+        check_unreached(graph, moved, members.fixed)
         refused = None
     except Unreached as error:
         refused = str(error)
-    read = sum(member.checkpoint.nbytes for member in stored.members)
-    written = sum(nbytes((states[held].dtype, tuple(states[held].shape))) for held in stored.members[0].stored.values())
+    read = sum(member.checkpoint.nbytes for member in stored)
+    written = sum(nbytes((states[held].dtype, tuple(states[held].shape))) for held in stored[0].stored.values())
     cost = read * PASSES.get(method, ALIGNING_PASSES) + written
     return Estimate(
         graph=graph,
         method=method,
-        members=len(stored.members),
+        members=len(stored),
         fates=fates,
         refused=refused,
         bytes_read=read,

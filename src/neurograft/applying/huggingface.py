@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from neurograft.applying.provenance import Provenance
-from neurograft.applying.streaming import StoredMember, stored_member
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.errors import CheckpointError, InputError, MembersDiffer, MissingExtra
+from neurograft.members.stored import StoredMember, stored_member
 
 CARRIED = (
     "config.json",
@@ -126,12 +126,12 @@ def finish_folder(
     folder: Path,
     hashes: Mapping[Path, str],
     *,
-    members: Sequence[ModelFolder],
+    members: Sequence[Path],
     provenance: Provenance,
     dtype: torch.dtype | None,
 ) -> None:
     """Put everything but the weights into a fused folder: configuration, tokenizer and model card."""
-    source = members[0].path
+    source = members[0]
     for file in carried(source):
         shutil.copyfile(file, folder / file.name)
     config = json.loads((source / "config.json").read_bytes())
@@ -155,14 +155,14 @@ def carried(folder: Path) -> list[Path]:
     return found
 
 
-def differing_files(members: Sequence[ModelFolder]) -> list[str]:
+def differing_files(members: Sequence[Path]) -> list[str]:
     """Notes on tokenizer files of later members that are not those of the first: their token numbers may differ."""
     notes = []
     for member in members[1:]:
         for name in MEANINGS:
-            own, first = member.path / name, members[0].path / name
+            own, first = member / name, members[0] / name
             if own.is_file() and first.is_file() and own.read_bytes() != first.read_bytes():
-                notes.append(f"{name} of {member.path.name} is not that of {members[0].path.name}, which is kept")
+                notes.append(f"{name} of {member.name} is not that of {members[0].name}, which is kept")
     return notes
 
 

@@ -6,16 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from neurograft.applying.application import build
+from neurograft.applying.application import assemble
 from neurograft.applying.combining import joined_norms
 from neurograft.applying.resizing import check_runs
 from neurograft.applying.segmented import SegmentedNorm
 from neurograft.errors import OptionError, PlanError
 from neurograft.inputs import Batches, Inputs
-from neurograft.members.members import check_values, state_of
-from neurograft.methods.planner import check_method, plan_states
+from neurograft.members.members import Members
+from neurograft.methods.planner import check_method, plan_members
 from neurograft.tracing.graph import NeuronGraph
-from neurograft.tracing.tracer import trace
 
 
 def prune(
@@ -60,7 +59,6 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise PlanError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    check_values(model, "the model")
     for name in ("strategy", "schedule", "fraction", "quota"):
         if name in options:
             raise OptionError(f"prune has no option {name!r}: it concerns several members")
@@ -70,18 +68,8 @@ def prune(
     check_method("transplant", options)
     if any(isinstance(module, SegmentedNorm) for module in model.modules()):
         model, graph = joined_norms(deepcopy(model)), None
-    graph = trace(model, example_inputs, fixed=fixed) if graph is None else graph.fixing(fixed)
-    plan = plan_states(
-        [state_of(model)],
-        [graph],
-        "transplant",
-        (1.0,),
-        models=(model,),
-        calibration=calibration,
-        fixed=fixed,
-        seed=seed,
-        options=options,
-    )
-    pruned = build(plan, [model])
+    alone = Members.single(model, example_inputs, graph=graph, fixed=fixed, calibration=calibration)
+    plan = plan_members(alone, "transplant", seed=seed, options=options)
+    pruned, _ = assemble(plan, alone)
     check_runs(pruned, example_inputs, plan.sizes)
     return pruned

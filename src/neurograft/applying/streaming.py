@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch import Tensor
 
 from neurograft.applying.formula import FusedRows
 from neurograft.applying.provenance import Provenance
 from neurograft.checkpoints.atomic import whole
 from neurograft.checkpoints.hashing import Hashing
-from neurograft.checkpoints.loading import check_names as check_stored_names
-from neurograft.checkpoints.reading import Checkpoint, Renamed
 from neurograft.checkpoints.writing import (
     PROVENANCE,
     Shard,
@@ -31,8 +28,11 @@ from neurograft.checkpoints.writing import (
     size_text,
     write_index,
 )
-from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError, PlanError
-from neurograft.members.members import check_finite, check_names, check_shapes
+from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError
+from neurograft.members.checks import check_finite
+from neurograft.members.members import Members
+from neurograft.members.states import State
+from neurograft.plans.check_members import members_for
 from neurograft.plans.plan import FusionPlan
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -40,24 +40,6 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 PIECE = 1 << 22  # entries looked at a time where a bad one is searched
 RESERVE = 1 << 24  # bytes of disk that headers, an index and small files may need
-
-
-@dataclass(frozen=True, eq=False)
-class StoredMember:
-    """One member on disk: `stored` maps the network's name of a tensor (of tied ones the first) to its stored name."""
-
-    checkpoint: Checkpoint
-    stored: Mapping[str, str]
-
-    @property
-    def state(self) -> Mapping[str, Tensor]:
-        """The tensors under the network's names, mapped from their files."""
-        return Renamed(self.checkpoint.tensors, self.stored)
-
-    def in_reading_order(self) -> dict[str, str]:
-        """Stored names -> the network's, in the order of the files' bytes, so that the disk is read front to back."""
-        names = {stored: name for name, stored in self.stored.items()}
-        return {stored: names[stored] for stored in self.checkpoint.tensors if stored in names}
 
 
 @dataclass(frozen=True)
@@ -72,56 +54,9 @@ class Streamed:
     hashes: Mapping[Path, str]
 
 
-def stored_member(
-    checkpoint: Checkpoint,
-    network: nn.Module,
-    ignored: Callable[[str], bool] | None = None,
-    renamed: Callable[[str], str] | None = None,
-) -> StoredMember:
-    """Match a checkpoint with the network it belongs to, which may be on the meta device.
-
-    A tied tensor may be stored under any of its names. Buffers that the network does not save are passed over,
-    and so are names for which `ignored` is true; `renamed` turns a name in the files into the network's.
-
-    Raises:
-        CheckpointError: tensors that are missing, extra or of another shape; a parametrised network.
-    """
-    if any(is_parametrized(module) for module in network.modules()):
-        raise CheckpointError(
-            f"{type(network).__name__} has parametrised weights (weight norm, …), which act as wholes and cannot be "
-            "streamed tensor by tensor; fuse it in memory"
-        )
-    own = network.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    for name, tensor in own.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{type(network).__name__} keeps {name!r}, which is no tensor; it cannot be streamed")
-        first.setdefault(id(tensor), name)
-    unsaved = {name for name, _ in network.named_buffers()} - own.keys()
-    stored: dict[str, str] = {}
-    extra = []
-    for name in checkpoint.tensors:
-        known = name if name in own or renamed is None else renamed(name)
-        if known in own:
-            canonical = first[id(own[known])]
-            if known == canonical or canonical not in stored:
-                stored[canonical] = name
-        elif known not in unsaved and not (ignored is not None and (ignored(name) or ignored(known))):
-            extra.append(name)
-    missing = [name for name in first.values() if name not in stored]
-    check_stored_names(checkpoint.path, type(network).__name__, missing, extra)
-    for canonical, name in stored.items():
-        found, expected = tuple(checkpoint.tensors[name].shape), tuple(own[canonical].shape)
-        if found != expected:
-            raise CheckpointError(
-                f"{checkpoint.path}: {name} has shape {found}, but {type(network).__name__} expects {expected}"
-            )
-    return StoredMember(checkpoint, stored)
-
-
 def stream(
     plan: FusionPlan,
-    members: Sequence[StoredMember],
+    members: Members,
     output: Path,
     provenance: Provenance,
     *,
@@ -141,7 +76,7 @@ def stream(
 
     Args:
         plan: the fusion plan.
-        members: the members it was made for, in its order.
+        members: the members on disk it was made for, in its order.
         output: a `.safetensors` file, or a folder that is new or empty.
         provenance: what to record in the metadata.
         dtype: of the fused floating tensors; default: the first member's, tensor by tensor.
@@ -160,10 +95,9 @@ def stream(
         CheckpointError: the output cannot be written, the disk is full, or a member changed.
     """
     begun = time.perf_counter()
-    states = [member.state for member in members]
-    _check_members(plan, states)
-    checkpoints = [member.checkpoint for member in members]
-    names = members[0].in_reading_order()
+    states = members_for(plan, members).states
+    checkpoints = [member.checkpoint for member in members.stored]
+    names = members.stored[0].in_reading_order()
     specs = {stored: _spec(name, states, plan, dtype) for stored, name in names.items()}
     folder = output.suffix != ".safetensors"
     _check_output(output, folder, sum(map(nbytes, specs.values())))
@@ -216,7 +150,7 @@ def core_left_over() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fused_blocks(name: str, states: Sequence[Mapping[str, Tensor]], plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
+def fused_blocks(name: str, states: Sequence[State], plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
     """One fused tensor block by block from the first row to the last, with the members' bytes it stands for.
 
     Raises:
@@ -237,13 +171,13 @@ def fused_blocks(name: str, states: Sequence[Mapping[str, Tensor]], plan: Fusion
         yield block, read * stop // rows.count - read * start // rows.count
 
 
-def _named_blocks(name: str, members: Sequence[StoredMember], plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
+def _named_blocks(name: str, members: Members, plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
     """The fused blocks; where numbers are bad, the error names the file."""
     try:
-        yield from fused_blocks(name, [member.state for member in members], plan)
+        yield from fused_blocks(name, members.states, plan)
     except BadWeights:
-        for member in members:
-            check_finite(name, member.state[name], str(member.checkpoint.path))
+        for m, state in enumerate(members.states):
+            check_finite(name, state[name], members.owner(m))
         raise
 
 
@@ -280,7 +214,7 @@ def _converted(block: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return converted
 
 
-def _spec(name: str, states: Sequence[Mapping[str, Tensor]], plan: FusionPlan, dtype: torch.dtype | None) -> Spec:
+def _spec(name: str, states: Sequence[State], plan: FusionPlan, dtype: torch.dtype | None) -> Spec:
     first = states[0][name]
     info = plan.graph.tensors.get(name)
     own = first.dtype if dtype is None or not first.dtype.is_floating_point else dtype
@@ -289,16 +223,6 @@ def _spec(name: str, states: Sequence[Mapping[str, Tensor]], plan: FusionPlan, d
 
 def _place(part: Path, shard: Shard, folder: bool) -> Path:
     return part / shard.file if folder else part
-
-
-def _check_members(plan: FusionPlan, states: Sequence[Mapping[str, Tensor]]) -> None:
-    if len(states) != plan.members:
-        raise PlanError(f"the plan was made for {plan.members} members, got {len(states)} checkpoints")
-    check_names(states)
-    missing = [name for name in plan.graphs[0].tensors if name not in states[0]]
-    if missing:
-        raise MembersDiffer(f"the plan moves {missing[0]}, which these checkpoints do not have; it was made for others")
-    check_shapes(states, plan.graphs)
 
 
 def _check_output(output: Path, folder: bool, size: int) -> None:
@@ -311,9 +235,7 @@ def _check_output(output: Path, folder: bool, size: int) -> None:
         raise CheckpointError(f"{output} needs {size_text(size)}, but only {size_text(free)} of the disk are free")
 
 
-def _check_memory(
-    plan: FusionPlan, states: Sequence[Mapping[str, Tensor]], names: Iterable[str], max_memory: int
-) -> None:
+def _check_memory(plan: FusionPlan, states: Sequence[State], names: Iterable[str], max_memory: int) -> None:
     for name in names:
         if states[0][name].dtype.is_floating_point:
             needed = FusedRows([state[name] for state in states], plan, name).working_bytes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neurograft.command_line.arguments import check_folder, check_output
-from neurograft.command_line.streaming import Members, Network, names_folder
+from neurograft.command_line.streaming import MemberFiles, Network, names_folder
 from neurograft.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def advise(
     factory: Network,
-    members: Members,
+    members: MemberFiles,
     data: Annotated[
         str,
         typer.Option(

@@ -15,7 +15,7 @@ from neurograft.command_line.arguments import (
     parse_options,
     parse_weights,
 )
-from neurograft.command_line.streaming import MaxMemory, Members, Network, names_folder
+from neurograft.command_line.streaming import MaxMemory, MemberFiles, Network, names_folder
 from neurograft.errors import OptionError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ CALIBRATION = 2000
 
 def fuse(
     factory: Network,
-    members: Members,
+    members: MemberFiles,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The fused checkpoint: a .safetensors file, or a folder.")
     ],
@@ -123,7 +123,7 @@ def fuse(
 
 def _check_numbers(networks: Sequence["nn.Module"], paths: Sequence[Path]) -> None:
     """Refuse NaN and infinity with the name of the file."""
-    from neurograft.members.members import check_finite
+    from neurograft.members.checks import check_finite
 
     for network, path in zip(networks, paths, strict=True):
         for name, tensor in network.state_dict().items():
@@ -160,9 +160,10 @@ def _stream(
 ) -> None:
     """Fuse files block by block."""
     from neurograft.applying.stored import fuse_stored
+    from neurograft.applying.streaming import core_left_over
     from neurograft.checkpoints.writing import size_text
     from neurograft.command_line.streaming import open_members, parse_dtype, parse_size, progress_bar
-    from neurograft.methods.planner import check_method
+    from neurograft.methods.planner import check_method, plan
     from neurograft.plans.saving import SavedPlan, load_plan
 
     check_method(how.method, how.options)
@@ -175,16 +176,15 @@ def _stream(
         check_output(output, force=force)
     else:
         check_folder(output)
-    stored = open_members(factory, members, inputs, how.seed)
-    with stored.hashing() as hashing:
+    opened = open_members(factory, members, inputs, how.fixed, how.seed).weighted(how.weights)
+    with opened.hashing() as hashing, core_left_over():
         if saved is not None:
             decided = load_plan(saved)
         else:
-            planned = stored.plan(how.method, how.weights, fixed=how.fixed, seed=how.seed, options=how.options)
-            decided = SavedPlan(planned, stored.name, how.fixed)
+            decided = SavedPlan(plan(opened, method=how.method, seed=how.seed, **how.options), opened.name, how.fixed)
         with progress_bar("fusing") as progress:
             done = fuse_stored(
-                stored,
+                opened,
                 decided,
                 output,
                 dtype=wanted,

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from neurograft.command_line.arguments import Fixed, InputShapes
-from neurograft.command_line.streaming import Members, Network
+from neurograft.command_line.streaming import MemberFiles, Network
 
 
 def plan(
     factory: Network,
-    members: Members,
+    members: MemberFiles,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Read the weights, decide, and save the plan as this .safetensors file."),
@@ -36,18 +36,17 @@ def plan(
     from neurograft.applying.estimate import estimate
     from neurograft.command_line.arguments import check_output, parse_options, parse_weights
     from neurograft.command_line.streaming import open_members
-    from neurograft.members.members import check_member_weights
     from neurograft.methods.planner import check_method
+    from neurograft.methods.planner import plan as plan_members
     from neurograft.plans.saving import SavedPlan, save_plan
 
     options, shares = parse_options(option), parse_weights(weights)
     check_method(method, options)
     if output is not None:
         check_output(output, force=force)
-    stored = open_members(factory, members, inputs, seed)
-    check_member_weights(shares, len(stored.members))
-    typer.echo(str(estimate(stored, method, fixed)))
+    opened = open_members(factory, members, inputs, fixed, seed).weighted(shares)
+    typer.echo(str(estimate(opened, method)))
     if output is not None:
-        decided = stored.plan(method, shares, fixed=fixed, seed=seed, options=options)
-        save_plan(SavedPlan(decided, stored.name, tuple(fixed), stored.hashes()), output)
+        decided = plan_members(opened, method=method, seed=seed, **options)
+        save_plan(SavedPlan(decided, opened.name, opened.fixed, opened.hashes()), output)
         typer.echo(f"\n{decided}\nwrote {output}")

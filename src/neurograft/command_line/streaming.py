@@ -14,7 +14,7 @@ from neurograft.errors import InputError, OptionError, closest
 if TYPE_CHECKING:
     import torch
 
-    from neurograft.applying.stored import StoredMembers
+    from neurograft.members.members import Members
 
 Network = Annotated[
     str,
@@ -24,7 +24,7 @@ Network = Annotated[
         "Face model folders, whose config.json says it.",
     ),
 ]
-Members = Annotated[
+MemberFiles = Annotated[
     list[Path],
     typer.Argument(
         metavar="MEMBERS...",
@@ -80,7 +80,9 @@ def names_folder(network: str) -> bool:
     return Path(network).exists()
 
 
-def open_members(network: str, members: Sequence[Path], inputs: Sequence[str], seed: int) -> "StoredMembers":
+def open_members(
+    network: str, members: Sequence[Path], inputs: Sequence[str], fixed: Sequence[str], seed: int
+) -> "Members":
     """Open what the command line names, without loading weights.
 
     Raises:
@@ -92,14 +94,15 @@ def open_members(network: str, members: Sequence[Path], inputs: Sequence[str], s
     from neurograft.command_line.arguments import build, example_inputs
 
     if not names_folder(network):
-        return open_files(members, lambda: build(network, seed), network, example_inputs(inputs, network, seed))
+        given = example_inputs(inputs, network, seed)
+        return open_files(members, lambda: build(network, seed), network, given, fixed)
     first = Path(network)
     if not is_model_folder(first):
         raise InputError(
             f"{first} is a checkpoint; say first how its network is built (package.module:function), or give model "
             "folders with a config.json"
         )
-    return open_folders([first, *members], example_inputs(inputs, network, seed) if inputs else None)
+    return open_folders([first, *members], example_inputs(inputs, network, seed) if inputs else None, fixed)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from neurograft.applying.application import apply
 from neurograft.errors import InputError, MissingExtra, OptionError
 from neurograft.evaluating.evaluation import Measure, Scores, evaluate
 from neurograft.inputs import Batches, Inputs, check_batches, split_labels
+from neurograft.members.members import Members
 from neurograft.methods.planner import plan
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import NeuronGraph
@@ -175,15 +176,14 @@ def barrier(
     if example_inputs is None:
         example_inputs = _first_inputs(batches)
     shares = tuple(i / (points - 1) for i in range(points))
-    straight = plan([a, b], example_inputs, "average", graph=graph, seed=seed)
-    aligned = plan(
-        [a, b], example_inputs, method, graph=straight.graphs[0], calibration=calibration, seed=seed, **options
-    )
+    members = Members([a, b], example_inputs, graph=graph, calibration=calibration)
+    straight = plan(members, method="average", seed=seed)
+    aligned = plan(members, method=method, seed=seed, **options)
     if aligned.owned:
         raise OptionError(f"method {method!r} gives every fused neuron one owner, so it has no line between networks")
 
     def line(way: FusionPlan) -> Line:
-        scores = [_measured(way, [a, b], s, batches, recover, loss, metric) for s in shares]
+        scores = [_measured(way, members, s, batches, recover, loss, metric) for s in shares]
         return Line(tuple(x.loss for x in scores), tuple(_accuracy(x, metric) for x in scores))
 
     return Barrier(shares, line(straight), line(aligned), method)
@@ -197,14 +197,14 @@ def _first_inputs(batches: Batches) -> Inputs:
 
 def _measured(
     way: FusionPlan,
-    models: list[nn.Module],
+    members: Members,
     share: float,
     batches: Batches,
     recover: Recovery | None,
     loss: Measure | None,
     metric: Measure | None,
 ) -> Scores:
-    network = apply(replace(way, weights=(1 - share, share), tensor_weights={}), models)
+    network = apply(replace(way, weights=(1 - share, share), tensor_weights={}), members)
     if recover is not None and 0 < share < 1:
         network = recover(network)
     return evaluate(network, batches, loss=loss, metric=metric)

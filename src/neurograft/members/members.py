@@ -1,216 +1,186 @@
-"""The members of a fusion: their tensors, checked against each other before any work is done."""
+"""The members of a fusion: read and checked once, carried from plan to recovery."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from neurograft.errors import BadWeights, MembersDiffer, PlanError
-from neurograft.inputs import Batches
-from neurograft.members.parametrised import effective_originals
+from neurograft.checkpoints.hashing import Hashing
+from neurograft.errors import InputError, OptionError
+from neurograft.inputs import Batches, Inputs, check_batches
+from neurograft.members.checks import (
+    check_finite,
+    check_member_weights,
+    check_models,
+    check_names,
+    check_shapes,
+    check_values,
+    differing_constants,
+)
+from neurograft.members.graphs import graphs_of
+from neurograft.members.settings import differing_settings
+from neurograft.members.states import State, state_of
+from neurograft.members.stored import StoredMember
 from neurograft.tracing.graph import NeuronGraph
 
-State = Mapping[str, Tensor]
 
-OLD_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
+class Members:
+    """The networks that are fused, checked against each other once; `plan`, `apply` and every recovery take them.
 
+    Args:
+        models: at least two networks of one class; widths of free groups may differ. They are only read.
+        example_inputs: what they take: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal).
+        graph: the graph of `models[0]` if it was traced before.
+        fixed: fnmatch patterns of parameters whose neurons stay where they are.
+        calibration: a re-iterable of batches, for methods and recovery that look at activations.
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and persistent buffer once, by name, detached and sharing the model's memory.
-
-    Of a parametrised weight the originals are those that `right_inverse` gives for the weight that acts.
-
-    Raises:
-        PlanError: a weight is computed by one of torch's old hooks, whose parts do not fuse into the weight that acts.
-    """
-    for path, module in model.named_modules():
-        for hook in module._forward_pre_hooks.values():
-            if type(hook).__module__ in OLD_HOOKS:
-                kind = type(hook).__module__.rpartition(".")[2]
-                raise PlanError(
-                    f"{path}.{getattr(hook, 'name', 'weight')} is computed by a hook of torch.nn.utils.{kind}, so that "
-                    f"its parts do not fuse into the weight that acts; use torch.nn.utils.parametrizations.{kind}, or "
-                    f"take the hook off with torch.nn.utils.remove_{kind}"
-                )
-    persistent = set(model.state_dict(keep_vars=True))
-    state = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
-    for name, buffer in model.named_buffers(remove_duplicate=True):
-        if name in persistent:
-            state[name] = buffer.detach()
-    return state | effective_originals(model)
-
-
-def check_models(models: Sequence[nn.Module]) -> None:
-    """Refuse what is not a list of at least two networks of one class, with values.
+    Attributes:
+        networks: the modules; of members on disk they are on the meta device, where no weight exists.
+        states: of every member its parameters and persistent buffers by name, in memory or mapped from files.
+        stored: of members on disk their checkpoints, empty in memory.
+        name: of members on disk how their network is built, a factory `module:function` or `transformers:Class`.
+        folders: of members in Hugging Face folders where they lie.
 
     Raises:
-        PlanError: fewer than two models, something that is no module, or a network on the meta device.
-        MembersDiffer: the models are of different classes.
-    """
-    if isinstance(models, nn.Module) or not isinstance(models, Sequence):
-        raise PlanError(f"models must be a list of networks, not {type(models).__name__}")
-    for m, model in enumerate(models):
-        if not isinstance(model, nn.Module):
-            raise PlanError(f"models[{m}] is a {type(model).__name__}, not a torch.nn.Module")
-    if len(models) < 2:
-        raise PlanError(f"fusing needs at least two members, got {len(models)}")
-    for m, model in enumerate(models[1:], 1):
-        if type(model) is not type(models[0]):
-            raise MembersDiffer(
-                f"models[{m}] is a {type(model).__name__} but models[0] a {type(models[0]).__name__}; "
-                "members must be of one class"
-            )
-    for m, model in enumerate(models):
-        check_values(model, f"models[{m}]")
-
-
-def check_values(model: nn.Module, owner: str) -> None:
-    """Refuse networks whose tensors have shapes but no values.
-
-    Raises:
-        PlanError: names the first tensor on the meta device.
-    """
-    named = [*model.named_parameters(), *model.named_buffers()]
-    without = [name for name, tensor in named if tensor.is_meta]
-    if without:
-        raise PlanError(
-            f"{without[0]} of {owner}{_more(without)} on the meta device: shapes without values; load the weights "
-            "first (model.to_empty(device=...), then load_state_dict), or fuse the checkpoints themselves with "
-            "`neurograft fuse`, which reads them piece by piece"
-        )
-
-
-def check_names(states: Sequence[State]) -> None:
-    """Members must hold the same tensors with the same number of dimensions and the same kind of numbers.
-
-    Raises:
-        MembersDiffer: names the first tensor that is missing, extra or of another rank.
-    """
-    for m, state in enumerate(states[1:], 1):
-        if missing := [name for name in states[0] if name not in state]:
-            raise MembersDiffer(f"models[{m}] lacks {missing[0]!r}" + _more(missing))
-        if extra := [name for name in state if name not in states[0]]:
-            raise MembersDiffer(f"models[{m}] has {extra[0]!r}, which models[0] lacks" + _more(extra))
-        for name, tensor in state.items():
-            first = states[0][name]
-            if tensor.dim() != first.dim():
-                raise MembersDiffer(
-                    f"{name} has shape {tuple(tensor.shape)} in models[{m}] but {tuple(first.shape)} in models[0]"
-                )
-            if tensor.dtype.is_floating_point != first.dtype.is_floating_point:
-                raise MembersDiffer(f"{name} is {tensor.dtype} in models[{m}] but {first.dtype} in models[0]")
-
-
-def _more(names: list[str]) -> str:
-    more = len(names) - 1
-    return f" and {more} more tensor{'s' if more > 1 else ''}" if more else ""
-
-
-def check_finite(name: str, tensor: Tensor, owner: str) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        BadWeights: names the tensor, its owner (`models[1]`, a file) and how many entries are bad.
-    """
-    if not tensor.dtype.is_floating_point or tensor.is_meta:
-        return
-    if bool(torch.isfinite(tensor.sum())):  # one cheap read; a sum may overflow, so only a bad one is looked at closely
-        return
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        raise BadWeights(f"{name} of {owner} holds {bad} NaN or infinite of {tensor.numel()} entries")
-
-
-def differing_constants(states: Sequence[State]) -> tuple[str, ...]:
-    """Warn of masks and indices that differ between members: they cannot be averaged, and member 0's are taken."""
-    names = [
-        name
-        for name, first in states[0].items()
-        if not (first.dtype.is_floating_point or first.dtype.is_complex or first.is_meta)
-        and name.rpartition(".")[2] != "num_batches_tracked"
-        and any(state[name].shape != first.shape or not torch.equal(state[name].to(first), first) for state in states)
-    ]
-    if not names:
-        return ()
-    return (f"{names[0]!r}{_more(names)}: whole numbers that differ between the members; member 0's are taken",)
-
-
-def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None:
-    """Every traced tensor must have the shape its graph says, and fixed dimensions must agree between members.
-
-    Raises:
-        MembersDiffer: names the tensor and both shapes.
-    """
-    for m, (state, graph) in enumerate(zip(states, graphs, strict=True)):
-        for name, tensor in state.items():
-            expected = graph.tensors[name].shape if name in graph.tensors else tuple(states[0][name].shape)
-            if tuple(tensor.shape) != expected:
-                raise MembersDiffer(
-                    f"{name} has shape {tuple(tensor.shape)} in models[{m}], expected {expected}; "
-                    "members may differ only in the widths of free groups"
-                )
-    for group in graphs[0].groups:
-        if not group.fixed and group.inside is None:
-            continue
-        for m, graph in enumerate(graphs[1:], 1):
-            if graph[group.name].size != group.size:
-                where = group.slots[0].tensor if group.slots else group.name
-                raise MembersDiffer(
-                    f"{where} has {graph[group.name].size} positions in models[{m}], {group.size} in models[0] along "
-                    f"an axis that must not change ({group.why or 'inside ' + str(group.inside)})"
-                    + ('; for different label sets use heads="keep"' if "the output" in (group.why or "") else "")
-                )
-
-
-def check_member_weights(
-    weights: Sequence[float] | None, members: int, option: str = "weights"
-) -> tuple[float, ...] | None:
-    """Normalise the members' weights to sum to 1; None stays None (the method's default).
-
-    Raises:
-        BadWeights: no numbers, the wrong number of them, negative, not finite, or all zero.
+        PlanError: fewer than two networks, or networks without values.
+        MembersDiffer: members of different classes, tensors or shapes.
+        BadWeights: member weights that make no sense.
+        TraceError: a network that cannot be traced.
 
     Example:
-        >>> check_member_weights([1, 3], 2)
-        (0.25, 0.75)
-    """
-    if weights is None:
-        return None
-    try:
-        if isinstance(weights, (str, Mapping)):
-            raise TypeError
-        values = [float(w) for w in weights]
-    except (TypeError, ValueError):
-        raise BadWeights(f"{option} must be a list of numbers, one per member, got {weights!r}") from None
-    if len(values) != members:
-        raise BadWeights(f"{option} has {len(values)} entries for {members} members")
-    total = sum(values)
-    if any(not 0 <= w < float("inf") for w in values) or not total > 0:
-        raise BadWeights(f"{option} must be finite, not negative and not all zero, got {values}")
-    return tuple(w / total for w in values)
-
-
-@dataclass(frozen=True, eq=False)
-class Members:
-    """What every fusion method is given.
-
-    `states` hold each member's tensors (in memory or mapped from a checkpoint), `graphs` how its neurons lie in
-    them. `weights` sum to 1 and are None where the method may choose. `models` and `calibration` are there for
-    methods that look at activations; `generator` is the only source of randomness.
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
+        >>> members = Members(nets, torch.randn(1, 4), weights=[3, 1])
+        >>> members
+        Members(2 of Sequential, weights 0.75, 0.25)
+        >>> members.sizes("0.weight:0")
+        (8, 8)
     """
 
+    networks: tuple[nn.Module, ...]
     states: tuple[State, ...]
-    graphs: tuple[NeuronGraph, ...]
+    example_inputs: Inputs | None
     weights: tuple[float, ...] | None
+    fixed: tuple[str, ...]
+    calibration: Batches | None
+    stored: tuple[StoredMember, ...]
+    name: str
+    folders: tuple[Path, ...]
     generator: torch.Generator
-    models: tuple[nn.Module, ...] | None = None
-    calibration: Batches | None = None
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        example_inputs: Inputs,
+        *,
+        weights: Sequence[float] | None = None,
+        graph: NeuronGraph | None = None,
+        fixed: Sequence[str] = (),
+        calibration: Batches | None = None,
+    ) -> None:
+        check_models(models)
+        shares = check_member_weights(weights, len(models))
+        if calibration is not None:
+            check_batches(calibration, name="calibration")
+        self._set(models, [state_of(model) for model in models], example_inputs, fixed, shares, calibration)
+        check_names(self.states)
+        self._trace(graph)
+
+    @classmethod
+    def single(
+        cls,
+        model: nn.Module,
+        example_inputs: Inputs,
+        *,
+        graph: NeuronGraph | None = None,
+        fixed: Sequence[str] = (),
+        calibration: Batches | None = None,
+    ) -> "Members":
+        """One network alone, which is what pruning plans for."""
+        check_values(model, "the model")
+        if calibration is not None:
+            check_batches(calibration, name="calibration")
+        made = cls.__new__(cls)
+        made._set([model], [state_of(model)], example_inputs, fixed, (1.0,), calibration)
+        made._trace(graph)
+        return made
+
+    @classmethod
+    def traced(cls, models: Sequence[nn.Module], graphs: Sequence[NeuronGraph]) -> "Members":
+        """Networks whose graphs are known, from a plan that was made for them or for others like them."""
+        made = cls.__new__(cls)
+        made._set(models, [state_of(model) for model in models])
+        check_names(made.states)
+        made.__dict__["graphs"] = tuple(graphs)
+        return made
+
+    @classmethod
+    def on_disk(
+        cls,
+        stored: Sequence[StoredMember],
+        networks: Sequence[nn.Module],
+        example_inputs: Inputs,
+        name: str,
+        *,
+        fixed: Sequence[str] = (),
+        folders: Sequence[Path] = (),
+    ) -> "Members":
+        """Checkpoints and their networks on the meta device; they are traced when somebody asks for their graphs."""
+        made = cls.__new__(cls)
+        made._set(networks, [member.state for member in stored], example_inputs, fixed)
+        made.stored, made.name, made.folders = tuple(stored), name, tuple(folders)
+        check_names(made.states)
+        return made
+
+    def _set(
+        self,
+        networks: Sequence[nn.Module],
+        states: Sequence[State],
+        example_inputs: Inputs | None = None,
+        fixed: Sequence[str] = (),
+        weights: tuple[float, ...] | None = None,
+        calibration: Batches | None = None,
+    ) -> None:
+        self.networks, self.states, self.example_inputs = tuple(networks), tuple(states), example_inputs
+        self.fixed, self.weights, self.calibration = tuple(fixed), weights, calibration
+        self.stored, self.name, self.folders = (), "", ()
+
+    def _trace(self, graph: NeuronGraph | None) -> None:
+        assert self.example_inputs is not None
+        graphs = graphs_of(self.networks, self.states, self.example_inputs, graph, self.fixed)
+        check_shapes(self.states, graphs)
+        self.__dict__["graphs"] = tuple(graphs)
+
+    @cached_property
+    def graphs(self) -> tuple[NeuronGraph, ...]:
+        """How the neurons of each member lie in its tensors; they differ at most in the sizes of groups.
+
+        Raises:
+            MembersDiffer: shapes do not fit together.
+            TraceError: the network does not run on the meta device.
+        """
+        self._trace(None)
+        return self.graphs
 
     @property
     def graph(self) -> NeuronGraph:
-        """The graph of member 0; the others differ at most in the sizes of groups."""
+        """The graph of member 0."""
         return self.graphs[0]
+
+    @property
+    def models(self) -> tuple[nn.Module, ...] | None:
+        """The networks as they can be run; None for members on disk."""
+        return None if self.stored else self.networks
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __repr__(self) -> str:
+        told = "" if self.weights is None else ", weights " + ", ".join(f"{w:.3g}" for w in self.weights)
+        return f"Members({len(self)} of {type(self.networks[0]).__name__}{', on disk' if self.stored else ''}{told})"
 
     def sizes(self, group: str) -> tuple[int, ...]:
         """The number of neurons each member has in `group`."""
@@ -220,4 +190,78 @@ class Members:
         """The asked weights, else `default`, else equal ones."""
         if self.weights is not None:
             return self.weights
-        return tuple(default) if default is not None else (1 / len(self.states),) * len(self.states)
+        return tuple(default) if default is not None else (1 / len(self),) * len(self)
+
+    def owner(self, m: int) -> str:
+        """What messages call member m."""
+        if self.stored:
+            return str(self.stored[m].checkpoint.path)
+        return f"models[{m}]" if len(self) > 1 else "the model"
+
+    def check_numbers(self) -> None:
+        """Read every tensor once and refuse NaN and infinity.
+
+        Raises:
+            BadWeights: names the tensor, whose it is, and how many entries are bad.
+        """
+        for m, state in enumerate(self.states):
+            for name, tensor in state.items():
+                check_finite(name, tensor, self.owner(m))
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a fusion of these members loses: whole numbers and settings in which they differ."""
+        return differing_constants(self.states) + differing_settings(self.networks)
+
+    def weighted(self, weights: Sequence[float] | None) -> "Members":
+        """The same members with these weights, normalised to sum to 1; with their own if None.
+
+        Raises:
+            BadWeights: no numbers, the wrong number of them, negative, not finite, or all zero.
+        """
+        return self if weights is None else self.changed(weights=check_member_weights(weights, len(self)))
+
+    def changed(self, **fields: Any) -> "Members":
+        """The same members with other attributes, such as `weights`, `calibration` or `graphs`."""
+        made = self.__class__.__new__(self.__class__)
+        made.__dict__.update(self.__dict__)
+        made.__dict__.update(fields)
+        return made
+
+    def hashing(self) -> Hashing:
+        """Start to hash the members' files in the background; use it as a context manager around plan and fuse."""
+        return Hashing([member.checkpoint.files for member in self.stored])
+
+    def hashes(self) -> tuple[Mapping[str, str], ...]:
+        """The SHA-256 hash of every member's files, by file name."""
+        with self.hashing() as hashing:
+            found = hashing.results()
+        return tuple({file.name: found[file] for file in member.checkpoint.files} for member in self.stored)
+
+
+def members_of(
+    models: Sequence[nn.Module] | Members,
+    example_inputs: Inputs | None,
+    weights: Sequence[float] | None = None,
+    graph: NeuronGraph | None = None,
+    fixed: Sequence[str] = (),
+    calibration: Batches | None = None,
+) -> Members:
+    """Members as they are, with other weights or calibration batches if these are given, or members of networks.
+
+    Raises:
+        OptionError: members are given together with what they carry already.
+        InputError: networks without example inputs.
+        NeurograftError: as `Members`.
+    """
+    if not isinstance(models, Members):
+        if example_inputs is None:
+            raise InputError("example_inputs are missing: networks are traced on what they take")
+        return Members(models, example_inputs, weights=weights, graph=graph, fixed=fixed, calibration=calibration)
+    carried = {"example_inputs": example_inputs is not None, "graph": graph is not None, "fixed": bool(fixed)}
+    if extra := [name for name, given in carried.items() if given]:
+        raise OptionError(f"members carry what they were made with; leave out {' and '.join(extra)}")
+    if calibration is not None:
+        check_batches(calibration, name="calibration")
+        models = models.changed(calibration=calibration)
+    return models.weighted(weights)

@@ -5,7 +5,8 @@ from fnmatch import fnmatch
 
 from neurograft.alignment.ancestry import aligned_members, unaligned_note
 from neurograft.errors import MembersDiffer, OptionError, closest
-from neurograft.members.members import Members, check_member_weights
+from neurograft.members.checks import check_member_weights
+from neurograft.members.members import Members
 from neurograft.plans.plan import Filling
 
 

@@ -1,8 +1,7 @@
-"""`plan`: check the members, trace them, and let a method fill in the matrices."""
+"""`plan`: let a method fill in the matrices for members that were checked."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, get_args
 
@@ -10,31 +9,24 @@ import torch
 from torch import nn
 
 from neurograft.alignment.ancestry import aligned_members
-from neurograft.errors import MembersDiffer, OptionError, TraceError, Unreached, closest
-from neurograft.inputs import Batches, Inputs, check_batches
-from neurograft.members.members import (
-    Members,
-    State,
-    check_finite,
-    check_member_weights,
-    check_models,
-    check_names,
-    check_shapes,
-    differing_constants,
-    state_of,
-)
-from neurograft.members.settings import differing_settings
+from neurograft.errors import OptionError, PlanError, closest
+from neurograft.inputs import Batches, Inputs
+from neurograft.members.checks import check_fixed_widths
+from neurograft.members.graphs import check_unreached
+from neurograft.members.members import Members, members_of
 from neurograft.methods import METHODS
 from neurograft.options import check_choice
 from neurograft.plans.output_heads import Heads, freed_heads, graphs_for_methods, with_kept_heads
 from neurograft.plans.plan import FusionPlan, cut_warnings, read_shares, weight_warnings
 from neurograft.tracing.graph import NeuronGraph
-from neurograft.tracing.tracer import trace
+
+SEES_BAD_NUMBERS = ("average", "transplant")
+"""Methods that stop at NaN and infinity, or let them through to where streaming finds them: no pass of its own."""
 
 
 def plan(
-    models: Sequence[nn.Module],
-    example_inputs: Inputs,
+    models: Sequence[nn.Module] | Members,
+    example_inputs: Inputs | None = None,
     method: str = "transplant",
     weights: Sequence[float] | None = None,
     graph: NeuronGraph | None = None,
@@ -48,7 +40,8 @@ def plan(
     """Decide how the members' neurons become the fused ones, without touching any weight.
 
     Args:
-        models: at least two networks of one class; widths of free groups may differ.
+        models: at least two networks of one class; widths of free groups may differ. Or `Members`, which carry example
+            inputs, graph and fixed patterns, and may lie on disk.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
         method: a name in `neurograft.methods.METHODS`.
         weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal).
@@ -77,56 +70,31 @@ def plan(
         {'0.weight:0': 8}
     """
     check_method(method, options)
-    check_models(models)
-    if calibration is not None:
-        check_batches(calibration, name="calibration")
-    states = [state_of(model) for model in models]
-    check_names(states)
-    graphs = graphs_of(models, states, example_inputs, graph, fixed)
-    return plan_states(
-        states,
-        graphs,
-        method,
-        check_member_weights(weights, len(models)),
-        models=tuple(models),
-        calibration=calibration,
-        fixed=fixed,
-        heads=heads,
-        seed=seed,
-        options=options,
-    )
+    members = members_of(models, example_inputs, weights, graph, fixed, calibration)
+    return plan_members(members, method, heads=heads, seed=seed, options=options)
 
 
-def plan_states(
-    states: Sequence[State],
-    graphs: Sequence[NeuronGraph],
-    method: str,
-    weights: tuple[float, ...] | None,
-    *,
-    models: tuple[nn.Module, ...] | None = None,
-    calibration: Batches | None = None,
-    fixed: Sequence[str] = (),
-    heads: Heads = "average",
-    seed: int = 0,
-    options: Mapping[str, Any],
-    scan: bool = True,
+def plan_members(
+    members: Members, method: str, *, heads: Heads = "average", seed: int = 0, options: Mapping[str, Any]
 ) -> FusionPlan:
-    """Plan from tensors and graphs alone; the half of `plan` that streaming shares.
-
-    Without `scan` the tensors are not searched for NaN and infinity beforehand, which reads everything once.
-    """
+    """`plan` for members that are there; a pass over weights on disk that finds bad numbers is left to the method."""
     check_choice("heads", heads, ("average", "keep"))
     keep = heads == "keep"
-    laid_out = freed_heads(graphs) if keep else tuple(graphs)
-    check_shapes(states, laid_out)
-    for m, state in enumerate(states if scan else ()):
-        for name, tensor in state.items():
-            check_finite(name, tensor, f"models[{m}]" if len(states) > 1 else "the model")
-    compared = graphs_for_methods(graphs) if keep else laid_out
-    members = Members(tuple(states), compared, weights, torch.Generator().manual_seed(seed), models, calibration)
-    filling = METHODS[method](members, **options)
-    check_unreached(graphs[0], filling.maps, fixed)
-    notes = differing_constants(states) + differing_settings(models or ())
+    graphs = members.graphs
+    laid_out = freed_heads(graphs) if keep else graphs
+    check_fixed_widths(laid_out)
+    if not (members.stored and method in SEES_BAD_NUMBERS):
+        members.check_numbers()
+    compared = members.changed(
+        graphs=graphs_for_methods(graphs) if keep else graphs, generator=torch.Generator().manual_seed(seed)
+    )
+    try:
+        filling = METHODS[method](compared, **options)
+    except PlanError:
+        members.check_numbers()  # bad numbers may be the reason: then say where they are
+        raise
+    check_unreached(graphs[0], filling.maps, members.fixed)
+    notes = members.notes
     if filling.owned:
         chosen = {group: filling.maps[group] for group in filling.maps if graphs[0][group].inside is None}
         notes += cut_warnings(graphs[0], read_shares(chosen)) + weight_warnings(graphs[0], filling)
@@ -142,7 +110,7 @@ def plan_states(
         seed=seed,
         tensor_weights=filling.tensor_weights,
         warnings=(*filling.warnings, *notes),
-        details={**filling.details, "aligned": aligned_members(members)},
+        details={**filling.details, "aligned": aligned_members(compared)},
     )
 
 
@@ -173,62 +141,3 @@ def _check_kind(name: str, parameter: inspect.Parameter, value: object) -> None:
     whole = float not in declared
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise OptionError(f"{name} is a {'whole ' if whole else ''}number, got {value!r}")
-
-
-def graphs_of(
-    models: Sequence[nn.Module],
-    states: Sequence[State],
-    example_inputs: Inputs,
-    graph: NeuronGraph | None = None,
-    fixed: Sequence[str] = (),
-) -> list[NeuronGraph]:
-    """One graph per member; members with the same shapes share one, the others are traced for themselves."""
-    by_shapes: dict[tuple[Any, ...], NeuronGraph] = {}
-    if graph is not None:
-        by_shapes[_shapes(states[0])] = graph.fixing(fixed)
-    graphs = []
-    for m, (model, state) in enumerate(zip(models, states, strict=True)):
-        key = _shapes(state)
-        if key not in by_shapes:
-            by_shapes[key] = _traced(model, m, example_inputs, fixed)
-        graphs.append(by_shapes[key])
-        first, own = graphs[0], graphs[m]
-        if [(g.name, g.fixed) for g in first.groups] != [(g.name, g.fixed) for g in own.groups]:
-            differing = {g.name for g in first.free} ^ {g.name for g in own.free}
-            raise MembersDiffer(
-                f"models[{m}] has other neuron groups than models[0] (for example {sorted(differing)[:3]}); "
-                "the members' architectures differ in more than widths"
-            )
-    return graphs
-
-
-def _traced(model: nn.Module, m: int, example_inputs: Inputs, fixed: Sequence[str]) -> NeuronGraph:
-    try:
-        return trace(model, example_inputs, fixed=fixed)
-    except TraceError as error:
-        if m == 0:
-            raise
-        raise MembersDiffer(f"models[{m}] cannot be traced where models[0] can: {error}") from error
-
-
-def _shapes(state: State) -> tuple[Any, ...]:
-    return tuple((name, tuple(tensor.shape)) for name, tensor in state.items())
-
-
-def check_unreached(graph: NeuronGraph, groups: Iterable[str], fixed: Sequence[str]) -> None:
-    """Refuse to move neurons beside parameters that no example input reached and no pattern in `fixed` names.
-
-    Raises:
-        Unreached: with the parameter, the neurons beside it, and what to do.
-    """
-    left = [name for name in graph.unreached if not any(fnmatch(name, pattern) for pattern in fixed)]
-    moved = {slot.tensor for name in groups for slot in graph[name].slots}
-    for name in left:
-        owner = name.rpartition(".")[0]
-        around = owner.rpartition(".")[0]
-        beside = sorted(t for t in moved if t.startswith(f"{around}." if around else ""))
-        if beside:
-            raise Unreached(
-                f"{name} was not reached by the example inputs, but neurons beside it move ({beside[0]}); give more "
-                f'example inputs (a list), or name it in fixed=["{name}"] if it is not used ({len(left)} unreached)'
-            )

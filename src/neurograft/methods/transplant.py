@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from neurograft.errors import OptionError, closest
-from neurograft.members.members import Members, check_member_weights
+from neurograft.members.checks import check_member_weights
+from neurograft.members.members import Members
 from neurograft.plans.plan import Filling
 from neurograft.selection.duplicates import matched_insides, twin_classes
 from neurograft.selection.scoring import Kind, scorers

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from neurograft.alignment.activation_similarity import moved_cells
 from neurograft.alignment.activations import Cells, member_cells
-from neurograft.applying.application import apply
+from neurograft.applying.application import fuse_named
 from neurograft.axes.maps import NeuronMap, Pairs
-from neurograft.members.members import Members, state_of
+from neurograft.members.members import Members
+from neurograft.members.states import State
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.holdout import Judge
 from neurograft.recovery.samples import Samples
@@ -38,7 +39,7 @@ class Agreement:
 
 
 def agreement(
-    plan: FusionPlan, models: Sequence[nn.Module], samples: Samples, *, judges: Samples | None = None, memory: int
+    plan: FusionPlan, members: Members, samples: Samples, *, judges: Samples | None = None, memory: int
 ) -> Agreement | None:
     """Weight every merged neuron's members by ω_m ∝ w_m · max(r_m, 0)², where a mean would destroy what they know.
 
@@ -49,7 +50,7 @@ def agreement(
 
     Args:
         plan: of merged neurons.
-        models: the members.
+        members: the members.
         samples: to measure correlations on.
         judges: to choose the reference on, default the samples.
         memory: bytes for activations.
@@ -62,20 +63,21 @@ def agreement(
         >>> import neurograft as ng
         >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
         >>> x = torch.randn(100, 4)
-        >>> found = agreement(ng.plan(nets, x, "average"), nets, Samples((x,), (100,)), memory=1 << 20)
+        >>> members = ng.Members(nets, x)
+        >>> found = agreement(ng.plan(members, method="average"), members, Samples((x,), (100,)), memory=1 << 20)
         >>> found.reference, found.shares[0] > 0.6
         (0, True)
     """
-    if plan.owned or plan.tensor_weights or not plan.graph.outermost:
+    if not merges(plan):
         return None
     groups = [group.name for group in plan.graph.outermost]
-    own = [_maps(plan, m) for m in range(len(models))]
-    widths = sum(plan.graphs[m][name].size for m in range(len(models)) for name in groups)
+    own = [_maps(plan, m) for m in range(len(members))]
+    widths = sum(plan.graphs[m][name].size for m in range(len(members)) for name in groups)
     rows = min(ROWS, max(FEWEST, memory // (4 * widths)))
     batches = [(batch, None) for batch in samples.batches]
-    given = Members((), plan.graphs, plan.weights, torch.Generator(), tuple(models), batches)
+    given = members.changed(graphs=plan.graphs, calibration=batches)
     found = [moved_cells(cells, maps) for cells, maps in zip(member_cells(given, samples=rows), own, strict=True)]
-    reference = nearest_member(plan, models, samples if judges is None else judges)
+    reference = nearest_member(plan, members.networks, samples if judges is None else judges)
     moved, shares = dict(plan.maps), []
     weights = torch.tensor(plan.weights, dtype=torch.float64)
     for name in groups:
@@ -101,10 +103,18 @@ def nearest_member(plan: FusionPlan, models: Sequence[nn.Module], samples: Sampl
     return min(range(len(models)), key=lambda m: (round(errors[m], 6), m))
 
 
-def as_applied(fused: nn.Module, plan: FusionPlan, models: Sequence[nn.Module]) -> bool:
-    """Whether the network still is what `apply(plan, models)` gives."""
-    own, made = state_of(fused), state_of(apply(plan, models))
-    return all(torch.equal(tensor, made[name].to(tensor.device)) for name, tensor in own.items() if name in made)
+def merges(plan: FusionPlan) -> bool:
+    """Whether the plan merges neurons whose members could be weighted one by one."""
+    return not plan.owned and not plan.tensor_weights and bool(plan.graph.outermost)
+
+
+def as_applied(own: State, plan: FusionPlan, members: Members) -> bool:
+    """Whether a network's tensors still are what the plan makes; none is made after the first that is not."""
+    return all(
+        torch.equal(tensor, fuse_named(name, [state[name] for state in members.states], plan).to(tensor.device))
+        for name, tensor in own.items()
+        if name in members.states[0]
+    )
 
 
 def _maps(plan: FusionPlan, member: int) -> dict[str, NeuronMap]:

@@ -1,30 +1,28 @@
 """BatchNorm statistics of a fused network from the members' own, without a single sample."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurograft.axes.layout import Layout
-from neurograft.members.members import state_of
+from neurograft.members.members import Members
+from neurograft.members.states import State
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.report import LayerRecovery, RecoveryReport
 from neurograft.recovery.targets import planned_part
 from neurograft.tracing.graph import Use
 
 
-def repair_without_data(
-    fused: nn.Module, plan: FusionPlan, models: Sequence[nn.Module], started: float
-) -> RecoveryReport:
-    """Set the running statistics of every BatchNorm right behind a convolution or linear layer, in place.
+def repair_without_data(own: State, plan: FusionPlan, members: Members, started: float) -> RecoveryReport:
+    """Set the running statistics of every BatchNorm right behind a convolution or linear layer, in place in `own`.
 
     What a neuron reads is as large, per unit of weight, as its member's: σ² = |W|² Σ_m c_m A_m (σ_m² / |W_m|²).
     Where neurons have one owner that member's mean shrinks with the weights that are left, μ = A_m μ_m |W|²/|W_m|²;
     merged neurons keep the planned mean.
     """
-    states, own = [state_of(model) for model in models], state_of(fused)
     lines = []
     with torch.no_grad():
         for layer, norm in _pairs(plan):
@@ -33,7 +31,7 @@ def repair_without_data(
             if any(name not in own for name in names):
                 continue
             power, mean, planned = (torch.zeros_like(own[names[1]], dtype=torch.float64) for _ in range(3))
-            for m, state in enumerate(states):
+            for m, state in enumerate(members.states):
                 layout = plan.graphs[m].tensors[layer.tensor].layouts[0]
                 size = _size(state[layer.tensor]).clamp_min(torch.finfo(torch.float32).tiny)
                 both = torch.stack([state[names[1]].double() / size, state[names[0]].double(), size])

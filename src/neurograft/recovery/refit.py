@@ -8,12 +8,13 @@ from math import inf, isfinite
 
 from torch import nn
 
-from neurograft.applying.application import apply
+from neurograft.applying.application import assemble
 from neurograft.errors import OptionError
 from neurograft.inputs import Batches, device_of
+from neurograft.members.members import Members
+from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
-from neurograft.recovery.agreement import Agreement, agreement, as_applied
-from neurograft.recovery.check_members import check_belongs
+from neurograft.recovery.agreement import Agreement, agreement, as_applied, merges
 from neurograft.recovery.fitting import BLOCK, Fit
 from neurograft.recovery.holdout import Judge, held_out
 from neurograft.recovery.layers import Place, Survey, survey
@@ -34,7 +35,7 @@ LEAST = 64 << 20
 def refit(
     fused: nn.Module,
     plan: FusionPlan,
-    models: Sequence[nn.Module],
+    models: Sequence[nn.Module] | Members,
     batches: Batches,
     *,
     ridge: float | None = None,
@@ -99,7 +100,8 @@ def refit(
     """
     started = time.perf_counter()
     _check_options(ridge, positions, max_memory)
-    check_belongs(plan, models, fused)
+    members = members_for(plan, models)
+    own = state_of_fused(plan, fused, members)
     samples = read_samples(batches, device_of(fused))
     total, memory = samples.total, MEMORY if max_memory is None else max_memory
     samples, judges = held_out(samples) if ridge is None else (samples, None)
@@ -108,16 +110,18 @@ def refit(
     room = _room(found, memory)
     judges = None if judges is None else judges.fitted(found.largest, room)
     notes: tuple[str, ...] = ()
-    if agree and tuple(layers) == ("*",) and not exclude and as_applied(fused, plan, models):
+    if agree and tuple(layers) == ("*",) and not exclude and merges(plan) and as_applied(own, plan, members):
         parts = samples.cut(room // (ACTIVATIONS * max(1, found.largest)))
-        agreed = agreement(plan, models, parts, judges=judges, memory=max(room, LEAST))
+        agreed = agreement(plan, members, parts, judges=judges, memory=max(room, LEAST))
         if agreed is not None:
-            plan, result, notes = agreed.plan, apply(agreed.plan, models), (_shares(agreed),)
+            plan, result, notes = agreed.plan, assemble(agreed.plan, members)[0], (_shares(agreed),)
     samples = samples.fitted(found.largest, room)
-    report = _Refit(plan, models, Sampler(samples.total, positions, seed), ridge, room).run(result, samples, found)
+    report = _Refit(plan, members.networks, Sampler(samples.total, positions, seed), ridge, room).run(
+        result, samples, found
+    )
     report = replace(report, samples=total, notes=notes)
     if judges is not None:
-        result, report = _better(fused, result, Judge.of(judges, plan, models), report)
+        result, report = _better(fused, result, Judge.of(judges, plan, members.networks), report)
     return remember(result, replace(report, seconds=time.perf_counter() - started))
 
 

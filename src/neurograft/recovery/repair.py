@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from neurograft.axes.layout import spans
 from neurograft.inputs import Batches, device_of, to_device
+from neurograft.members.members import Members
+from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
-from neurograft.recovery.check_members import check_belongs
 from neurograft.recovery.data_free import repair_without_data
 from neurograft.recovery.layers import Place, Survey, survey
 from neurograft.recovery.refit import MEMORY, left_out
@@ -27,7 +28,7 @@ from neurograft.recovery.watching import Contraction, Key, Watcher, run
 def repair(
     fused: nn.Module,
     plan: FusionPlan,
-    models: Sequence[nn.Module],
+    models: Sequence[nn.Module] | Members,
     batches: Batches | None = None,
     *,
     max_memory: int | None = None,
@@ -65,18 +66,19 @@ def repair(
     Source: Jordan et al. 2023, arXiv:2211.08403, section 4.
     """
     started = time.perf_counter()
-    check_belongs(plan, models, fused)
+    members = members_for(plan, models)
     result = copy.deepcopy(fused)
+    own = state_of_fused(plan, result, members)
     if batches is None:
-        return remember(result, repair_without_data(result, plan, models, started))
+        return remember(result, repair_without_data(own, plan, members, started))
     samples = read_samples(batches, device_of(fused))
     found = survey(result, plan, samples)
     samples = samples.fitted(found.largest, MEMORY if max_memory is None else max_memory)
     places = [place for place in found.places if _repairable(place, plan)]
-    planned = _planned(places, plan, models, samples)
+    planned = _planned(places, plan, members.networks, samples)
     by_name: dict[Key | str, Rescale | NormFit] = {p.key: Rescale(p, *planned[p.key]) for p in places}
     names = [name for name in found.run if isinstance(name, str)]
-    norms = collect_norms(names, plan, models, samples)
+    norms = collect_norms(names, plan, members.networks, samples)
     by_name |= {name: NormFit(name, norms.get(name)) for name in names}
     items: list[Item] = [by_name[name] for name in found.run if name in by_name]
     with eval_mode(result):

@@ -1,7 +1,6 @@
 """Neurons that answer alike: one member's copy of another's neuron, or two of the same member."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 
 import torch
@@ -12,7 +11,8 @@ from neurograft.alignment.matching import execution_order, identity, match_forwa
 from neurograft.alignment.weight_similarity import Network, Products, WeightEvidence, aligned
 from neurograft.axes.layout import Factor, Layout, Part, Segment
 from neurograft.axes.maps import NeuronMap
-from neurograft.members.members import Members, State
+from neurograft.members.members import Members
+from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 
 PROJECTIONS = 32  # random directions that a neuron's incoming weights are compared along
@@ -98,7 +98,7 @@ def _reordered(members: Members, insides: Insides) -> Members:
         moved = {name for name, info in graph.tensors.items() if any(g in maps for dim in info.roles for g in dim)}
         network = Network(state, graph)
         states.append({**state, **{name: aligned(network, name, maps)[0] for name in moved}})
-    return replace(members, states=tuple(states))
+    return members.changed(states=tuple(states))
 
 
 def _makers(graph: NeuronGraph, group: str) -> list[Slot]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neurograft.members.members import State
+from neurograft.members.states import State
 from neurograft.plans.plan import enters_whole, shared_positions
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 

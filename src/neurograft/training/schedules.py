@@ -10,7 +10,7 @@ from neurograft.applying.combining import combine, joined_norms
 from neurograft.applying.pruning import prune
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Inputs
-from neurograft.members.members import check_models
+from neurograft.members.checks import check_models
 from neurograft.selection.widths import shares_of
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace

@@ -1,0 +1,168 @@
+"""Members are checked against each other before any work is done."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neurograft.errors import BadWeights, MembersDiffer, PlanError
+from neurograft.members.states import State
+from neurograft.tracing.graph import NeuronGraph
+
+
+def check_models(models: Sequence[nn.Module]) -> None:
+    """Refuse what is not a list of at least two networks of one class, with values.
+
+    Raises:
+        PlanError: fewer than two models, something that is no module, or a network on the meta device.
+        MembersDiffer: the models are of different classes.
+    """
+    if isinstance(models, nn.Module) or not isinstance(models, Sequence):
+        raise PlanError(f"models must be a list of networks, not {type(models).__name__}")
+    for m, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise PlanError(f"models[{m}] is a {type(model).__name__}, not a torch.nn.Module")
+    if len(models) < 2:
+        raise PlanError(f"fusing needs at least two members, got {len(models)}")
+    for m, model in enumerate(models[1:], 1):
+        if type(model) is not type(models[0]):
+            raise MembersDiffer(
+                f"models[{m}] is a {type(model).__name__} but models[0] a {type(models[0]).__name__}; "
+                "members must be of one class"
+            )
+    for m, model in enumerate(models):
+        check_values(model, f"models[{m}]")
+
+
+def check_values(model: nn.Module, owner: str) -> None:
+    """Refuse networks whose tensors have shapes but no values.
+
+    Raises:
+        PlanError: names the first tensor on the meta device.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    without = [name for name, tensor in named if tensor.is_meta]
+    if without:
+        raise PlanError(
+            f"{without[0]} of {owner}{_more(without)} on the meta device: shapes without values; load the weights "
+            "first (model.to_empty(device=...), then load_state_dict), or fuse the checkpoints themselves with "
+            "`neurograft fuse`, which reads them piece by piece"
+        )
+
+
+def check_names(states: Sequence[State]) -> None:
+    """Members must hold the same tensors with the same number of dimensions and the same kind of numbers.
+
+    Raises:
+        MembersDiffer: names the first tensor that is missing, extra or of another rank.
+    """
+    for m, state in enumerate(states[1:], 1):
+        if missing := [name for name in states[0] if name not in state]:
+            raise MembersDiffer(f"models[{m}] lacks {missing[0]!r}" + _more(missing))
+        if extra := [name for name in state if name not in states[0]]:
+            raise MembersDiffer(f"models[{m}] has {extra[0]!r}, which models[0] lacks" + _more(extra))
+        for name, tensor in state.items():
+            first = states[0][name]
+            if tensor.dim() != first.dim():
+                raise MembersDiffer(
+                    f"{name} has shape {tuple(tensor.shape)} in models[{m}] but {tuple(first.shape)} in models[0]"
+                )
+            if tensor.dtype.is_floating_point != first.dtype.is_floating_point:
+                raise MembersDiffer(f"{name} is {tensor.dtype} in models[{m}] but {first.dtype} in models[0]")
+
+
+def _more(names: list[str]) -> str:
+    more = len(names) - 1
+    return f" and {more} more tensor{'s' if more > 1 else ''}" if more else ""
+
+
+def check_finite(name: str, tensor: Tensor, owner: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        BadWeights: names the tensor, its owner (`models[1]`, a file) and how many entries are bad.
+    """
+    if not tensor.dtype.is_floating_point or tensor.is_meta:
+        return
+    if bool(torch.isfinite(tensor.sum())):  # one cheap read; a sum may overflow, so only a bad one is looked at closely
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise BadWeights(f"{name} of {owner} holds {bad} NaN or infinite of {tensor.numel()} entries")
+
+
+def differing_constants(states: Sequence[State]) -> tuple[str, ...]:
+    """Warn of masks and indices that differ between members: they cannot be averaged, and member 0's are taken."""
+    names = [
+        name
+        for name, first in states[0].items()
+        if not (first.dtype.is_floating_point or first.dtype.is_complex or first.is_meta)
+        and name.rpartition(".")[2] != "num_batches_tracked"
+        and any(state[name].shape != first.shape or not torch.equal(state[name].to(first), first) for state in states)
+    ]
+    if not names:
+        return ()
+    return (f"{names[0]!r}{_more(names)}: whole numbers that differ between the members; member 0's are taken",)
+
+
+def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None:
+    """Every tensor must have the shape that its member's graph says, untraced ones the shape they have in member 0.
+
+    Raises:
+        MembersDiffer: names the tensor and both shapes.
+    """
+    for m, (state, graph) in enumerate(zip(states, graphs, strict=True)):
+        for name, tensor in state.items():
+            expected = graph.tensors[name].shape if name in graph.tensors else tuple(states[0][name].shape)
+            if tuple(tensor.shape) != expected:
+                raise MembersDiffer(
+                    f"{name} has shape {tuple(tensor.shape)} in models[{m}], expected {expected}; "
+                    "members may differ only in the widths of free groups"
+                )
+
+
+def check_fixed_widths(graphs: Sequence[NeuronGraph]) -> None:
+    """Dimensions that must not change agree between members.
+
+    Raises:
+        MembersDiffer: names the tensor, both sizes and why they must agree.
+    """
+    for group in graphs[0].groups:
+        if not group.fixed and group.inside is None:
+            continue
+        for m, graph in enumerate(graphs[1:], 1):
+            if graph[group.name].size != group.size:
+                where = group.slots[0].tensor if group.slots else group.name
+                raise MembersDiffer(
+                    f"{where} has {graph[group.name].size} positions in models[{m}], {group.size} in models[0] along "
+                    f"an axis that must not change ({group.why or 'inside ' + str(group.inside)})"
+                    + ('; for different label sets use heads="keep"' if "the output" in (group.why or "") else "")
+                )
+
+
+def check_member_weights(
+    weights: Sequence[float] | None, members: int, option: str = "weights"
+) -> tuple[float, ...] | None:
+    """Normalise the members' weights to sum to 1; None stays None (the method's default).
+
+    Raises:
+        BadWeights: no numbers, the wrong number of them, negative, not finite, or all zero.
+
+    Example:
+        >>> check_member_weights([1, 3], 2)
+        (0.25, 0.75)
+    """
+    if weights is None:
+        return None
+    try:
+        if isinstance(weights, (str, Mapping)):
+            raise TypeError
+        values = [float(w) for w in weights]
+    except (TypeError, ValueError):
+        raise BadWeights(f"{option} must be a list of numbers, one per member, got {weights!r}") from None
+    if len(values) != members:
+        raise BadWeights(f"{option} has {len(values)} entries for {members} members")
+    total = sum(values)
+    if any(not 0 <= w < float("inf") for w in values) or not total > 0:
+        raise BadWeights(f"{option} must be finite, not negative and not all zero, got {values}")
+    return tuple(w / total for w in values)
