@@ -7,7 +7,8 @@ from tools.import_graph import circle, file_graph, module_files, stage_graph, st
 
 # each line may import its own names and those above, never in a circle
 LIBRARY = """
-_version errors text_table
+_version errors escaping
+text_table
 inputs preserve_state checkpoints factories options plugins
 axes
 tracing

@@ -1,8 +1,10 @@
-"""Tables and paragraphs as plain text; `rich` lays them out, and no markup is read in them."""
+"""Tables and paragraphs as plain text; `rich` lays them out, and names in them are neither markup nor control codes."""
 
 from collections.abc import Collection, Iterable, Sequence
 from io import StringIO
 from textwrap import fill
+
+from neurograft.escaping import terminal
 
 WIDTH = 120
 
@@ -30,17 +32,17 @@ def text_table(
 
     table = Table(box=box.HEAVY_HEAD if boxed else None, pad_edge=boxed)
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        table.add_column(Text(terminal(column)), justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(terminal(cell)) for cell in row))
     out = StringIO()
-    Console(file=out, width=width, color_system=None).print(table)
+    Console(file=out, width=width, color_system=None, force_terminal=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
 def paragraph(text: str, width: int = WIDTH) -> str:
     """The text in lines of at most `width` characters, broken at spaces."""
-    return fill(text, width, break_long_words=False, break_on_hyphens=False)
+    return fill(terminal(text), width, break_long_words=False, break_on_hyphens=False)
 
 
 __all__ = ["paragraph", "text_table"]

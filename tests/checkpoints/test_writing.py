@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from neurograft.checkpoints import open_checkpoint, provenance_of, sha256, write_checkpoint
-from neurograft.checkpoints.atomic import PART, whole
+from neurograft.checkpoints import atomic, open_checkpoint, provenance_of, sha256, write_checkpoint
+from neurograft.checkpoints.atomic import PART, check_target, whole
 from neurograft.checkpoints.hashing import Hashing
 from neurograft.checkpoints.writing import (
     TensorWriter,
@@ -188,3 +190,116 @@ def test_hashes_in_the_background(tmp_path):
 def test_a_file_of_another_program_has_no_provenance(tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / "a.safetensors")
     assert provenance_of(tmp_path / "a.safetensors") is None
+
+
+class TestTargets:
+    """What cannot be written is found before the work, and says so in one sentence."""
+
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "file").touch()
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "x").touch()
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "to-empty").symlink_to("empty")
+        (tmp_path / "to-nowhere").symlink_to("nowhere")
+
+    @pytest.mark.parametrize(
+        ("name", "folder", "message"),
+        [
+            (".", True, "exists and is not empty"),
+            ("full", True, "exists and is not empty"),
+            ("full", False, "is a folder; give the file's name in it"),
+            ("to-nowhere", True, "is a link that leads to nowhere"),
+            ("file", True, "exists and is no folder"),
+            ("nowhere/x", False, "the folder .*nowhere does not exist"),
+            ("file/x", False, "the folder .*file does not exist"),
+            ("/", True, "is no name of a file or folder"),
+            ("a\0b", False, "cannot be written to"),
+            ("ä" * 150, False, "cannot be written to: File name too long"),
+            ("ä" * 150, True, "cannot be written to: File name too long"),
+        ],
+    )
+    def test_what_cannot_appear_is_refused(self, tmp_path, name, folder, message):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(CheckpointError, match=message):
+            check_target(Path(name), folder=folder)
+        with pytest.raises(CheckpointError), whole(Path(name), folder=folder) as part:
+            (part / "x" if folder else part).write_text("work")
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_the_current_folder_cannot_be_replaced(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path / "empty")
+        for name in (".", "../empty"):
+            with pytest.raises(CheckpointError, match=r"is the current folder, .* name a new folder in it"):
+                check_target(Path(name), folder=True)
+
+    def test_a_mount_point_cannot_be_replaced(self, monkeypatch):
+        monkeypatch.setattr(os.path, "ismount", lambda path: path.name == "empty")
+        with pytest.raises(CheckpointError, match="is a mount point"):
+            check_target(Path("empty"), folder=True)
+
+    def test_a_link_to_an_empty_folder_stands_for_it(self, tmp_path):
+        with pytest.raises(CheckpointError, match="to-empty is a link that leads to empty"):
+            check_target(Path("to-empty"))
+        check_target(Path("to-empty"), folder=True)
+        with whole(Path("to-empty"), folder=True) as part:
+            (part / "x").write_text("there")
+        assert Path("to-empty").is_symlink()
+        assert (tmp_path / "empty" / "x").read_text() == "there"
+
+    @pytest.mark.parametrize("name", ["n" * 240, "ä" * 127, "n" * 255])
+    def test_the_longest_names(self, tmp_path, name):
+        check_target(Path(name))
+        for text in ("first", "second"):
+            with whole(Path(name)) as part:
+                part.write_text(text)
+        assert (tmp_path / name).read_text() == "second"
+        assert not list(tmp_path.glob(f"*{PART}"))
+
+    def test_a_file_system_that_cannot_be_written_to(self, monkeypatch):
+        def refuse(*_, **__):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        for name in ("touch", "mkdir", "unlink"):
+            monkeypatch.setattr(Path, name, refuse)
+        for folder in (False, True):
+            with (
+                pytest.raises(CheckpointError, match=r"new could not be written: Read-only file system"),
+                whole(Path("new"), folder=folder),
+            ):
+                pass
+            with pytest.raises(CheckpointError, match=r"new cannot be written to: Read-only file system"):
+                check_target(Path("new"), folder=folder)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_cleaning_up_never_takes_what_is_being_written(tmp_path, monkeypatch, folder):
+    path, locked, met = tmp_path / "out", atomic._locked, []
+
+    def cleaned_before(part, *, wait=False):
+        if wait and len(met) < 3:
+            met.append(part)
+            atomic.clean(path)  # another writer, between making the file and locking it
+        return locked(part, wait=wait)
+
+    monkeypatch.setattr(atomic, "_locked", cleaned_before)
+    with whole(path, folder=folder) as part:
+        (part / "x" if folder else part).write_text("mine")
+    assert len(met) == 3
+    assert (path / "x" if folder else path).read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_hundreds_of_writers_at_once(tmp_path):
+    path = tmp_path / "out"
+
+    def write(number):
+        with whole(path) as part:
+            part.write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(400)))
+    assert path.read_text().isdigit()
+    assert list(tmp_path.iterdir()) == [path]

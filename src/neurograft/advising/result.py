@@ -9,6 +9,7 @@ from torch import nn
 
 from neurograft.advising.recipes import Candidate, Recipe
 from neurograft.advising.verdict import Contender
+from neurograft.escaping import terminal
 from neurograft.evaluating.evaluation import Scores
 from neurograft.evaluating.pairing import Gap
 from neurograft.reporting.tables import Table, terminal_table
@@ -76,7 +77,7 @@ class Advice:
     def __str__(self) -> str:
         out = io.StringIO()
         console = Console(file=out, width=110, color_system=None)
-        console.print(self.verdict + "\n", highlight=False)
+        console.print(terminal(self.verdict) + "\n", highlight=False, markup=False, emoji=False)
         console.print(terminal_table(contenders_table(self.contenders)))
         return out.getvalue().rstrip()
 

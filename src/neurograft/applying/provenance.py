@@ -10,6 +10,7 @@ import torch
 
 from neurograft._version import __version__
 from neurograft.checkpoints.reading import Checkpoint
+from neurograft.escaping import markdown, markdown_code
 from neurograft.plans.plan import FusionPlan
 
 UNKNOWN = "0" * 64  # stands for a hash until the file was read
@@ -68,7 +69,7 @@ class Provenance:
         """
         record = self.record(hashes)
         library = "transformers" if self.network.startswith("transformers:") else "pytorch"
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none"
+        options = markdown_code(", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none")
         lines = [
             "---",
             f"library_name: {library}",
@@ -77,12 +78,12 @@ class Provenance:
             "- neurograft",
             "---",
             "",
-            f"# Fused network ({self.method})",
+            f"# Fused network ({markdown(self.method)})",
             "",
             f"One network made of {len(self.members)} by neurograft {__version__}; nothing was trained.",
             "",
-            f"- network: `{self.network}`",
-            f"- method: `{self.method}`, options: {options}, seed {self.seed}",
+            f"- network: {markdown_code(self.network)}",
+            f"- method: {markdown_code(self.method)}, options: {options}, seed {self.seed}",
             f"- versions: neurograft {__version__}, torch {torch.__version__}",
             "",
             "| member | weight | file | SHA-256 |",
@@ -90,10 +91,6 @@ class Provenance:
         ]
         for member, weight in zip(record["members"], self.weights, strict=False):
             for file, digest in member["sha256"].items():
-                lines.append(f"| {_cell(member['name'])} | {weight:.4g} | {_cell(file)} | `{digest}` |")
-        lines += ["", *(f"> {note}\n" for note in notes), "```json", json.dumps(record, indent=2), "```", ""]
+                lines.append(f"| {markdown(member['name'])} | {weight:.4g} | {markdown(file)} | `{digest}` |")
+        lines += ["", *(f"> {markdown(note)}\n" for note in notes), "```json", json.dumps(record, indent=2), "```", ""]
         return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neurograft.command_line.arguments import check_folder, check_output
+from neurograft.command_line.printing import say
 from neurograft.command_line.streaming import MemberFiles, Network, names_folder
 from neurograft.errors import CheckpointError, InputError
+from neurograft.escaping import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,8 +93,7 @@ def advise(
     paths = [Path(factory), *members] if folders else list(members)
     networks = [_folder_network(path) for path in paths] if folders else _networks(factory, members, seed)
     images = load_images(data, samples=samples, folder=data_folder)
-    console = Console()
-    with _saying(Console(stderr=True)) as say:
+    with _saying(Console(stderr=True)) as tell:
         advice = find(
             networks,
             images.train.batches(batch, shuffle=True, augment=augment),
@@ -107,15 +108,15 @@ def advise(
             example_inputs=images.train.examples(2),
             seed=seed,
             device=device,
-            say=say,
+            say=tell,
         )
-    console.print(str(advice), highlight=False)
+    say(str(advice))
     if output is not None:
         _write_network(advice, output, factory, paths, seed)
-        typer.echo(f"network  {output}")
+        say(f"network  {output}")
     if page is not None:
         _write_page(advice, page, images, paths, seed)
-        typer.echo(f"page     {page}")
+        say(f"page     {page}")
 
 
 def _check_targets(output: Path | None, page: Path | None, *, folders: bool, force: bool) -> None:
@@ -188,5 +189,7 @@ def _saying(console: "Console") -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
         yield lambda _: None
         return
+    from rich.text import Text
+
     with console.status("measuring the members") as status:
-        yield status.update
+        yield lambda text: status.update(Text(terminal(text)))

@@ -7,9 +7,11 @@ import typer
 
 from neurograft._version import __version__
 from neurograft.command_line.advise import advise
+from neurograft.command_line.ending import tidy_end
 from neurograft.command_line.evaluate import evaluate
 from neurograft.command_line.fuse import fuse
 from neurograft.command_line.plan import plan
+from neurograft.command_line.printing import complain, plain_printing
 from neurograft.command_line.trace import trace
 from neurograft.errors import NeurograftError
 from neurograft.plugins import added_commands
@@ -51,8 +53,9 @@ for added in added_commands():
 
 def main() -> None:
     """Run the command line; an error on purpose becomes one message on the error stream and exit code 2."""
-    try:
-        app(prog_name="neurograft")
-    except NeurograftError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    with plain_printing(), tidy_end():
+        try:
+            app(prog_name="neurograft")
+        except NeurograftError as error:
+            complain(f"error: {error}")
+            sys.exit(2)

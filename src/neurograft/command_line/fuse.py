@@ -15,6 +15,7 @@ from neurograft.command_line.arguments import (
     parse_options,
     parse_weights,
 )
+from neurograft.command_line.printing import say
 from neurograft.command_line.streaming import MaxMemory, MemberFiles, Network, names_folder
 from neurograft.errors import OptionError
 
@@ -115,10 +116,10 @@ def fuse(
     report = recovery_report(fused)
     found = {"calibration": calibration, "recovery": None if report is None else report.recovery}
     write_checkpoint(fused, output, record | found)
-    typer.echo(str(decided))
+    say(str(decided))
     if report is not None:
-        typer.echo(str(report))
-    typer.echo(f"wrote {output}")
+        say(str(report))
+    say(f"wrote {output}")
 
 
 def _check_numbers(networks: Sequence["nn.Module"], paths: Sequence[Path]) -> None:
@@ -193,6 +194,6 @@ def _stream(
                 progress=progress,
                 hashing=hashing,
             )
-    typer.echo(str(decided.plan))
+    say(str(decided.plan))
     speed = size_text((done.bytes_read + done.bytes_written) / max(done.seconds, 1e-9))
-    typer.echo(f"wrote {output}: {size_text(done.bytes_written)} in {done.seconds:.1f} s ({speed}/s)")
+    say(f"wrote {output}: {size_text(done.bytes_written)} in {done.seconds:.1f} s ({speed}/s)")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from neurograft.command_line.arguments import Fixed, InputShapes
+from neurograft.command_line.printing import say
 from neurograft.command_line.streaming import MemberFiles, Network
 
 
@@ -45,8 +46,8 @@ def plan(
     if output is not None:
         check_output(output, force=force)
     opened = open_members(factory, members, inputs, fixed, seed).weighted(shares)
-    typer.echo(str(estimate(opened, method)))
+    say(str(estimate(opened, method)))
     if output is not None:
         decided = plan_members(opened, method=method, seed=seed, **options)
         save_plan(SavedPlan(decided, opened.name, opened.fixed, opened.hashes()), output)
-        typer.echo(f"\n{decided}\nwrote {output}")
+        say(f"\n{decided}\nwrote {output}")

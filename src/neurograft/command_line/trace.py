@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from neurograft.command_line.arguments import Factory, Fixed, InputShapes
+from neurograft.command_line.printing import say
 
 
 def trace(
@@ -34,4 +35,4 @@ def trace(
     if checkpoint is not None:
         load_into(network, checkpoint)
     graph = trace_network(network, example_inputs(inputs, factory, seed), fixed=fixed, strict=strict, verify=verify)
-    typer.echo(str(graph))
+    say(str(graph))

@@ -2,12 +2,13 @@
 
 import weakref
 from dataclasses import dataclass
-from io import StringIO
 from math import inf, isnan, nan
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
+
+from neurograft.text_table import paragraph, text_table
+
+NUMBERS = ("before", "after", "ridge", "norm", "rows", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +66,20 @@ class RecoveryReport:
     after: float = nan
 
     def __str__(self) -> str:
-        out = StringIO()
-        console = Console(file=out, width=120)
         passes = "1 pass" if self.passes == 1 else f"{self.passes} passes"
         head = f"{self.recovery}: {self.samples} samples, {passes}, {self.seconds:.1f} s"
-        console.print(head, highlight=False)
-        table = Table(box=None, pad_edge=False)
-        table.add_column("layer")
-        table.add_column("towards")
-        for name in ("before", "after", "ridge", "norm", "rows", "seconds"):
-            table.add_column(name, justify="right")
-        table.add_column("note")
+        columns = ("layer", "towards", *NUMBERS, "note")
+        rows = []
         for layer in self.layers:
             numbers = (layer.before, layer.after, layer.ridge, layer.norm)
             cells = ["kept" if x == inf else "" if isnan(x) else f"{x:.3g}" for x in numbers]
-            table.add_row(layer.tensor, layer.target, *cells, str(layer.rows), f"{layer.seconds:.2f}", layer.note)
-        console.print(table)
+            rows.append((layer.tensor, layer.target, *cells, str(layer.rows), f"{layer.seconds:.2f}", layer.note))
+        table = text_table(columns, rows, numbers=NUMBERS)
+        lines = []
         if self.held_out:
             errors = f"relative error {self.before:.3g} before, {self.after:.3g} after"
-            console.print(f"outputs on {self.held_out} held-out samples: {errors}", highlight=False)
-        for note in self.notes:
-            console.print(f"note: {note}", highlight=False)
-        return out.getvalue().rstrip()
+            lines.append(f"outputs on {self.held_out} held-out samples: {errors}")
+        return "\n".join([head, table, *lines, *(paragraph(f"note: {note}") for note in self.notes)])
 
 
 _REPORTS: "weakref.WeakKeyDictionary[nn.Module, RecoveryReport]" = weakref.WeakKeyDictionary()

@@ -8,6 +8,8 @@ from typing import Literal
 import rich.table
 from rich.text import Text
 
+from neurograft.escaping import terminal
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -34,12 +36,15 @@ class Table:
 
 def terminal_table(table: Table) -> rich.table.Table:
     """The table for a rich console."""
-    shown = rich.table.Table(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
+    title, note = (Text(terminal(text, lines=True)) for text in (table.title, table.note))
+    shown = rich.table.Table(title=title, caption=note, title_justify="left", caption_justify="left")
     for index, column in enumerate(table.columns):
         justify: Literal["left", "right"] = "right" if is_numeric(table, index) else "left"
-        shown.add_column(column, justify=justify, overflow="fold", no_wrap=index == 0)  # names stay whole
+        shown.add_column(
+            Text(terminal(column)), justify=justify, overflow="fold", no_wrap=index == 0
+        )  # names stay whole
     for r, row in enumerate(table.rows):
-        cells = [Text(cell, style="bold" if (r, c) in table.strong else "") for c, cell in enumerate(row)]
+        cells = [Text(terminal(cell), style="bold" if (r, c) in table.strong else "") for c, cell in enumerate(row)]
         shown.add_row(*cells, end_section=r in table.rules)
     return shown
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from neurograft.axes.layout import Factor, Layout, Role, layout_size, resize_layout
 from neurograft.errors import OptionError, closest
+from neurograft.escaping import terminal
 from neurograft.tracing.parts import Group, Kind, Slot, TensorInfo, Tied, Use, slots_by_group
 from neurograft.tracing.table import footnotes, groups_table
 
@@ -131,7 +132,7 @@ class NeuronGraph:
     def __str__(self) -> str:
         title = f"{self._title}; {self.proven}"
         notes = footnotes(self.unruled, self.unreached, self.tied)
-        return "\n".join([title, groups_table(self.groups), *notes, *self.notes])
+        return terminal("\n".join([title, groups_table(self.groups), *notes, *self.notes]), lines=True)
 
 
 __all__ = [
