@@ -20,7 +20,7 @@ def no_files_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The shared folder (parity files, data sets); the test is skipped where there is none."""
+    """The shared folder (data sets); the test is skipped where there is none."""
     named = os.environ.get("NEUROGRAFT_SHARED")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():

@@ -53,13 +53,13 @@ class LeNet(nn.Module):
 
 
 class VGG(nn.Module):
-    """A plain convolutional network, with or without BatchNorm."""
+    """A plain convolutional network, with or without BatchNorm; a width of 0 is a pooling layer."""
 
-    def __init__(self, norm: bool = False, bias: bool = True):
+    def __init__(self, norm: bool = False, bias: bool = True, widths: tuple[int, ...] = (8, 0, 12, 12, 0)):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for width in (8, 0, 12, 12, 0):
+        for width in widths:
             if width == 0:
                 layers.append(nn.MaxPool2d(2))
                 continue
@@ -93,7 +93,12 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Two stages of residual blocks."""
 
-    def __init__(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d, widths: tuple[int, ...] = (8, 12)):
+    def __init__(
+        self,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        widths: tuple[int, ...] = (8, 12),
+        bias: bool = True,
+    ):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False), norm(widths[0])
         blocks: list[nn.Module] = []
@@ -102,7 +107,7 @@ class ResNet(nn.Module):
             for depth in range(2):
                 blocks.append(Block(channels, width, 2 if stage and not depth else 1, norm))
                 channels = width
-        self.blocks, self.linear = nn.Sequential(*blocks), nn.Linear(channels, 10)
+        self.blocks, self.linear = nn.Sequential(*blocks), nn.Linear(channels, 10, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.blocks(self.norm1(self.conv1(x)).relu()).mean((2, 3)))

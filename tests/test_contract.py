@@ -119,9 +119,9 @@ def reloaded(net: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-def permuted(net: nn.Module, network: str) -> nn.Module:
+def permuted(net: nn.Module, network: str, seed: int = 3) -> nn.Module:
     graph = graph_of(network)
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     return ng.permute(net, graph, {g.name: torch.randperm(g.size, generator=generator) for g in graph.outermost})
 
 
@@ -169,8 +169,23 @@ def test_precision_is_kept(method: str, network: str, dtype: torch.dtype) -> Non
             assert torch.equal(found, tensor.to(found.dtype)), "computed in float32 or better, rounded once"
 
 
+def five(method: str, members: list[nn.Module]) -> list[Tensor]:
+    network, more = "vgg_batch_norm", {"diversity": True} if method == "transplant" else {}
+    fused = planned(members, example(network), method, **options_of(method, network), **more)
+    return answer(fused, example(network))
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_more_than_two_members_fuse(method: str) -> None:
-    members = [build("vgg_batch_norm", seed) for seed in range(5)]
-    fused = planned(members, example("vgg_batch_norm"), method, **options_of(method, "vgg_batch_norm"))
-    fused.load_state_dict(members[3].state_dict())
+def test_every_one_of_five_members_counts(method: str) -> None:
+    members = [build("vgg_batch_norm", seed) for seed in range(6)]
+    (fused,) = five(method, members[:5])
+    for m in range(5):
+        (other,) = five(method, [*members[:m], *members[m + 1 :]])
+        assert float((other - fused).abs().max() / fused.abs().max()) > 1e-2, m
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_five_copies_of_a_network_are_that_network(method: str) -> None:
+    net = build("vgg_batch_norm")
+    members = [net, *(net if method == "average" else permuted(net, "vgg_batch_norm", seed) for seed in range(4))]
+    torch.testing.assert_close(five(method, members), answer(net, example("vgg_batch_norm")), rtol=1e-4, atol=1e-5)

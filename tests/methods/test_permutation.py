@@ -118,10 +118,21 @@ def test_the_objective_only_rises_and_is_what_the_report_says() -> None:
     assert written - outside == pytest.approx(objective[-1])
 
 
-def test_more_restarts_are_never_worse() -> None:
-    members = [mlp(12, 9, 8, 4, seed=s) for s in range(2)]
-    best = [ng.plan(members, X, method="permutation", restarts=r).details["objective"][1][-1] for r in (1, 4, 16)]
-    assert best[0] <= best[1] <= best[2]
+def best_objective(seed: int, **options: int) -> float:
+    members = [mlp(12, 9, 8, 4, seed=2 * seed + m) for m in range(2)]
+    return ng.plan(members, X, method="permutation", **options).details["objective"][1][-1]
+
+
+def test_more_restarts_are_never_worse_and_find_better_optima() -> None:
+    few, many = ([best_objective(seed, restarts=r) for seed in range(4)] for r in (1, 16))
+    assert all(later >= earlier for earlier, later in zip(few, many, strict=True))
+    assert any(later > earlier * 1.01 for earlier, later in zip(few, many, strict=True))
+
+
+def test_more_sweeps_are_never_worse_and_find_better_optima() -> None:
+    once, often = ([best_objective(seed, restarts=1, sweeps=n) for seed in range(4)] for n in (1, 100))
+    assert all(later >= earlier for earlier, later in zip(once, often, strict=True))
+    assert any(later > earlier * 1.01 for earlier, later in zip(once, often, strict=True))
 
 
 @pytest.mark.parametrize(

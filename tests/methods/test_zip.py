@@ -89,6 +89,18 @@ def mlps(*widths: int) -> list[nn.Module]:
     return found
 
 
+@pytest.mark.parametrize("samples", [40, 80])
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_what_is_zipped_is_what_is_alike_on_the_samples_where_it_is_looked_at(when: str, samples: int) -> None:
+    members = mlps(16, 16)
+    batches = list(torch.randn(2, 40, 12, generator=torch.Generator().manual_seed(7), dtype=torch.float64))
+    plan = ng.plan(members, batches[0], "zip", calibration=batches, when=when, samples=samples)
+    hidden = torch.cat([net.layers[0](torch.cat(batches)[:samples]) for net in members], 1)
+    expected = by_hand(hidden.relu() if when == "post" else hidden, 16)
+    read = torch.cat([own.unmerge.dense() for own in plan.maps["layers.0.weight:0"]], 1)
+    assert sorted(row.nonzero().flatten().tolist() for row in read) == sorted(map(sorted, expected))
+
+
 X = torch.randn(64, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 

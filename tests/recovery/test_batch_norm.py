@@ -70,6 +70,7 @@ def test_labels_are_left_out() -> None:
     plain = ng.reestimate_batch_norm(net, [x])
     labelled = ng.reestimate_batch_norm(net, [(x, torch.zeros(8, dtype=torch.long))])
     assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), labelled.buffers(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(plain.buffers(), net.buffers(), strict=True))
 
 
 BAD = {

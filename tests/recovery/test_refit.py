@@ -98,6 +98,7 @@ def test_one_pass_and_many_passes_give_the_same(name: str, method: str) -> None:
     assert first.passes < second.passes
     new = noise(name, 9, 7)
     torch.testing.assert_close(output(once, new), output(often, new), rtol=1e-6, atol=1e-6)
+    assert float((output(once, new) - output(start, new)).norm() / output(start, new).norm()) > 1e-3
 
 
 def test_a_single_layer_is_the_ridge_solution() -> None:
@@ -294,8 +295,10 @@ def test_dead_neurons_are_fine() -> None:
         member.layers[0].weight.data[:6] = 0
     x = torch.randn(50, 12, dtype=torch.float64)
     plan = ng.plan(members, x[:2], "average")
-    better = ng.refit(ng.apply(plan, members), plan, members, [x])
+    start = ng.apply(plan, members)
+    better = ng.refit(start, plan, members, [x])
     assert all(bool(torch.isfinite(p).all()) for p in better.parameters())
+    assert distance(better, members, x) < distance(start, members, x)
 
 
 def test_members_of_other_widths() -> None:
