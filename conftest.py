@@ -19,6 +19,13 @@ def fixed_seeds() -> None:
     numpy.random.seed(0)  # noqa: NPY002 - libraries under test still read the global state
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
+    """What several tests share is made from the same random state too, whichever of them comes first."""
+    if fixturedef.scope != "function":
+        torch.manual_seed(0)
+
+
 @pytest.fixture
 def float64():
     """Make new tensors float64, so that an identity can be tested to rounding."""
