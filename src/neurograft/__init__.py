@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from neurograft.evaluating.evaluation import evaluate as evaluate
     from neurograft.fusing import fuse as fuse
     from neurograft.members.members import Members as Members
+    from neurograft.methods.average import Average as Average
+    from neurograft.methods.optimal_transport import OptimalTransport as OptimalTransport
+    from neurograft.methods.permutation import Permutation as Permutation
     from neurograft.methods.planner import plan as plan
+    from neurograft.methods.transplant import Transplant as Transplant
+    from neurograft.methods.zip import Zip as Zip
     from neurograft.plans.plan import FusionPlan as FusionPlan
     from neurograft.recovery.batch_norm import reestimate_batch_norm as reestimate_batch_norm
     from neurograft.recovery.refit import refit as refit
@@ -32,10 +37,15 @@ if TYPE_CHECKING:
 
 # public name -> module that defines it; resolved on first use, so that `neurograft --help` imports no torch
 _PUBLIC = {
+    "Average": "neurograft.methods.average",
     "Ensemble": "neurograft.evaluating.ensemble",
     "FusionPlan": "neurograft.plans.plan",
     "Members": "neurograft.members.members",
     "NeuronGraph": "neurograft.tracing.graph",
+    "OptimalTransport": "neurograft.methods.optimal_transport",
+    "Permutation": "neurograft.methods.permutation",
+    "Transplant": "neurograft.methods.transplant",
+    "Zip": "neurograft.methods.zip",
     "advise": "neurograft.advising.advice",
     "apply": "neurograft.applying.application",
     "barrier": "neurograft.evaluating.barrier",

@@ -10,7 +10,10 @@ from neurograft.applying.resizing import check_runs
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Batches, Inputs
 from neurograft.members.members import Members, members_of
-from neurograft.methods.planner import check_method, plan
+from neurograft.methods import method_of
+from neurograft.methods.method import Method
+from neurograft.methods.planner import plan_members
+from neurograft.plans.output_heads import Heads
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.batch_norm import has_batch_norm, reestimate_batch_norm
 from neurograft.recovery.refit import refit
@@ -24,13 +27,14 @@ RECOVERIES = ("auto", "refit", "repair", "batch_norm")
 def fuse(
     models: Sequence[nn.Module] | Members,
     example_inputs: Inputs | None = None,
-    method: str = "transplant",
+    method: str | Method = "transplant",
     weights: Sequence[float] | None = None,
     graph: NeuronGraph | None = None,
     calibration: Batches | None = None,
     recover: Recovery | None = "auto",
     *,
     fixed: Sequence[str] = (),
+    heads: Heads = "average",
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -39,7 +43,7 @@ def fuse(
     Args:
         models: at least two networks of one class, or `Members`, which carry example inputs, graph and fixed patterns.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        method: "average", "transplant", …; see `neurograft.methods.METHODS`.
+        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name.
         weights: one number per member, normalised to sum to 1.
         graph: the graph of `models[0]` if it was traced before.
         calibration: a re-iterable of batches, for methods and recovery that look at activations.
@@ -48,8 +52,9 @@ def fuse(
             BatchNorms from the members' own if there are none and neurons were merged (a transplant and the vanilla
             average stay as published; ask for "repair" to have it there too); `recovery_report(fused)` says which.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
+        heads: "average" fuses the layers that make the outputs too, "keep" leaves every member its own; see `plan`.
         seed: the only source of randomness.
-        options: the method's own options.
+        options: the options of a method that is given by name.
 
     Raises:
         OptionError: an unknown recovery, or one that needs calibration batches and has none.
@@ -64,9 +69,9 @@ def fuse(
         'refit'
     """
     check_recovery(recover, calibration)
-    check_method(method, options)
+    chosen = method_of(method, options)
     members = members_of(models, example_inputs, weights, graph, fixed, calibration)
-    decided = plan(members, method=method, seed=seed, **options)
+    decided = plan_members(members, chosen, heads=heads, seed=seed)
     fused = apply(decided, members)
     if any(size != decided.graphs[0][name].size for name, size in decided.sizes.items()):
         check_runs(fused, members.example_inputs, decided.sizes)

@@ -12,6 +12,7 @@ from neurograft.applying.combining import combine
 from neurograft.applying.pruning import prune
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.fusing import recovered
+from neurograft.methods import METHODS
 from neurograft.methods.planner import plan
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.repair import repair
@@ -98,7 +99,7 @@ def _planned(of: Ingredients, start: JSON) -> FusionPlan:
     options: JSON = dict(start.get("options", {}))
     mixing = start.get("mixing")
     weights = None
-    if mixing is not None and start["method"] == "transplant":
+    if mixing is not None and "fraction" in METHODS[start["method"]].option_names():
         options["fraction"] = mixing
     elif mixing is not None:
         weights = (1 - mixing, mixing)

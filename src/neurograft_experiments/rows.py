@@ -9,8 +9,6 @@ from neurograft_experiments.study import Recovery, Settings, Start, TuningKind
 BEST, ENSEMBLE, CONTINUE = "best member", "ensemble", "continue the best member"
 ALONE = {"continue", "prune", "untrained", "ensemble", "combine", "schedule"}
 """Starts that no fusion plan was made for: there is nothing to recover."""
-LOOKING = {"metric": ("activations",), "importance": ("activation", "variance", "taylor")}
-"""Options of methods that look at images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,9 @@ def looks_at_images(method: str, options: Mapping[str, Any]) -> bool:
         >>> looks_at_images("transplant", {}), looks_at_images("transplant", {"importance": "variance"})
         (False, True)
     """
-    return method == "zip" or any(options.get(option) in values for option, values in LOOKING.items())
+    from neurograft.methods import METHODS, method_of
+
+    return method in METHODS and method_of(method, options).needs_data
 
 
 def tunings_of(settings: Settings) -> tuple[TuningKind, ...]:

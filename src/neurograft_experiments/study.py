@@ -140,14 +140,13 @@ class Start(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        from neurograft.methods import METHODS
-        from neurograft.methods.planner import check_method
+        from neurograft.methods import METHODS, method_of
 
         try:
             if self.method in ("prune", "schedule"):
-                check_method("transplant", self.options)
+                method_of("transplant", self.options)
             elif self.method in METHODS:
-                check_method(self.method, self.options)
+                method_of(self.method, self.options)
             elif self.method not in OWN_STARTS:
                 raise NeurograftError(
                     f"unknown method {self.method!r}; {closest(self.method, [*METHODS, *OWN_STARTS])}"

@@ -16,7 +16,7 @@ def batch(name: str, count: int = 64) -> Tensor:
 
 
 def members_of(models: list[nn.Module], graph: ng.NeuronGraph, batches: list[Tensor] | None) -> Members:
-    return Members.traced(models, [graph] * len(models)).changed(calibration=batches, generator=torch.Generator())
+    return Members.traced(models, [graph] * len(models)).changed(calibration=batches)
 
 
 def test_pre_and_post_are_the_two_sides_of_the_nonlinearity() -> None:

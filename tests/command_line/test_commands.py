@@ -124,7 +124,7 @@ def test_evaluate_measures_checkpoints_and_their_ensemble(neurograft, members):
         (["--option", "order=jiont"], "order='jiont'.*joint"),
         (["--option", "balance=yes"], "balance is True or False, got 'yes'"),
         (["--option", "quota=a,b,c"], "quota must be a list of numbers, one per member, got 'a,b,c'"),
-        (["--method", "zip"], "looks at data: pass calibration=.*on the command line --calibration"),
+        (["--method", "zip"], "needs calibration batches: pass calibration=.*on the command line --calibration"),
         (["--recover", "none "], "known: auto, batch_norm, refit, repair; for nothing None .on the command line: none"),
         (["--recover", "refti"], "unknown recover='refti'; did you mean 'refit'"),
         (["--recover", "refit"], "recover='refit' looks at activations"),

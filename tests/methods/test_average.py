@@ -93,7 +93,7 @@ def test_averaging_strangers_is_warned_of() -> None:
 
 def test_different_widths_cannot_be_averaged() -> None:
     members = [NETWORKS["mlp"].make(), type(build("mlp"))(12, 20, 14, 10)]
-    with pytest.raises(MembersDiffer, match="has 16 / 20 neurons in the members; averaging needs equal widths"):
+    with pytest.raises(MembersDiffer, match="has 16 / 20 neurons in the members; average needs equal widths"):
         ng.plan(members, X, "average")
 
 

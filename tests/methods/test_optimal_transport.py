@@ -9,7 +9,6 @@ import neurograft as ng
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.errors import InputError, MembersDiffer, OptionError, PlanError
 from neurograft.members.members import Members
-from neurograft.methods.optimal_transport import optimal_transport
 from neurograft.tracing.graph import NeuronGraph
 
 X = torch.randn(6, 12, generator=torch.Generator().manual_seed(1), dtype=torch.double)
@@ -284,24 +283,27 @@ def group_with(bilinear: tuple[str, ...] = (), reduced_by: tuple[str, ...] = ())
     graph = ng.trace(nets[0], X)
     groups = tuple(g if g.fixed else replace(g, bilinear=bilinear, reduced_by=reduced_by) for g in graph.groups)
     graph = replace(graph, groups=groups)
-    return Members.traced(nets, [graph, graph]).changed(generator=torch.Generator()), nets[0]
+    return Members.traced(nets, [graph, graph]), nets[0]
 
 
 @pytest.mark.parametrize("marks", [{"bilinear": ("bmm in attention",)}, {"reduced_by": ("native_layer_norm in norm",)}])
 def test_soft_plans_become_permutations_where_an_op_allows_nothing_else(marks: dict[str, tuple[str, ...]]) -> None:
     members, _ = group_with(**marks)
-    filling = optimal_transport(members, solver="sinkhorn")
+    filling = ng.OptimalTransport(solver="sinkhorn").fill(members, torch.Generator())
     assert isinstance(filling.maps["layers.0.weight:0"][1].merge, Pairs)
     assert "allows permutations only" in filling.warnings[0]
-    assert not optimal_transport(members).warnings
+    assert not ng.OptimalTransport().fill(members, torch.Generator()).warnings
 
 
 def test_another_width_of_a_contracted_group_is_refused() -> None:
     members, _ = group_with(bilinear=("bmm in attention",))
     with pytest.raises(PlanError, match="bmm in attention contracts it, which allows permutations only"):
-        optimal_transport(members, width=6)
+        ng.OptimalTransport(width=6).fill(members, torch.Generator())
     members, _ = group_with(reduced_by=("native_layer_norm in norm",))
-    assert "changes from 8 to 6 neurons under native_layer_norm" in optimal_transport(members, width=6).warnings[0]
+    assert (
+        "changes from 8 to 6 neurons under native_layer_norm"
+        in ng.OptimalTransport(width=6).fill(members, torch.Generator()).warnings[0]
+    )
 
 
 def test_layer_norm_networks_of_different_widths() -> None:

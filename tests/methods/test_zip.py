@@ -171,7 +171,7 @@ def test_norms_over_neurons_cannot_hold_members_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, OptionError, "method='zip' looks at data: pass calibration="),
+        ({}, OptionError, "zip needs calibration batches: pass calibration="),
         ({"calibration": []}, InputError, "hold no inputs"),
         ({"calibration": [X], "stop": "layer.1"}, OptionError, "stop names no free group: 'layer.1'"),
         ({"calibration": [X], "when": "after"}, OptionError, "when='after' is not known"),

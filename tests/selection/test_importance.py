@@ -47,8 +47,8 @@ def mlps(count: int, **options: bool) -> list[nn.Module]:
 
 def scores(kind: str, net: nn.Module, calibration: list | None = None, scale: float = 1.0) -> Tensor:
     graph = ng.trace(net, X[:2])
-    members = Members.single(net, X[:2], graph=graph, calibration=calibration).changed(generator=torch.Generator())
-    parts = scorers(kind, members, frozenset({GROUP}))(0, scale).contributions(GROUP, {})
+    members = Members.single(net, X[:2], graph=graph, calibration=calibration)
+    parts = scorers(kind, members, frozenset({GROUP}), torch.Generator())(0, scale).contributions(GROUP, {})
     return torch.stack(parts).sum(0) / len(parts)
 
 
@@ -180,7 +180,7 @@ def test_normalizing_by_layer_evens_out_shares_that_normalizing_by_member_leaves
 
 @pytest.mark.parametrize("kind", ["activation", "variance", "taylor"])
 def test_importances_that_look_at_data_ask_for_it(kind: str) -> None:
-    with pytest.raises(OptionError, match=f"importance='{kind}' looks at data: pass calibration="):
+    with pytest.raises(OptionError, match=rf"transplant\(importance='{kind}'\) needs calibration batches"):
         ng.plan(mlps(2), X, importance=kind)
 
 

@@ -19,7 +19,7 @@ from neurograft.methods import METHODS
 
 TUNINGS: tuple[Tuning, ...] = ("finetune", "distill")
 RECOVERIES = ("none", "refit")
-USUAL = ("average", "permutation", "optimal_transport", "transplant")
+USUAL = tuple(name for name, kind in METHODS.items() if not kind().needs_data)
 
 
 def advise(

@@ -31,7 +31,7 @@ def member_activations(members: Members, *, when: When = "pre", samples: int = 1
         OptionError: there are no networks to run, or no calibration batches.
         InputError: the batches are empty.
     """
-    calibration, models = _calibration(members)
+    calibration, models = calibration_of(members)
     return [
         group_activations(model, graph, calibration, when=when, samples=samples)
         for model, graph in zip(models, members.graphs, strict=True)
@@ -41,12 +41,17 @@ def member_activations(members: Members, *, when: When = "pre", samples: int = 1
 IN_MEMORY = "load them as models (on the command line fuse .safetensors files without streaming, with --calibration)"
 
 
-def _calibration(members: Members) -> tuple[Batches, tuple[nn.Module, ...]]:
+def calibration_of(members: Members, what: str = "looking at activations") -> tuple[Batches, tuple[nn.Module, ...]]:
+    """The calibration batches and the networks to run them through.
+
+    Raises:
+        OptionError: there are no batches, or the members are checkpoints without networks to run.
+    """
     if members.models is None:
-        raise OptionError("looking at activations runs the members, but only their checkpoints are open; " + IN_MEMORY)
+        raise OptionError(f"{what} runs the members, but only their checkpoints are open; {IN_MEMORY}")
     if members.calibration is None:
         raise OptionError(
-            "looking at activations needs calibration batches: pass calibration=, labels are ignored (on the command "
+            f"{what} needs calibration batches: pass calibration=, a list of batches or a DataLoader (on the command "
             "line --calibration)"
         )
     return members.calibration, members.models
@@ -104,7 +109,7 @@ def member_cells(members: Members, *, when: When = "pre", samples: int = 1024) -
         the rest, shape `(rows, units, inner neurons)`. Activations with another free group along another dimension
         are left out: their rows lie in another order in every member.
     """
-    calibration, models = _calibration(members)
+    calibration, models = calibration_of(members)
     cells: list[Cells] = []
     for model, graph in zip(models, members.graphs, strict=True):
         free = {group.name for group in graph.free}

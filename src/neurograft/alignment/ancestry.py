@@ -55,13 +55,13 @@ def aligned_members(members: Members) -> tuple[bool, ...]:
     return tuple(found)
 
 
-def unaligned_note(aligned: Sequence[bool]) -> str | None:
-    """What to tell somebody who averages: None if all members are aligned."""
+def unaligned_notes(aligned: Sequence[bool]) -> tuple[str, ...]:
+    """What to tell somebody who averages: nothing if all members are aligned."""
     apart = [str(m) for m, there in enumerate(aligned) if not there]
     if not apart:
-        return None
+        return ()
     who = f"member {apart[0]} is" if len(apart) == 1 else f"members {', '.join(apart)} are"
     return (
         f"{who} not aligned with member 0 (neurons of the same place lie as far apart as any): the average of such "
-        "networks usually answers like none of them; use permutation, optimal_transport or transplant"
+        "networks usually answers like none of them; use permutation, optimal_transport or transplant",
     )

@@ -9,13 +9,11 @@ from neurograft.checkpoints.writing import nbytes, size_text
 from neurograft.errors import Unreached
 from neurograft.members.graphs import check_unreached
 from neurograft.members.members import Members
+from neurograft.methods.method import Method
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 SPEED = 1e9  # bytes read or written per second: a common disk, and what one pass over the numbers takes on two cores
 BASE = 400_000_000  # bytes of a process that has imported torch
-PASSES = {"average": 1, "transplant": 3}  # over the members: scores of makers and readers, then the formula
-ALIGNING_PASSES = 4
-DENSE = ("optimal_transport", "permutation", "zip")  # methods that hold one cost matrix and its solution per group
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,14 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(members: Members, method: str) -> Estimate:
+def estimate(members: Members, method: Method) -> Estimate:
     """Trace the network of members on disk and say what a method would do; no weight is read.
 
     Raises:
         NeurograftError: as `Members.graphs`.
     """
     graph, stored = members.graph, members.stored
-    moved = () if method == "average" else tuple(group.name for group in graph.outermost)
+    moved = () if not method.moves else tuple(group.name for group in graph.outermost)
     states = stored[0].checkpoint.tensors
     fates = {
         name: _fate(graph.tensors.get(name), moved, states[held].dtype.is_floating_point)
@@ -67,10 +65,10 @@ def estimate(members: Members, method: str) -> Estimate:
         refused = str(error)
     read = sum(member.checkpoint.nbytes for member in stored)
     written = sum(nbytes((states[held].dtype, tuple(states[held].shape))) for held in stored[0].stored.values())
-    cost = read * PASSES.get(method, ALIGNING_PASSES) + written
+    cost = read * method.passes + written
     return Estimate(
         graph=graph,
-        method=method,
+        method=method.name,
         members=len(stored),
         fates=fates,
         refused=refused,
@@ -94,9 +92,9 @@ def _fate(info: TensorInfo | None, moved: Sequence[str], floating: bool) -> str:
     return "averaged"
 
 
-def _working(graph: NeuronGraph, method: str, moved: Sequence[str]) -> int:
-    """Blocks of rows in float32; for methods with dense matrices the largest of these and of the tensors they mix."""
-    if method not in DENSE or not moved:
+def _working(graph: NeuronGraph, method: Method, moved: Sequence[str]) -> int:
+    """Blocks of rows in float32; for dense methods the largest cost matrix with its solution, and what it mixes."""
+    if not method.dense or not moved:
         return BLOCK * 4 * 8
     pairs = max(graph[name].size for name in moved) ** 2 * 8
     tensors = max(prod(info.shape) for info in graph.tensors.values()) * 4

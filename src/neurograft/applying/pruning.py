@@ -13,7 +13,8 @@ from neurograft.applying.segmented import SegmentedNorm
 from neurograft.errors import OptionError, PlanError
 from neurograft.inputs import Batches, Inputs
 from neurograft.members.members import Members
-from neurograft.methods.planner import check_method, plan_members
+from neurograft.methods import method_of
+from neurograft.methods.planner import plan_members
 from neurograft.tracing.graph import NeuronGraph
 
 
@@ -64,12 +65,11 @@ def prune(
             raise OptionError(f"prune has no option {name!r}: it concerns several members")
     if ratio is None and width is None:
         ratio = 0.5
-    options = {"ratio": ratio, "width": width, **options}
-    check_method("transplant", options)
+    method = method_of("transplant", {"ratio": ratio, "width": width, **options})
     if any(isinstance(module, SegmentedNorm) for module in model.modules()):
         model, graph = joined_norms(deepcopy(model)), None
     alone = Members.single(model, example_inputs, graph=graph, fixed=fixed, calibration=calibration)
-    plan = plan_members(alone, "transplant", seed=seed, options=options)
+    plan = plan_members(alone, method, seed=seed)
     pruned, _ = assemble(plan, alone)
     check_runs(pruned, example_inputs, plan.sizes)
     return pruned

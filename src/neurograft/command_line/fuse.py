@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -21,6 +21,8 @@ from neurograft.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from neurograft.methods.method import Method
 
 CALIBRATION = 2000
 """Images that methods look at, a fifth of them apart for validation."""
@@ -72,15 +74,17 @@ def fuse(
 
     Example: `neurograft fuse llama-a llama-b --method average -o llama-fused`
     """
+    from neurograft.methods import method_of
+
     if saved is not None:
         _check_decided({"--method": method, "--option": option, "--weights": weights, "--fixed": fixed})
-    method = method or "transplant"
     if names_folder(factory) or saved or max_memory or dtype or output.suffix != ".safetensors":
         if calibration is not None:
             raise OptionError("methods that look at activations need the members in memory; leave out --calibration")
         if recover not in ("auto", "none"):
             raise OptionError("recovery needs the members in memory; leave out --recover, or fuse without streaming")
-        how = _How(method, parse_options(option), parse_weights(weights), tuple(fixed), seed)
+        chosen = method_of(method or "transplant", parse_options(option))
+        how = _How(chosen, parse_weights(weights), tuple(fixed), seed)
         _stream(factory, members, output, inputs, how, saved, max_memory, dtype, shard_size, force)
         return
     from neurograft.applying.application import apply
@@ -88,31 +92,24 @@ def fuse(
     from neurograft.checkpoints import load_into, open_checkpoint, sha256, write_checkpoint
     from neurograft.command_line.arguments import build, example_inputs
     from neurograft.fusing import Recovery, check_recovery, recovered
-    from neurograft.methods.planner import check_method, plan
+    from neurograft.members.members import Members
+    from neurograft.methods.planner import plan_members
     from neurograft.plugins import load_images
     from neurograft.recovery.report import recovery_report
 
-    options, shares = parse_options(option), parse_weights(weights)
-    check_method(method, options)
+    chosen, shares = method_of(method or "transplant", parse_options(option)), parse_weights(weights)
     recovery = None if recover == "none" else cast(Recovery, recover)
     check_recovery(recovery, calibration)
     check_output(output, force=force)
     networks = [load_into(build(factory, seed), path) for path in members]
     _check_numbers(networks, members)
     images = None if calibration is None else load_images(calibration, samples=CALIBRATION).train.batches()
-    decided = plan(
-        networks,
-        example_inputs(inputs, factory, seed),
-        method,
-        shares,
-        calibration=images,
-        fixed=fixed,
-        seed=seed,
-        **options,
-    )
+    given = example_inputs(inputs, factory, seed)
+    loaded = Members(networks, given, weights=shares, fixed=fixed, calibration=images)
+    decided = plan_members(loaded, chosen, seed=seed)
     files = [open_checkpoint(path) for path in members]
     record = Provenance.of(decided, files, factory, fixed).record({path: sha256(path) for path in members})
-    fused = recovered(apply(decided, networks), decided, networks, images, recovery)
+    fused = recovered(apply(decided, loaded), decided, loaded, images, recovery)
     report = recovery_report(fused)
     found = {"calibration": calibration, "recovery": None if report is None else report.recovery}
     write_checkpoint(fused, output, record | found)
@@ -140,8 +137,7 @@ def _check_decided(given: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True)
 class _How:
-    method: str
-    options: Mapping[str, Any]
+    method: "Method"
     weights: list[float] | None
     fixed: tuple[str, ...]
     seed: int
@@ -164,10 +160,9 @@ def _stream(
     from neurograft.applying.streaming import core_left_over
     from neurograft.checkpoints.writing import size_text
     from neurograft.command_line.streaming import open_members, parse_dtype, parse_size, progress_bar
-    from neurograft.methods.planner import check_method, plan
+    from neurograft.methods.planner import plan_members
     from neurograft.plans.saving import SavedPlan, load_plan
 
-    check_method(how.method, how.options)
     limit, size, wanted = (
         parse_size(max_memory, "--max-memory"),
         parse_size(shard_size, "--shard-size"),
@@ -182,7 +177,7 @@ def _stream(
         if saved is not None:
             decided = load_plan(saved)
         else:
-            decided = SavedPlan(plan(opened, method=how.method, seed=how.seed, **how.options), opened.name, how.fixed)
+            decided = SavedPlan(plan_members(opened, how.method, seed=how.seed), opened.name, how.fixed)
         with progress_bar("fusing") as progress:
             done = fuse_stored(
                 opened,

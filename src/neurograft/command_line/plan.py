@@ -37,17 +37,16 @@ def plan(
     from neurograft.applying.estimate import estimate
     from neurograft.command_line.arguments import check_output, parse_options, parse_weights
     from neurograft.command_line.streaming import open_members
-    from neurograft.methods.planner import check_method
-    from neurograft.methods.planner import plan as plan_members
+    from neurograft.methods import method_of
+    from neurograft.methods.planner import plan_members
     from neurograft.plans.saving import SavedPlan, save_plan
 
-    options, shares = parse_options(option), parse_weights(weights)
-    check_method(method, options)
+    chosen, shares = method_of(method, parse_options(option)), parse_weights(weights)
     if output is not None:
         check_output(output, force=force)
     opened = open_members(factory, members, inputs, fixed, seed).weighted(shares)
-    say(str(estimate(opened, method)))
+    say(str(estimate(opened, chosen)))
     if output is not None:
-        decided = plan_members(opened, method=method, seed=seed, **options)
+        decided = plan_members(opened, chosen, seed=seed)
         save_plan(SavedPlan(decided, opened.name, opened.fixed, opened.hashes()), output)
         say(f"\n{decided}\nwrote {output}")

@@ -12,7 +12,10 @@ from neurograft.errors import InputError, MissingExtra, OptionError
 from neurograft.evaluating.evaluation import Measure, Scores, evaluate
 from neurograft.inputs import Batches, Inputs, check_batches, split_labels
 from neurograft.members.members import Members
-from neurograft.methods.planner import plan
+from neurograft.methods import method_of
+from neurograft.methods.average import Average
+from neurograft.methods.method import Method
+from neurograft.methods.planner import plan_members
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import NeuronGraph
 
@@ -127,7 +130,7 @@ def barrier(
     batches: Batches,
     example_inputs: Inputs | None = None,
     *,
-    method: str = "permutation",
+    method: str | Method = "permutation",
     points: int = 11,
     graph: NeuronGraph | None = None,
     calibration: Batches | None = None,
@@ -148,7 +151,7 @@ def barrier(
         b: the second one, of the same class and widths.
         batches: labelled batches to measure on, re-iterable.
         example_inputs: what the networks take; default: the inputs of the first batch.
-        method: what aligns them: "permutation" or "optimal_transport".
+        method: what aligns them: "permutation", "optimal_transport", or such a method with its options.
         points: how many networks along each line, ends included.
         graph: the graph of `a` if it was traced before.
         calibration: batches for alignment by activations.
@@ -156,7 +159,7 @@ def barrier(
         loss: as `evaluate` takes it.
         metric: as `evaluate` takes it; then `accuracy` holds this metric.
         seed: the only source of randomness.
-        options: the method's own.
+        options: the options of a method that is given by name.
 
     Raises:
         OptionError: fewer than two points, or what `plan` and `evaluate` refuse.
@@ -172,21 +175,22 @@ def barrier(
     """
     if not isinstance(points, int) or points < 2:
         raise OptionError(f"points counts the networks along the line, ends included: at least 2, got {points!r}")
+    aligning = method_of(method, options)
     check_batches(batches)
     if example_inputs is None:
         example_inputs = _first_inputs(batches)
     shares = tuple(i / (points - 1) for i in range(points))
     members = Members([a, b], example_inputs, graph=graph, calibration=calibration)
-    straight = plan(members, method="average", seed=seed)
-    aligned = plan(members, method=method, seed=seed, **options)
+    straight = plan_members(members, Average(), seed=seed)
+    aligned = plan_members(members, aligning, seed=seed)
     if aligned.owned:
-        raise OptionError(f"method {method!r} gives every fused neuron one owner, so it has no line between networks")
+        raise OptionError(f"{aligning.name} gives every fused neuron one owner, so it has no line between networks")
 
     def line(way: FusionPlan) -> Line:
         scores = [_measured(way, members, s, batches, recover, loss, metric) for s in shares]
         return Line(tuple(x.loss for x in scores), tuple(_accuracy(x, metric) for x in scores))
 
-    return Barrier(shares, line(straight), line(aligned), method)
+    return Barrier(shares, line(straight), line(aligned), aligning.name)
 
 
 def _first_inputs(batches: Batches) -> Inputs:

@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from neurograft.checkpoints.hashing import Hashing
@@ -69,7 +68,6 @@ class Members:
     stored: tuple[StoredMember, ...]
     name: str
     folders: tuple[Path, ...]
-    generator: torch.Generator
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from neurograft.alignment.weight_similarity import Distance, Evidence, Maps, Pro
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.errors import OptionError, PlanError
 from neurograft.members.members import Members
-from neurograft.options import check_choice, check_count
+from neurograft.methods.method import Method, check_reference
+from neurograft.options import check_count
 from neurograft.plans.plan import Filling
 from neurograft.selection.widths import fused_sizes
 from neurograft.tracing.graph import NeuronGraph
@@ -23,24 +24,8 @@ from neurograft.tracing.graph import NeuronGraph
 MOST_ROUNDS = 20  # of a barycenter; it stops as soon as no plan moves
 
 
-def optimal_transport(
-    members: Members,
-    *,
-    metric: Literal["weights", "activations"] = "weights",
-    when: When = "pre",
-    samples: int = 1024,
-    distance: Distance = "euclidean",
-    marginals: Literal["uniform", "importance"] = "uniform",
-    solver: Solver = "exact",
-    reg: float = 0.05,
-    sweeps: int = 1,
-    restarts: int = 1,
-    barycenter: bool = False,
-    published: bool = False,
-    width: int | Mapping[str, int] | None = None,
-    reference: int | None = None,
-    max_memory: int | None = None,
-) -> Filling:
+@dataclass(frozen=True, kw_only=True)
+class OptimalTransport(Method):
     """Match neurons by a transport plan T of least cost, A = diag(1/β) Tᵀ and B = diag(1/α) T, and average.
 
     Groups are matched in execution order. With `metric="weights"` two neurons cost the distance of their incoming
@@ -56,8 +41,7 @@ def optimal_transport(
     between equal widths become assignments, with a warning. Between different widths a contracted group is refused, and
     a reduced one warned of.
 
-    Args:
-        members: the networks; the widths of free groups may differ.
+    Attributes:
         metric: "weights" needs no data; "activations" compares what neurons do on calibration batches.
         when: activations before ("pre") or after ("post") the nonlinearity.
         samples: activations per neuron that are compared.
@@ -75,9 +59,7 @@ def optimal_transport(
         max_memory: bytes that solving one group may take; default what the machine has.
 
     Raises:
-        OptionError: an option outside its range, or a group too wide for the memory.
-        PlanError: a marginal with zeros, or different widths of a contracted group.
-        InputError: `metric="activations"` without calibration batches.
+        OptionError: an option outside its range.
 
     Example:
         >>> import neurograft as ng
@@ -88,22 +70,52 @@ def optimal_transport(
 
     Source: Singh & Jaggi 2020, arXiv:1910.05653, sections 4 and 5; DESIGN, sections 1 and 6.
     """
-    check_choice("metric", metric, ("weights", "activations"))
-    check_choice("when", when, ("pre", "post"))
-    check_choice("distance", distance, ("euclidean", "squared", "cosine"))
-    check_choice("marginals", marginals, ("uniform", "importance"))
-    check_choice("solver", solver, ("exact", "sinkhorn"))
-    for option, number in (("samples", samples), ("sweeps", sweeps), ("restarts", restarts)):
-        check_count(option, number)
-    if not 0 < reg < float("inf"):
-        raise OptionError(f"reg is a share of the mean cost above 0, got {reg}")
-    if reference is not None and not 0 <= reference < len(members.states):
-        raise OptionError(f"reference={reference} is no member; there are {len(members.states)}, counted from 0")
-    sizes = _sizes(members, width, reference)
-    for group, n in sizes.items():
-        check_memory(group, max(members.sizes(group)), n, solver, marginals == "uniform", max_memory)
-    align = _Aligner(distance, marginals, solver, reg, sweeps, restarts, published, members.generator)
-    return _fuse(members, sides_of(members, metric, when, samples), align, sizes, reference, barycenter)
+
+    name: ClassVar[str] = "optimal_transport"
+    dense: ClassVar[bool] = True
+
+    metric: Literal["weights", "activations"] = "weights"
+    when: When = "pre"
+    samples: int = 1024
+    distance: Distance = "euclidean"
+    marginals: Literal["uniform", "importance"] = "uniform"
+    solver: Solver = "exact"
+    reg: float = 0.05
+    sweeps: int = 1
+    restarts: int = 1
+    barycenter: bool = False
+    published: bool = False
+    width: int | Mapping[str, int] | None = None
+    reference: int | None = None
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("samples", self.samples)
+        check_count("sweeps", self.sweeps)
+        check_count("restarts", self.restarts)
+        if not 0 < self.reg < float("inf"):
+            raise OptionError(f"reg is a share of the mean cost above 0, got {self.reg}")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether activations are compared."""
+        return self.metric == "activations"
+
+    def fill(self, members: Members, generator: torch.Generator) -> Filling:
+        """Match every member's neurons to the reference's.
+
+        Raises:
+            OptionError: a reference that is no member, a group too wide for the memory, or no calibration batches
+                where they are looked at.
+            PlanError: a marginal with zeros, or different widths of a contracted group.
+        """
+        check_reference(self.reference, members)
+        sizes = _sizes(members, self.width, self.reference)
+        for group, n in sizes.items():
+            check_memory(group, max(members.sizes(group)), n, self.solver, self.marginals == "uniform", self.max_memory)
+        sides = sides_of(members, self.metric, self.when, self.samples)
+        return _fuse(members, sides, _Aligner(self, generator), sizes, self.reference, self.barycenter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,13 +133,7 @@ class _Aligned:
 
 @dataclass(frozen=True, eq=False)
 class _Aligner:
-    distance: Distance
-    marginals: str
-    solver: Solver
-    reg: float
-    sweeps: int
-    restarts: int
-    published: bool
+    options: OptimalTransport
     generator: torch.Generator
 
     def __call__(self, target: Side, member: Side) -> _Aligned:
@@ -136,23 +142,23 @@ class _Aligner:
         graph = target.graph
         order = execution_order(graph)
         best = self._attempt(evidence, target, member, order)
-        for _ in range(self.restarts - 1):
+        for _ in range(self.options.restarts - 1):
             mixed = [order[i] for i in torch.randperm(len(order), generator=self.generator)]
             other = self._attempt(evidence, target, member, mixed)
             best = min(best, other, key=lambda found: found.total)
         return best
 
     def _attempt(self, evidence: Evidence, target: Side, member: Side, order: Sequence[str]) -> _Aligned:
-        solve = _Solver(self, target, member)
+        solve = _Solver(self.options, target, member)
         graph = target.graph
-        maps = match_forward(evidence, graph, order, solve, sweeps=self.sweeps)
+        maps = match_forward(evidence, graph, order, solve, sweeps=self.options.sweeps)
         costs = solve.costs
-        if self.restarts > 1:  # orders can only be compared on what they all see
+        if self.options.restarts > 1:  # orders can only be compared on what they all see
             costs = {}
             for group in order:
                 products = evidence.products(group, maps, Everything(), readers=False)
                 if products is not None:
-                    costs[group] = _mean_cost(products.distances(self.distance), maps[group])
+                    costs[group] = _mean_cost(products.distances(self.options.distance), maps[group])
         return _Aligned(maps, costs, tuple(solve.warnings))
 
 
@@ -160,7 +166,7 @@ class _Aligner:
 class _Solver:
     """Decides one group's map after the other, and notes what it cost."""
 
-    options: _Aligner
+    options: OptimalTransport
     target: Side
     member: Side
     costs: dict[str, float] = field(default_factory=dict)

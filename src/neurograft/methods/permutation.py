@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -19,9 +19,9 @@ from neurograft.alignment.matching import (
 from neurograft.alignment.representation import Side, mean_side, medoid, sides_of
 from neurograft.alignment.weight_similarity import Evidence, Products
 from neurograft.axes.maps import NeuronMap
-from neurograft.errors import MembersDiffer, OptionError
 from neurograft.members.members import Members
-from neurograft.options import check_choice, check_count
+from neurograft.methods.method import Method, check_reference
+from neurograft.options import check_count
 from neurograft.plans.plan import Filling
 from neurograft.tracing.graph import NeuronGraph
 
@@ -33,17 +33,8 @@ NARROW, MANY_STARTS, FEW_STARTS = 512, 10, 3  # starts of a descent where they a
 Permutations = dict[str, NeuronMap]
 
 
-def permutation(
-    members: Members,
-    *,
-    metric: Literal["weights", "activations"] = "weights",
-    when: When = "pre",
-    samples: int = 1024,
-    sweeps: int = 100,
-    restarts: int | None = None,
-    reference: int | None = None,
-    max_memory: int | None = None,
-) -> Filling:
+@dataclass(frozen=True, kw_only=True)
+class Permutation(Method):
     """Permute each member's neurons so that the members agree best, A = P, B = Pᵀ, and average.
 
     With `metric="weights"` coordinate descent maximises Σ over tensors of <W_reference, aligned W_member>: one group
@@ -57,8 +48,7 @@ def permutation(
     the best start and after each of its sweeps, `details["agreement"]` the summed objective against the others' mean
     after each round.
 
-    Args:
-        members: the networks, of equal widths.
+    Attributes:
         metric: "weights" needs no data; "activations" compares what neurons do on calibration batches.
         when: activations before ("pre") or after ("post") the nonlinearity.
         samples: activations per neuron that are compared.
@@ -70,9 +60,7 @@ def permutation(
         max_memory: bytes that matching one group may take; default what the machine has.
 
     Raises:
-        MembersDiffer: a free group has different sizes in the members.
-        OptionError: an option outside its range, or a group too wide for the memory.
-        InputError: `metric="activations"` without calibration batches.
+        OptionError: an option outside its range.
 
     Example:
         >>> import neurograft as ng
@@ -85,39 +73,69 @@ def permutation(
 
     Source: Ainsworth et al. 2023, arXiv:2209.04836, sections 3.1 and 3.2, and appendix A.8 (many members).
     """
-    check_choice("metric", metric, ("weights", "activations"))
-    check_choice("when", when, ("pre", "post"))
-    if restarts is None:
-        narrow = max((group.size for group in members.graph.free), default=0) <= NARROW
-        restarts = MANY_STARTS if narrow and metric == "weights" else FEW_STARTS
-    for option, number in (("samples", samples), ("sweeps", sweeps), ("restarts", restarts)):
-        check_count(option, number)
-    if reference is not None and not 0 <= reference < len(members.states):
-        raise OptionError(f"reference={reference} is no member; there are {len(members.states)}, counted from 0")
-    _check_widths(members)
-    for group in members.graph.free:
-        check_memory(group.name, group.size, group.size, "exact", True, max_memory)
-    sides = [side.standardised() for side in sides_of(members, metric, when, samples)]
-    descent = _Descent(members.graph, sweeps, restarts, members.generator)
-    if reference is None:
-        reference = medoid(
-            range(len(sides)), len(sides), lambda r, m: -descent.forward(sides[r].against(sides[m])).best
+
+    name: ClassVar[str] = "permutation"
+    equal_widths: ClassVar[bool] = True
+    dense: ClassVar[bool] = True
+
+    metric: Literal["weights", "activations"] = "weights"
+    when: When = "pre"
+    samples: int = 1024
+    sweeps: int = 100
+    restarts: int | None = None
+    reference: int | None = None
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("samples", self.samples)
+        check_count("sweeps", self.sweeps)
+        if self.restarts is not None:
+            check_count("restarts", self.restarts)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether activations are compared."""
+        return self.metric == "activations"
+
+    def fill(self, members: Members, generator: torch.Generator) -> Filling:
+        """Find every member's permutations.
+
+        Raises:
+            OptionError: a reference that is no member, a group too wide for the memory, or no calibration batches
+                where they are looked at.
+        """
+        check_reference(self.reference, members)
+        for group in members.graph.free:
+            check_memory(group.name, group.size, group.size, "exact", True, self.max_memory)
+        sides = [side.standardised() for side in sides_of(members, self.metric, self.when, self.samples)]
+        descent = _Descent(members.graph, self.sweeps, self._starts(members.graph), generator)
+        reference = self.reference
+        if reference is None:
+            reference = medoid(
+                range(len(sides)), len(sides), lambda r, m: -descent.forward(sides[r].against(sides[m])).best
+            )
+        found = [
+            _Found(descent.identity(), ()) if m == reference else descent(sides[reference].against(side))
+            for m, side in enumerate(sides)
+        ]
+        objectives = tuple(f.objectives for f in found)
+        agreement: tuple[float, ...] = ()
+        if len(sides) > 2:
+            found, agreement = _synchronise(sides, found, members.weights_or(), reference, descent)
+        moved = [g.name for g in members.graph.free if g.inside is None or any(_moves(f.maps[g.name]) for f in found)]
+        return Filling(
+            maps={name: tuple(f.maps[name] for f in found) for name in moved},
+            weights=members.weights_or(),
+            owned=False,
+            details={"reference": reference, "objective": objectives, "agreement": agreement},
         )
-    found = [
-        _Found(descent.identity(), ()) if m == reference else descent(sides[reference].against(side))
-        for m, side in enumerate(sides)
-    ]
-    objectives = tuple(f.objectives for f in found)
-    agreement: tuple[float, ...] = ()
-    if len(sides) > 2:
-        found, agreement = _synchronise(sides, found, members.weights_or(), reference, descent)
-    moved = [g.name for g in members.graph.free if g.inside is None or any(_moves(f.maps[g.name]) for f in found)]
-    return Filling(
-        maps={name: tuple(f.maps[name] for f in found) for name in moved},
-        weights=members.weights_or(),
-        owned=False,
-        details={"reference": reference, "objective": objectives, "agreement": agreement},
-    )
+
+    def _starts(self, graph: NeuronGraph) -> int:
+        if self.restarts is not None:
+            return self.restarts
+        narrow = max((group.size for group in graph.free), default=0) <= NARROW
+        return MANY_STARTS if narrow and self.metric == "weights" else FEW_STARTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,13 +254,3 @@ def _synchronise(
 
 def _moves(neuron_map: NeuronMap) -> bool:
     return not torch.equal(order_of(neuron_map), torch.arange(neuron_map.fused))
-
-
-def _check_widths(members: Members) -> None:
-    for group in members.graph.free:
-        sizes = members.sizes(group.name)
-        if len(set(sizes)) > 1:
-            raise MembersDiffer(
-                f"group {group.name} has {' / '.join(map(str, sizes))} neurons in the members; a permutation needs "
-                "equal widths, optimal_transport, transplant and zip do not"
-            )

@@ -1,41 +1,24 @@
 """Neuron transplantation: put all members' neurons side by side and keep the most important ones."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from neurograft.errors import OptionError, closest
+import torch
+
+from neurograft.errors import OptionError
 from neurograft.members.checks import check_member_weights
 from neurograft.members.members import Members
+from neurograft.methods.method import Method
 from neurograft.plans.plan import Filling
 from neurograft.selection.duplicates import matched_insides, twin_classes
-from neurograft.selection.scoring import Kind, scorers
+from neurograft.selection.scoring import MEASURED, Kind, scorers
 from neurograft.selection.selection import Normalize, Selection, selection_maps, tree_of, tree_weights
 from neurograft.selection.widths import fused_sizes
 
-CHOICES = {
-    "order": ("backward", "joint"),
-    "strategy": ("flat", "iterative", "hierarchical"),
-    "schedule": ("merge-prune", "prune-merge"),
-    "normalize": ("none", "layer", "member"),
-}
 
-
-def transplant(
-    members: Members,
-    *,
-    importance: Kind = "magnitude",
-    normalize: Normalize = "none",
-    balance: bool = False,
-    order: Literal["backward", "joint"] = "backward",
-    strategy: Literal["flat", "iterative", "hierarchical"] = "flat",
-    schedule: Literal["merge-prune", "prune-merge"] = "merge-prune",
-    fraction: float | None = None,
-    quota: Sequence[float] | None = None,
-    ratio: float | None = None,
-    width: int | Mapping[str, int] | None = None,
-    diversity: bool = False,
-    tolerance: float = 1e-6,
-) -> Filling:
+@dataclass(frozen=True, kw_only=True)
+class Transplant(Method):
     """Keep, in every group, the n most important of all members' neurons, in their original order.
 
     Who gets the neurons: raw magnitudes compare members by scale, and the function of a ReLU network does not
@@ -47,8 +30,7 @@ def transplant(
     tensor, before the slots of a group are added up: what producers and readers contribute then weighs the same,
     and no rescaling of layers that keeps the function changes which neurons are kept.
 
-    Args:
-        members: the networks.
+    Attributes:
         importance: "magnitude", "l1", "activation", "variance", "taylor" or "random"; see `scoring.scorers`.
         normalize: "none", "layer" or "member", as above.
         balance: equalise the scale of members and layers first, as above.
@@ -73,39 +55,69 @@ def transplant(
 
     Source: Öz et al. 2024, arXiv:2502.06849, sections 3 and 4; DESIGN, section 6.
     """
-    _check_choices(order=order, strategy=strategy, schedule=schedule, normalize=normalize)
-    if not 0 <= tolerance < 1:
-        raise OptionError(f"tolerance is a relative distance, from 0 to below 1, got {tolerance}")
-    k = len(members.states)
-    alone = _alone(fraction, quota, schedule, strategy, k)
-    share = (1 - fraction, fraction) if fraction is not None else check_member_weights(quota, k, "quota")
-    sizes = fused_sizes(members, ratio, width)
-    moved = frozenset(sizes)
-    weights = members.weights_or(share or _default_weights(members, moved, strategy))
-    insides = matched_insides(members) if diversity else {}
-    twins = twin_classes(members, list(sizes), tolerance, insides) if diversity else {}
-    select = Selection(members, sizes, weights, scorers(importance, members, moved), order, normalize, balance, twins)
-    kept = select.alone(share) if alone else select.tree(tree_of(strategy, k))[0]
-    return Filling(maps=selection_maps(members, kept, sizes, twins) | insides, weights=weights, owned=True)
 
+    name: ClassVar[str] = "transplant"
+    passes: ClassVar[int] = 3  # scores of makers and of readers, then the formula
+    finds_bad_numbers: ClassVar[bool] = True
 
-def _alone(fraction: float | None, quota: Sequence[float] | None, schedule: str, strategy: str, k: int) -> bool:
-    """Whether each member is scored by itself; refuses options that exclude each other."""
-    given = {
-        "fraction": fraction,
-        "quota": quota,
-        "schedule='prune-merge'": True if schedule == "prune-merge" else None,
-    }
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise OptionError(f"{' and '.join(names)} both say how many neurons each member gives; give one of them")
-    if names and strategy != "flat":
-        raise OptionError(f"{names[0]} chooses from each member alone; it excludes strategy={strategy!r}")
-    if fraction is not None and k != 2:
-        raise OptionError(f"fraction is for two members, got {k}; use quota=[...]")
-    if fraction is not None and not 0 <= fraction <= 1:
-        raise OptionError(f"fraction is the second member's share, between 0 and 1, got {fraction}")
-    return bool(names)
+    importance: Kind = "magnitude"
+    normalize: Normalize = "none"
+    balance: bool = False
+    order: Literal["backward", "joint"] = "backward"
+    strategy: Literal["flat", "iterative", "hierarchical"] = "flat"
+    schedule: Literal["merge-prune", "prune-merge"] = "merge-prune"
+    fraction: float | None = None
+    quota: Sequence[float] | None = None
+    ratio: float | None = None
+    width: int | Mapping[str, int] | None = None
+    diversity: bool = False
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.tolerance < 1:
+            raise OptionError(f"tolerance is a relative distance, from 0 to below 1, got {self.tolerance}")
+        alone = {"fraction": self.fraction, "quota": self.quota}
+        names = [name for name, value in alone.items() if value is not None]
+        names += ["schedule='prune-merge'"] if self.schedule == "prune-merge" else []
+        if len(names) > 1:
+            raise OptionError(f"{' and '.join(names)} both say how many neurons each member gives; give one of them")
+        if names and self.strategy != "flat":
+            raise OptionError(f"{names[0]} chooses from each member alone; it excludes strategy={self.strategy!r}")
+        if self.fraction is not None and not 0 <= self.fraction <= 1:
+            raise OptionError(f"fraction is the second member's share, between 0 and 1, got {self.fraction}")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the importance is measured on batches."""
+        return self.importance in MEASURED
+
+    def fill(self, members: Members, generator: torch.Generator) -> Filling:
+        """Choose the neurons.
+
+        Raises:
+            OptionError: widths or shares that do not suit the members, or no calibration batches where they are
+                looked at.
+        """
+        share = self._shares(len(members))
+        sizes = fused_sizes(members, self.ratio, self.width)
+        moved = frozenset(sizes)
+        weights = members.weights_or(share or _default_weights(members, moved, self.strategy))
+        insides = matched_insides(members) if self.diversity else {}
+        twins = twin_classes(members, list(sizes), self.tolerance, insides) if self.diversity else {}
+        importance = scorers(self.importance, members, moved, generator)
+        select = Selection(members, sizes, weights, importance, self.order, self.normalize, self.balance, twins)
+        alone = share is not None or self.schedule == "prune-merge"
+        kept = select.alone(share) if alone else select.tree(tree_of(self.strategy, len(members)))[0]
+        return Filling(maps=selection_maps(members, kept, sizes, twins) | insides, weights=weights, owned=True)
+
+    def _shares(self, members: int) -> tuple[float, ...] | None:
+        """How much each member gives, where that is asked for."""
+        if self.fraction is None:
+            return check_member_weights(self.quota, members, "quota")
+        if members != 2:
+            raise OptionError(f"fraction is for two members, got {members}; use quota=[...]")
+        return (1 - self.fraction, self.fraction)
 
 
 def _default_weights(members: Members, moved: frozenset[str], strategy: str) -> tuple[float, ...]:
@@ -118,9 +130,3 @@ def _default_weights(members: Members, moved: frozenset[str], strategy: str) -> 
         return (1 / k,) * k
     sizes = members.sizes(last)
     return tuple(n / sum(sizes) for n in sizes)
-
-
-def _check_choices(**given: Any) -> None:
-    for option, value in given.items():
-        if value not in CHOICES[option]:
-            raise OptionError(f"{option}={value!r} is not known; {closest(str(value), CHOICES[option])}")

@@ -1,6 +1,8 @@
 """Zipping: neurons of all members that answer alike become one, within a member too."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,24 +12,16 @@ from neurograft.alignment.assignment import memory_there
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.errors import OptionError, PlanError, closest
 from neurograft.members.members import Members
-from neurograft.options import check_choice, check_count
+from neurograft.methods.method import Method
+from neurograft.options import check_count
 from neurograft.plans.plan import Filling
 from neurograft.selection.clustering import BYTES_PER_PAIR, greedy_clusters
-from neurograft.selection.scoring import calibration_of
 from neurograft.selection.widths import fused_sizes, groups_made_by
 from neurograft.tracing.graph import NeuronGraph
 
 
-def zip_neurons(
-    members: Members,
-    *,
-    when: When = "post",
-    samples: int = 2048,
-    stop: str | None = None,
-    ratio: float | None = None,
-    width: int | Mapping[str, int] | None = None,
-    max_memory: int | None = None,
-) -> Filling:
+@dataclass(frozen=True, kw_only=True)
+class Zip(Method):
     """Cluster all members' neurons by the correlation of their activations; a cluster becomes one fused neuron.
 
     A_m[c, u] = 1/|c| and B_m[u, c] = 1 for neuron u of member m in cluster c: a fused neuron is made like the mean of
@@ -37,8 +31,9 @@ def zip_neurons(
     the fused network is wider there and has one path per member. Their outputs are averaged by the last layer's
     weights; with `heads="keep"` they come out one after the other.
 
-    Args:
-        members: the networks; needs calibration batches, unlabelled.
+    Needs calibration batches, unlabelled.
+
+    Attributes:
         when: compare activations before ("pre") or after ("post") the nonlinearity.
         samples: activations per neuron that are compared.
         stop: fnmatch pattern of the first group that is not zipped any more, or of a tensor that makes it.
@@ -48,33 +43,58 @@ def zip_neurons(
             machine has.
 
     Raises:
-        OptionError: no calibration batches, or an option outside its range.
-        PlanError: a group behind `stop` that an op reduces over (LayerNorm, softmax), so that members cannot stay
-            side by side.
+        OptionError: an option outside its range.
 
     Source: Stoica et al. 2023, arXiv:2305.03053, section 4.
     """
-    check_choice("when", when, ("pre", "post"))
-    check_count("samples", samples)
-    calibration_of(members, "method='zip'")
-    apart = _groups_from(members, stop)
-    sizes = fused_sizes(members, ratio, width)
-    for group in sizes:
-        if group not in apart:
-            _check_memory(group, sum(members.sizes(group)), max_memory)
-    found = member_activations(members, when=when, samples=samples)
-    maps = {}
-    for group, n in sizes.items():
-        if group in apart:
-            _check_side_by_side(members.graph, group)
-            clusters = torch.arange(sum(members.sizes(group)))
-        elif group not in found[0]:
-            raise PlanError(f"no activation shows what the neurons of {group} do, so they cannot be zipped; fix them")
-        else:
-            clusters = greedy_clusters(torch.cat([own[group] for own in found], 1), n)
-        maps[group] = cluster_maps(clusters, members.sizes(group))
-    warnings = _soft_warnings(members.graph, [g for g in maps if g not in apart])
-    return Filling(maps=maps, weights=members.weights_or(), owned=True, warnings=warnings)
+
+    name: ClassVar[str] = "zip"
+    dense: ClassVar[bool] = True
+
+    when: When = "post"
+    samples: int = 2048
+    stop: str | None = None
+    ratio: float | None = None
+    width: int | Mapping[str, int] | None = None
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("samples", self.samples)
+
+    @property
+    def needs_data(self) -> bool:
+        """Always: clusters are found by activations."""
+        return True
+
+    def fill(self, members: Members, _generator: torch.Generator) -> Filling:
+        """Cluster the neurons.
+
+        Raises:
+            OptionError: no calibration batches, or widths that do not suit the members.
+            PlanError: a group behind `stop` that an op reduces over (LayerNorm, softmax), so that members cannot stay
+                side by side.
+        """
+        apart = _groups_from(members, self.stop)
+        sizes = fused_sizes(members, self.ratio, self.width)
+        for group in sizes:
+            if group not in apart:
+                _check_memory(group, sum(members.sizes(group)), self.max_memory)
+        found = member_activations(members, when=self.when, samples=self.samples)
+        maps = {}
+        for group, n in sizes.items():
+            if group in apart:
+                _check_side_by_side(members.graph, group)
+                clusters = torch.arange(sum(members.sizes(group)))
+            elif group not in found[0]:
+                raise PlanError(
+                    f"no activation shows what the neurons of {group} do, so they cannot be zipped; fix them"
+                )
+            else:
+                clusters = greedy_clusters(torch.cat([own[group] for own in found], 1), n)
+            maps[group] = cluster_maps(clusters, members.sizes(group))
+        warnings = _soft_warnings(members.graph, [g for g in maps if g not in apart])
+        return Filling(maps=maps, weights=members.weights_or(), owned=True, warnings=warnings)
 
 
 def _check_memory(group: str, neurons: int, limit: int | None) -> None:

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from neurograft.alignment.activations import IN_MEMORY, member_activations
-from neurograft.errors import InputError, OptionError, closest
+from neurograft.alignment.activations import calibration_of, member_activations
+from neurograft.errors import InputError
 from neurograft.inputs import Batches, Inputs, device_of, first_tensor, pair_note, split_labels, to_device
 from neurograft.members.members import Members
 from neurograft.preserve_state import preserve_state
@@ -18,6 +18,8 @@ from neurograft.selection.importance import Alive, Magnitude
 from neurograft.tracing.graph import NeuronGraph
 
 Kind: TypeAlias = Literal["magnitude", "l1", "activation", "variance", "taylor", "random"]
+MEASURED: tuple[Kind, ...] = ("activation", "variance", "taylor")
+"""Kinds that look at calibration batches."""
 PIECE = 32  # samples whose slopes are averaged before their size is taken
 SAMPLES = 2048  # activations per neuron that importances are measured on
 
@@ -30,7 +32,9 @@ class Importance(Protocol):
         ...
 
 
-def scorers(kind: str, members: Members, moved: frozenset[str]) -> Callable[[int, float], Importance]:
+def scorers(
+    kind: Kind, members: Members, moved: frozenset[str], generator: torch.Generator
+) -> Callable[[int, float], Importance]:
     """What makes the scorer of member m when the tensors that make its outputs are scaled by the second argument.
 
     - `magnitude`: squared weights, summed per slot; what the paper uses.
@@ -47,19 +51,15 @@ def scorers(kind: str, members: Members, moved: frozenset[str]) -> Callable[[int
     layers, unless scores are balanced; `taylor` does not change under rescalings that keep the function.
 
     Raises:
-        OptionError: an unknown kind, or one that needs batches when there are none.
+        OptionError: a kind that needs batches when there are none.
         InputError: batches that are empty, or unlabelled where labels are needed.
     """
-    if kind not in get_args(Kind):
-        raise OptionError(f"importance={kind!r} is not known; {closest(str(kind), get_args(Kind))}")
     if kind in ("magnitude", "l1"):
         power = 2 if kind == "magnitude" else 1
         return lambda m, scale: Magnitude(members.states[m], members.graphs[m], moved, scale, power)
     groups = sorted(moved)
     if kind == "random":
-        drawn = [
-            {g: torch.rand(graph[g].size, generator=members.generator) for g in groups} for graph in members.graphs
-        ]
+        drawn = [{g: torch.rand(graph[g].size, generator=generator) for g in groups} for graph in members.graphs]
         return lambda m, _: Measured(drawn[m])
     batches, models = calibration_of(members, f"importance={kind!r}")
     if kind == "taylor":
@@ -70,22 +70,6 @@ def scorers(kind: str, members: Members, moved: frozenset[str]) -> Callable[[int
     answers = [answer_sizes(found, kind) for found in member_activations(members, when="post", samples=SAMPLES)]
     power = 1 if kind == "activation" else 2
     return lambda m, scale: Read(answers[m], Magnitude(members.states[m], members.graphs[m], moved, scale), power)
-
-
-def calibration_of(members: Members, what: str) -> tuple[Batches, tuple[nn.Module, ...]]:
-    """The calibration batches and the networks to run them through.
-
-    Raises:
-        OptionError: there are no batches, or the members are checkpoints without networks to run.
-    """
-    if members.models is None:
-        raise OptionError(f"{what} runs the members, but only their checkpoints are open; {IN_MEMORY}")
-    if members.calibration is None:
-        raise OptionError(
-            f"{what} looks at data: pass calibration=, a list of batches or a DataLoader (on the command line "
-            "--calibration)"
-        )
-    return members.calibration, members.models
 
 
 @dataclass(frozen=True, eq=False)
