@@ -39,7 +39,7 @@ def graph_of(shape: list[tuple], roles: list[dict[str, Role]], sizes: dict[str, 
         tuple({g: frozenset({r}) for g, r in dim.items()} for dim in roles),
     )
     slots = slots_by_group({"w": info})
-    groups = tuple(Group(g, n, False, None, slots.get(g, ())) for g, n in sizes.items())
+    groups = tuple(Group(g, n, slots.get(g, ())) for g, n in sizes.items())
     return NeuronGraph(groups, {"w": info})
 
 

@@ -9,6 +9,7 @@ from torch import nn
 import neurograft as ng
 from neurograft.errors import InputError, MissingExtra, OptionError
 from neurograft.methods import METHODS
+from neurograft.tracing.graph import FixedReason
 from neurograft_experiments.networks import NAMED, check_network, make_network
 
 SMALL = {
@@ -113,9 +114,9 @@ def test_every_hidden_neuron_is_free(name):
     graph = ng.trace(network, torch.randn(2, 1, 8, 8))
     assert len(graph.free) == FREE[name]
     assert not graph.unreached
-    held = {"the input", "the output", "max_pool2d_with_indices in pool"}  # the last: positions before LeNet's flatten
-    reasons = {group.why for group in graph.groups if group.fixed}
-    assert {why for why in reasons if not why.startswith("unbind in attention")} <= held
+    # positions: those before LeNet's flatten, and which of q, k and v
+    expected = {FixedReason.INPUT, FixedReason.OUTPUT, FixedReason.POSITIONS}
+    assert {group.reason for group in graph.groups if group.fixed} <= expected
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

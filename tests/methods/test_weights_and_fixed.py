@@ -8,6 +8,7 @@ from torch import nn
 
 import neurograft as ng
 from neurograft.errors import OptionError
+from neurograft.tracing.graph import FixedReason
 
 X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double()
 
@@ -59,7 +60,7 @@ def test_fixed_patterns_count_beside_a_given_graph() -> None:
     graph = ng.trace(nets[0], X)
     assert ng.plan(nets, X, graph=graph, fixed=["0.weight"]).sizes == {}
     assert ng.prune(nets[0], X, 0.5, graph=graph, fixed=["0.weight"])[0].out_features == 8
-    assert graph.fixing(["0.bias"])["0.weight:0"].why == "asked: 0.bias"
+    assert graph.fixing(["0.bias"])["0.weight:0"].reason is FixedReason.ASKED
     with pytest.raises(OptionError, match=r"fixed='0.weigth' matches no parameter"):
         ng.plan(nets, X, graph=graph, fixed=["0.weigth"])
 

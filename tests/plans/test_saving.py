@@ -9,7 +9,7 @@ import neurograft as ng
 from neurograft.checkpoints.writing import write_tensors
 from neurograft.errors import CheckpointError, PlanError
 from neurograft.plans.plan import FusionPlan
-from neurograft.plans.saving import KEY, SavedPlan, load_plan, save_plan
+from neurograft.plans.saving import KEY, VERSION, SavedPlan, load_plan, save_plan
 from neurograft.tracing.graph import NeuronGraph
 
 
@@ -64,12 +64,12 @@ def test_files_that_are_no_plans(tmp_path):
         load_plan(tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"a saved plan ends in .safetensors"):
         load_plan(tmp_path / "a.json")
-    for text in ("{}", "[]", "null", '{"version":1}', "no JSON", "[" * 100_000):
+    for text in ("{}", "[]", "null", f'{{"version":{VERSION}}}', "no JSON", "[" * 100_000):
         write_tensors({"a": torch.zeros(2)}, tmp_path / "b.safetensors", {KEY: text})
         with pytest.raises(CheckpointError, match="is no plan that this neurograft can read"):
             load_plan(tmp_path / "b.safetensors")
     write_tensors({"a": torch.zeros(2)}, tmp_path / "c.safetensors", {KEY: '{"version":7}'})
-    with pytest.raises(CheckpointError, match="is a plan of version 7; this neurograft reads 1"):
+    with pytest.raises(CheckpointError, match=f"is a plan of version 7; this neurograft reads {VERSION}"):
         load_plan(tmp_path / "c.safetensors")
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neurograft.tracing.graph import FixedReason
+
 EXPERTS, CHOSEN, WIDTH, HIDDEN = 4, 2, 8, 12
 
 
@@ -269,26 +271,24 @@ def joined(m: Mixture, h: Tensor) -> Tensor:
     return looked_up(m, h) + (shares * torch.linspace(0, 1, EXPERTS)).sum(-1, keepdim=True)
 
 
-ALIKE = "its units are asked for one by one"
-
-# experts that are not all alike, or not known to be: fixed, and why in words
-FIXED: dict[str, tuple[Callable[[Mixture, Tensor], Any], str]] = {
-    "numbers_added": (numbers_added, "the numbers of its units enter sum"),
-    "numbers_embedded": (numbers_embedded, "linspace in the network itself"),
-    "read_by_python": (read_by_python, "the numbers of its units enter _local_scalar_dense"),
-    "descending": (lambda m, h: grouped(m, h, descending=True), "the numbers of its units enter sort"),
-    "bounds_of_other_rows": (lambda m, h: grouped(m, h, stale=True), "experts are looked up by index: _grouped_mm"),
-    "cumulative": (cumulative, "rows are put in the order of its units: sort"),
-    "weighed_by_place": (weighed_by_place, "rows are put in the order of its units: sort"),
-    "some_left_out": (lambda m, h: looping(m, h, range(1, EXPERTS)), ALIKE),
-    "by_number": (lambda m, h: looping(m, h, kind="by_number"), ALIKE),
-    "counted": (lambda m, h: looping(m, h, kind="counted"), ALIKE),
-    "one_louder": (lambda m, h: looping(m, h, kind="one_louder"), ALIKE),
-    "reads_the_sum": (lambda m, h: looping(m, h, kind="reads_the_sum"), ALIKE),
-    "reads_the_sum_anew": (lambda m, h: looping(m, h, kind="anew") * 1.0 + looping(m, h, range(2)), ALIKE),
-    "neighbours": (neighbours, ALIKE),
-    "one_after_another": (one_after_another, "the numbers of its units enter eq"),
-    "joined": (joined, "its units are asked for one by one (eq in the network itself) and meet in cat"),
+# experts that are not all alike, or not known to be: fixed, and the kind of reason
+FIXED: dict[str, tuple[Callable[[Mixture, Tensor], Any], FixedReason]] = {
+    "numbers_added": (numbers_added, FixedReason.ORDER),
+    "numbers_embedded": (numbers_embedded, FixedReason.POSITIONS),
+    "read_by_python": (read_by_python, FixedReason.ORDER),
+    "descending": (lambda m, h: grouped(m, h, descending=True), FixedReason.ORDER),
+    "bounds_of_other_rows": (lambda m, h: grouped(m, h, stale=True), FixedReason.POSITIONS),
+    "cumulative": (cumulative, FixedReason.ORDER),
+    "weighed_by_place": (weighed_by_place, FixedReason.ORDER),
+    "some_left_out": (lambda m, h: looping(m, h, range(1, EXPERTS)), FixedReason.ORDER),
+    "by_number": (lambda m, h: looping(m, h, kind="by_number"), FixedReason.ORDER),
+    "counted": (lambda m, h: looping(m, h, kind="counted"), FixedReason.ORDER),
+    "one_louder": (lambda m, h: looping(m, h, kind="one_louder"), FixedReason.ORDER),
+    "reads_the_sum": (lambda m, h: looping(m, h, kind="reads_the_sum"), FixedReason.ORDER),
+    "reads_the_sum_anew": (lambda m, h: looping(m, h, kind="anew") * 1.0 + looping(m, h, range(2)), FixedReason.ORDER),
+    "neighbours": (neighbours, FixedReason.ORDER),
+    "one_after_another": (one_after_another, FixedReason.ORDER),
+    "joined": (joined, FixedReason.ORDER),
 }
 
 

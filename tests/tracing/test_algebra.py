@@ -57,7 +57,7 @@ def test_unify_with_a_fixed_axis_fixes_and_keeps_the_first_reason() -> None:
     a = free(5)
     unify(a, fixed(5, "the input"), WHY)
     fix(a, "later")
-    assert reason(a) == "the input"
+    assert str(reason(a)) == "the input"
 
 
 def test_unify_cuts_the_longer_segment() -> None:
@@ -205,4 +205,4 @@ def test_fixed_axes_stay_cheap(size: int) -> None:
     flat = reshape([fixed(size, "the batch"), fixed(7, "time")], [size * 7], WHY)
     assert len(flat[0]) == 1
     assert len(flat[0][0]) == 1
-    assert reason(flat[0]) == "the batch"
+    assert str(reason(flat[0])) == "the batch"

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
 import neurograft as ng
+from neurograft.tracing.graph import FixedReason
 from tests.networks import NETWORKS, ResNet, build, example
 from tests.tracing.shares import free_share
 
@@ -557,13 +558,13 @@ def test_buffers_that_are_not_saved_are_constants() -> None:
             return self.head(self.stem(x) * self.table)
 
     graph = ng.trace(Fixed(), noise(3, 5)())
-    assert graph["stem.weight:0"].why == "the buffer table, which is not saved"
+    assert graph["stem.weight:0"].reason is FixedReason.CONSTANT
 
 
 def test_two_group_counts_that_do_not_nest_are_fixed_with_that_reason() -> None:
     model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.GroupNorm(3, 12), nn.Flatten(), nn.Linear(48, 2))
     graph = ng.trace(model, noise(2, 3, 2, 2)())
-    assert "do not nest" in str(graph["0.weight:0"].why)
+    assert graph["0.weight:0"].reason is FixedReason.CONFLICT
 
 
 def test_several_outputs_fix_what_each_of_them_shows() -> None:
@@ -583,7 +584,7 @@ def test_several_outputs_fix_what_each_of_them_shows() -> None:
     model, x = roughened(Several()), noise(3, 5)()
     graph = ng.trace(model, x)
     assert [group.name for group in graph.free] == ["stem.weight:0"]
-    assert graph["inner.weight:0"].why == "the output 1.state"
+    assert graph["inner.weight:0"].reason is FixedReason.OUTPUT
     chosen = ng.trace(model, x, outputs=["0", "1.second"])
     assert [group.name for group in chosen.free] == ["stem.weight:0", "inner.weight:0"]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import neurograft as ng
 from neurograft.tracing import labelling
+from neurograft.tracing.graph import FixedReason
 from neurograft.tracing.rules import RULES
 from neurograft.tracing.rules.pointwise import pointwise
 
@@ -26,7 +27,7 @@ class Detector(nn.Module):
 def test_outputs_beside_logits_that_nothing_reads_are_fixed() -> None:
     graph = ng.trace(Detector(), torch.randn(4, 5))
     assert [group.name for group in graph.free] == ["body.weight:0"]
-    assert graph["boxes.weight:0"].why == "the output boxes"
+    assert graph["boxes.weight:0"].reason is FixedReason.OUTPUT
     assert graph.outputs == ("logits", "boxes")
 
 

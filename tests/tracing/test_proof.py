@@ -10,9 +10,10 @@ from torch import Tensor, nn
 import neurograft as ng
 from neurograft.errors import ProofFailed
 from neurograft.tracing import rules
-from neurograft.tracing.graph import NeuronGraph, Role, slots_by_group
+from neurograft.tracing.graph import FixedReason, NeuronGraph, Role, slots_by_group
 from neurograft.tracing.labelling import _FOUND
 from neurograft.tracing.labels import Labels
+from neurograft.tracing.proof import culprits
 from neurograft.tracing.tape import Op
 from tests.networks import NETWORKS, build, example
 
@@ -70,7 +71,7 @@ class Cumulative(nn.Module):
 def test_a_broken_rule_is_caught_and_the_group_is_fixed() -> None:
     with pytest.warns(UserWarning, match=r"these groups moved the outputs and are fixed now: a\.weight:0"):
         graph = ng.trace(Cumulative(), torch.randn(4, 3))
-    assert "proof: moving its neurons moved the outputs" in str(graph["a.weight:0"].why)
+    assert graph["a.weight:0"].reason is FixedReason.PROOF
     assert not graph["b.weight:0"].fixed
     assert graph.proven.startswith("proven")
 
@@ -151,3 +152,29 @@ def test_a_proof_reads_well() -> None:
     proof = ng.verify(model, ng.trace(model, example("mlp")), example("mlp"), deep=True)
     assert str(proof).startswith("proven: 2 groups permuted, outputs moved by")
     assert "every intermediate tensor" in str(proof)
+
+
+class Counting(nn.Module):
+    """Scales its outputs by how often it was called, which no buffer holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.b(self.a(x).relu()) * self.calls
+
+
+def test_outputs_that_do_not_repeat_are_named_before_anything_is_moved() -> None:
+    with pytest.warns(UserWarning, match="cannot be proven: the outputs do not repeat"):
+        graph = ng.trace(Counting(), torch.randn(4, 3))
+    assert graph.proven.startswith("unproven (the outputs do not repeat")
+    assert [group.name for group in graph.free] == ["a.weight:0"]
+    with pytest.raises(ProofFailed, match="the outputs do not repeat"):
+        ng.trace(Counting(), torch.randn(4, 3), strict=True)
+
+
+def test_a_change_that_no_group_makes_has_no_culprit() -> None:
+    assert culprits([], lambda _: 1.0, 1e-4, {}) == []

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import neurograft as ng
 from neurograft.errors import InputError, OptionError, TraceError, UnruledOp
+from neurograft.tracing.graph import FixedReason
 from tests.networks import NETWORKS, build, example
 from tests.tracing.shares import free_share
 
@@ -78,9 +79,12 @@ def test_layouts_cover_every_dimension(name: str) -> None:
 def test_every_fixed_group_says_why() -> None:
     graph = ng.trace(build("tied"), example("tied"))
     assert graph["embed.weight:0"].why == "looked up by index: embedding in embed"
+    assert graph["embed.weight:0"].reason is FixedReason.POSITIONS
     graph = ng.trace(build("mlp"), example("mlp"))
     assert graph["layers.0.weight:1"].why == "the input"
     assert graph["layers.2.weight:0"].why == "the output"
+    assert graph["layers.0.weight:1"].reason is FixedReason.INPUT
+    assert graph["layers.2.weight:0"].reason is FixedReason.OUTPUT
     assert all(group.why for group in graph if group.fixed)
 
 
@@ -98,8 +102,8 @@ def test_backward_order_takes_residual_streams_first() -> None:
 
 def test_asked_patterns_fix_every_group_they_touch() -> None:
     graph = ng.trace(build("lenet"), example("lenet"), fixed=["f1.*"])
-    assert graph["f1.weight:0"].why == "asked: f1.*"
-    assert graph["c2.weight:0"].why == "asked: f1.*"
+    assert graph["f1.weight:0"].reason is FixedReason.ASKED
+    assert graph["c2.weight:0"].reason is FixedReason.ASKED
     assert not graph["c1.weight:0"].fixed
 
 
@@ -140,7 +144,7 @@ def test_several_example_inputs_make_one_graph() -> None:
     model, positive = Switch(), torch.ones(2, 4)
     graph = ng.trace(model, positive)
     assert graph.unreached == ("right.weight", "right.bias")
-    assert graph["right.weight:0"].why == "no example input reached it"
+    assert graph["right.weight:0"].reason is FixedReason.UNREACHED
     graph = ng.trace(model, [positive, -positive])
     assert graph.unreached == ()
     assert {slot.tensor for slot in graph["left.weight:0"].slots} >= {"left.weight", "right.weight", "head.weight"}

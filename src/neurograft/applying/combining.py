@@ -19,7 +19,7 @@ from neurograft.members.graphs import check_unreached
 from neurograft.members.members import Members
 from neurograft.plans.plan import FusionPlan, made_by
 from neurograft.preserve_state import preserve_state
-from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.graph import FixedReason, NeuronGraph
 from neurograft.tracing.labelling import pinned_outputs
 from neurograft.tracing.proof import examples_of
 
@@ -176,7 +176,7 @@ def _check_kept_apart(graph: NeuronGraph) -> None:
     ]
     for info in graph.tensors.values():
         made = [g for dim in info.roles for g, roles in dim.items() if "out" in roles and g not in moved]
-        inside = [graph[g] for g in made if not str(graph[g].why).startswith("the output")]
+        inside = [graph[g] for g in made if graph[g].reason is not FixedReason.OUTPUT]
         if info.kind == "weight" and inside and not made_by(info, moved):
             why = inside[0].why if inside[0].fixed else f"inside {inside[0].inside}, which {info.name} does not have"
             state = "fixed" if inside[0].fixed else "shared"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from neurograft.errors import BadWeights, MembersDiffer, PlanError
 from neurograft.members.states import State
-from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.graph import FixedReason, NeuronGraph
 
 
 def check_models(models: Sequence[nn.Module]) -> None:
@@ -136,7 +136,7 @@ def check_fixed_widths(graphs: Sequence[NeuronGraph]) -> None:
                 raise MembersDiffer(
                     f"{where} has {graph[group.name].size} positions in models[{m}], {group.size} in models[0] along "
                     f"an axis that must not change ({group.why or 'inside ' + str(group.inside)})"
-                    + ('; for different label sets use heads="keep"' if "the output" in (group.why or "") else "")
+                    + ('; for different label sets use heads="keep"' if group.reason is FixedReason.OUTPUT else "")
                 )
 
 

@@ -9,7 +9,7 @@ import torch
 from neurograft.axes.maps import NeuronMap
 from neurograft.errors import PlanError
 from neurograft.plans.plan import Filling
-from neurograft.tracing.graph import Group, NeuronGraph
+from neurograft.tracing.graph import FixedReason, Group, NeuronGraph
 
 Heads: TypeAlias = Literal["average", "keep"]
 
@@ -23,8 +23,7 @@ def head_groups(graph: NeuronGraph) -> tuple[Group, ...]:
         reads = any(
             "in" in roles and g in free for t in made for dim in graph.tensors[t].roles for g, roles in dim.items()
         )
-        is_output = group.fixed and (group.why or "").startswith("the output")
-        if is_output and reads and all(slot.role != "in" for slot in group.slots):
+        if group.reason is FixedReason.OUTPUT and reads and all(slot.role != "in" for slot in group.slots):
             found.append(group)
     return tuple(found)
 
@@ -51,7 +50,7 @@ def freed_heads(graphs: Sequence[NeuronGraph]) -> tuple[NeuronGraph, ...]:
     return tuple(
         replace(
             graph,
-            groups=tuple(replace(g, fixed=False, why=None) if g.name in names else g for g in graph.groups),
+            groups=tuple(replace(g, reason=None, why="") if g.name in names else g for g in graph.groups),
         )
         for graph in graphs
     )

@@ -16,10 +16,10 @@ from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.checkpoints.writing import write_tensors
 from neurograft.errors import CheckpointError, PlanError
 from neurograft.plans.plan import FusionPlan
-from neurograft.tracing.graph import Group, NeuronGraph, Slot, TensorInfo, Tied, Use
+from neurograft.tracing.graph import FixedReason, Group, NeuronGraph, Slot, TensorInfo, Tied, Use
 
 KEY = "neurograft-plan"
-VERSION = 1
+VERSION = 2
 KINDS = {
     kind.__name__: kind
     for kind in (Factor, Slot, Group, TensorInfo, Use, Tied, NeuronGraph, Pairs, NeuronMap, FusionPlan)
@@ -109,6 +109,8 @@ class _Writing:
             return value
         if isinstance(value, (Tensor, NeuronGraph)):
             return self._once(value)
+        if isinstance(value, FixedReason):
+            return {"reason": value.value}
         if isinstance(value, torch.dtype):
             return {"dtype": CODES[value]}
         if is_dataclass(value) and type(value).__name__ in KINDS:
@@ -162,6 +164,8 @@ class _Reading:
             return self._tensors[content]
         if tag == "graph":
             return self._graphs[content]
+        if tag == "reason":
+            return FixedReason(content)
         if tag == "dtype":
             return DTYPES[content]
         raise ValueError(f"unknown tag {tag!r:.40}")

@@ -13,18 +13,25 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from neurograft.tracing.reasons import SINGLE, Because, FixedReason, Why
+from neurograft.tracing.reasons import why as reason_of
+
 
 class Var:
-    """One factor: `size` positions; perhaps the same as `parent`, perhaps bound to `expr`, perhaps fixed."""
+    """One factor: `size` positions; perhaps the same as `parent`, perhaps bound to `expr`, perhaps fixed (`why`)."""
 
-    __slots__ = ("expr", "fixed", "parent", "size", "why")
+    __slots__ = ("expr", "parent", "size", "why")
 
-    def __init__(self, size: int, fixed: bool = False, why: str = ""):
+    def __init__(self, size: int, why: Why | None = None):
         self.size = size
         self.parent: Var | None = None
         self.expr: Axis | None = None
-        self.fixed = fixed
         self.why = why
+
+    @property
+    def fixed(self) -> bool:
+        """Whether its positions have a meaning."""
+        return self.why is not None
 
 
 Segment: TypeAlias = tuple[Var, ...]
@@ -38,9 +45,9 @@ def free(size: int) -> Axis:
     return ((Var(size),),) if size > 1 else ONE[:size]
 
 
-def fixed(size: int, why: str) -> Axis:
+def fixed(size: int, why: Because) -> Axis:
     """A new axis whose positions have a meaning."""
-    return ((Var(size, True, why),),) if size > 1 else ONE[:size]
+    return ((Var(size, reason_of(why)),),) if size > 1 else ONE[:size]
 
 
 def segment_size(segment: Segment) -> int:
@@ -106,45 +113,49 @@ def leaves(axis: Axis) -> Iterator[Var]:
                 yield from leaves(var.expr)
 
 
-def reason(axis: Axis) -> str | None:
+def reason(axis: Axis) -> Why | None:
     """Why the axis is wholly fixed; None if a part of it is free. Size 0 and 1 count as fixed."""
     if len(axis) == 1 and len(axis[0]) == 1 and axis[0][0].parent is None and axis[0][0].expr is None:
-        return axis[0][0].why if axis[0][0].fixed else None
-    why = "a single position"
+        return axis[0][0].why
+    why = SINGLE
     for var in leaves(axis):
-        if not var.fixed:
+        if var.why is None:
             return None
         why = var.why
     return why
 
 
-def fix(axis: Axis, why: str) -> None:
+def fix(axis: Axis, why: Because) -> None:
     """Fix all variables of the axis; those that are fixed keep their first reason."""
     for var in leaves(axis):
-        if not var.fixed:
-            var.fixed, var.why = True, why
+        if var.why is None:
+            var.why = reason_of(why)
+
+
+def _conflict(text: str) -> Why:
+    return Why(FixedReason.CONFLICT, text)
 
 
 def _bind(var: Var, expr: Axis) -> None:
     var.expr = expr
-    if var.fixed:
+    if var.why is not None:
         fix(expr, var.why)
 
 
-def _join(a: Var, b: Var, why: str) -> None:
+def _join(a: Var, b: Var, why: Because) -> None:
     # equal sizes, at least one of them not yet the other; a bound variable stays the root
     if a.expr is not None and b.expr is not None:
         unify(a.expr, b.expr, why)
     elif a.expr is not None:
         a, b = b, a
     a.parent = b
-    if b.expr is not None and a.fixed:
+    if b.expr is not None and a.why is not None:
         fix(b.expr, a.why)
-    elif a.fixed and not b.fixed:
-        b.fixed, b.why = True, a.why
+    elif b.why is None:
+        b.why = a.why
 
 
-def _factor(big: Var, small: Var, why: str) -> bool:
+def _factor(big: Var, small: Var, why: Because) -> bool:
     # refine `big` to `something * small`; False if a segment of it cannot be
     share = big.size // small.size
     if big.expr is None:
@@ -171,7 +182,7 @@ def _cut(segment: Segment, size: int) -> None:
     _bind(lead, free(at) + free(lead.size - at))
 
 
-def _match(x: Segment, y: Segment, why: str) -> bool:
+def _match(x: Segment, y: Segment, why: Because) -> bool:
     # one step towards equality of two segments of one size; False if they cannot be made equal
     i = -1
     while x[i] is y[i]:
@@ -184,7 +195,7 @@ def _match(x: Segment, y: Segment, why: str) -> bool:
     return big.size % small.size == 0 and _factor(big, small, why)
 
 
-def unify(a: Axis, b: Axis, why: str) -> None:
+def unify(a: Axis, b: Axis, why: Because) -> None:
     """Learn that two axes of equal size index the same neurons; what cannot be reconciled is fixed.
 
     Example:
@@ -198,8 +209,8 @@ def unify(a: Axis, b: Axis, why: str) -> None:
         return
     why_a, why_b = reason(a), reason(b)
     if why_a is not None or why_b is not None:
-        fix(a, why_b or "")
-        fix(b, why_a or "")
+        fix(a, why_b or SINGLE)
+        fix(b, why_a or SINGLE)
         return
     while a and b:
         x, y = a[0], b[0]
@@ -212,7 +223,7 @@ def unify(a: Axis, b: Axis, why: str) -> None:
         elif size_x < size_y:
             _cut(y, size_x)
         elif not x or not _match(x, y, why):
-            fix((x, y), f"{why} (its axes {show((x,))} and {show((y,))} do not nest)")
+            fix((x, y), _conflict(f"{why} (its axes {show((x,))} and {show((y,))} do not nest)"))
             a, b = a[1:], b[1:]
         a, b = canon(a), canon(b)
 
@@ -235,7 +246,7 @@ def merge(axes: Sequence[Axis]) -> Axis:
     return canon(whole)
 
 
-def _split_segment(segment: Segment, size: int, why: str) -> tuple[Segment, Segment] | None:
+def _split_segment(segment: Segment, size: int, why: Because) -> tuple[Segment, Segment] | None:
     # the segment as left * right with a right side of `size` positions
     right, cut = 1, len(segment)
     while right < size:
@@ -254,7 +265,7 @@ def _split_segment(segment: Segment, size: int, why: str) -> tuple[Segment, Segm
     return segment[:cut], segment[cut:]
 
 
-def _split_right(axis: Axis, size: int, why: str) -> tuple[Axis, Axis] | None:
+def _split_right(axis: Axis, size: int, why: Because) -> tuple[Axis, Axis] | None:
     # the axis as left * right with a right side of `size` positions; all segments share the right side
     axis = canon(axis)
     if any(segment_size(segment) % size for segment in axis):
@@ -284,21 +295,22 @@ def _split_right(axis: Axis, size: int, why: str) -> tuple[Axis, Axis] | None:
     return canon(tuple(left)), canon(right)
 
 
-def split(axis: Axis, sizes: Sequence[int], why: str) -> tuple[Axis, ...]:
+def split(axis: Axis, sizes: Sequence[int], why: Because) -> tuple[Axis, ...]:
     """The axes of a row-major view of `axis` as `sizes` (all above 1); fixed if its factors do not nest."""
     done: list[Axis] = []
     rest = axis
     for size in reversed(sizes[1:]):
         halves = _split_right(rest, size, why)
         if halves is None:
-            fix(axis, f"{why} (its axis {show(axis)} does not nest in {tuple(sizes)})")
-            return tuple(fixed(n, why) for n in sizes)
+            clash = _conflict(f"{why} (its axis {show(axis)} does not nest in {tuple(sizes)})")
+            fix(axis, clash)
+            return tuple(fixed(n, clash) for n in sizes)
         rest, right = halves
         done.append(right)
     return (canon(rest), *reversed([canon(axis) for axis in done]))
 
 
-def reshape(axes: Sequence[Axis], shape: Sequence[int], why: str) -> tuple[Axis, ...]:
+def reshape(axes: Sequence[Axis], shape: Sequence[int], why: Because) -> tuple[Axis, ...]:
     """The axes after a row-major reshape: dims of equal product are merged and split again.
 
     Example:
@@ -330,12 +342,12 @@ def reshape(axes: Sequence[Axis], shape: Sequence[int], why: str) -> tuple[Axis,
     return tuple(next(parts) if n > 1 else ONE for n in shape)
 
 
-def _regroup(axes: Sequence[Axis], sizes: Sequence[int], why: str) -> tuple[Axis, ...]:
+def _regroup(axes: Sequence[Axis], sizes: Sequence[int], why: Because) -> tuple[Axis, ...]:
     if len(axes) == 1 and len(sizes) == 1:
         return (axes[0],)
-    reasons = [reason(axis) for axis in axes]
-    if None not in reasons:
-        return tuple(fixed(n, str(reasons[0])) for n in sizes)
+    reasons = [found for found in map(reason, axes) if found is not None]
+    if len(reasons) == len(axes):
+        return tuple(fixed(n, reasons[0]) for n in sizes)
     whole = merge(axes)
     return (whole,) if len(sizes) == 1 else split(whole, sizes, why)
 

@@ -9,6 +9,7 @@ from neurograft.axes.layout import Factor, Layout, Role, layout_size, resize_lay
 from neurograft.errors import OptionError, closest
 from neurograft.escaping import terminal
 from neurograft.tracing.parts import Group, Kind, Slot, TensorInfo, Tied, Use, slots_by_group
+from neurograft.tracing.reasons import FixedReason
 from neurograft.tracing.table import footnotes, groups_table
 
 
@@ -69,32 +70,32 @@ class NeuronGraph:
         Raises:
             OptionError: a pattern fits no tensor.
         """
-        whys: dict[str, str] = {}
+        asked: dict[str, str] = {}
         for pattern in patterns:
             names = [name for name in self.tensors if fnmatch(name, pattern)]
             if not names:
                 raise OptionError(f"fixed={pattern!r} matches no parameter; {closest(pattern, self.tensors)}")
             for name in names:
-                whys |= {g: f"asked: {pattern}" for dim in self.tensors[name].roles for g in dim if g not in whys}
-        whys = {name: why for name, why in whys.items() if not self[name].fixed}
-        if not whys:
+                asked |= {g: f"asked: {pattern}" for dim in self.tensors[name].roles for g in dim if g not in asked}
+        asked = {name: why for name, why in asked.items() if not self[name].fixed}
+        if not asked:
             return self
 
         def outer(name: str | None) -> str | None:
-            return outer(self[name].inside) if name in whys else name
+            return outer(self[name].inside) if name in asked else name
 
         groups = tuple(
-            replace(g, fixed=True, why=whys[g.name], inside=None)
-            if g.name in whys
+            replace(g, reason=FixedReason.ASKED, why=asked[g.name], inside=None)
+            if g.name in asked
             else replace(g, inside=outer(g.inside))
             for g in self.groups
         )
         return replace(
             self,
             groups=groups,
-            tied=tuple(t for t in self.tied if t.group not in whys),
-            execution_order=tuple(name for name in self.execution_order if name not in whys),
-            backward_order=tuple(name for name in self.backward_order if name not in whys),
+            tied=tuple(t for t in self.tied if t.group not in asked),
+            execution_order=tuple(name for name in self.execution_order if name not in asked),
+            backward_order=tuple(name for name in self.backward_order if name not in asked),
         )
 
     def resized(self, sizes: Mapping[str, int]) -> "NeuronGraph":
@@ -137,6 +138,7 @@ class NeuronGraph:
 
 __all__ = [
     "Factor",
+    "FixedReason",
     "Group",
     "Kind",
     "Layout",

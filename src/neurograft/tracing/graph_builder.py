@@ -14,10 +14,11 @@ from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo,
 from neurograft.tracing.labelling import Labelling, resolved
 from neurograft.tracing.labels import Axes, UseNote
 from neurograft.tracing.ordering import backward_order, execution_order
-from neurograft.tracing.rules.convolutions import KERNEL
+from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.tying import find_tied
 
 _ROLES: tuple[Role, ...] = ("out", "in", "elementwise")
+_UNREACHED = Why(FixedReason.UNREACHED, "no example input reached it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,9 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
         Group(
             name,
             var.size,
-            var.fixed,
-            var.why if var.fixed else None,
             slots.get(name, ()),
+            None if var.why is None else var.why.reason,
+            str(var.why or ""),
             inside.get(name),
             reduced.get(name, ()),
             bilinear.get(name, ()),
@@ -83,7 +84,7 @@ def pin_unreached(labelling: Labelling) -> None:
     """Fix the axes of parameters that the runs did not touch: nobody knows what they mean."""
     for name in unreached(labelling):
         for axis in labelling.parameter_axes[name]:
-            fix(axis, "no example input reached it")
+            fix(axis, _UNREACHED)
 
 
 def pin_unread(labelling: Labelling) -> None:
@@ -98,7 +99,7 @@ def pin_unread(labelling: Labelling) -> None:
             unify(main, tuple(s for part in parts for s in part), name)
             for part, seen in zip(parts, read, strict=True):
                 if not seen:
-                    fix(part, "no example input reached it")
+                    fix(part, _UNREACHED)
 
 
 def pin_dealt(labelling: Labelling) -> None:
@@ -119,7 +120,7 @@ def name_groups(labelling: Labelling) -> Named:
     for tensor, axes in labelling.parameter_axes.items():
         for dim, axis in enumerate(axes):
             new = [var for var in dict.fromkeys(leaves(axis)) if var not in names]
-            new = [var for var in new if not (var.fixed and var.why == KERNEL)]
+            new = [var for var in new if not (var.why and var.why.reason is FixedReason.KERNEL)]
             for i, var in enumerate(new):
                 names[var] = f"{tensor}:{dim}" + (f".{i}" if i else "")
     return Named({name: var for var, name in names.items()}, names)

@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from neurograft.tracing.algebra import Axis, Var, canon, fix, leaves, reason
+from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.tape import Op, op_tensors, storage_of
 
 # ops whose result holds the same numbers, in the same places or in others
@@ -59,9 +60,9 @@ class Order:
     op: Op
 
     @property
-    def why(self) -> str:
+    def why(self) -> Why:
         """The reason that the units' order has where the rows' order has one."""
-        return f"rows are put in the order of its units: {self.op}"
+        return Why(FixedReason.ORDER, f"rows are put in the order of its units: {self.op}")
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class Numbers:
                 for r in op.results:
                     self.give(r, Meaning(meaning.kind, meaning.axis, source), op)
             elif meaning.moves:
-                fix(meaning.axis, f"the numbers of its units enter {op}")
+                fix(meaning.axis, Why(FixedReason.ORDER, f"the numbers of its units enter {op}"))
 
     def dealt(self, rows: Axis, bounds: Meaning) -> bool:
         """Whether the rows are in the order of the very numbers whose bounds these are."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neurograft.inputs import check_model
 from neurograft.tracing.algebra import Axis, axis_size, canon, fix, fixed, free, leaves, unify
 from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.rules import RULES, Rule
 from neurograft.tracing.rules.constants import UNIFORM
 from neurograft.tracing.rules.pointwise import mark, pointwise
@@ -141,7 +142,7 @@ class Labelling:
         self._forget_activations()
         self.starts.append(len(self.main.notes.uses))
         for path, x in tensors_of(tape.inputs):
-            why = f"the input {path}".strip() if path else "the input"
+            why = Why(FixedReason.INPUT, f"the input {path}".strip())
             self.main.axes[id(x)] = tuple(fixed(n, why) for n in x.shape)
             self.main.active.add(id(x))
         self.main.values = self.private.values = tape.values
@@ -159,7 +160,7 @@ class Labelling:
             self.pinned.append((tape, path, x))
             meaning = self.main.numbers.of(x)
             for axis in (*self.main.of(x), *(() if meaning is None else (meaning.axis,))):
-                fix(axis, f"the output {path}".strip())
+                fix(axis, Why(FixedReason.OUTPUT, f"the output {path}".strip()))
 
     def _forget_activations(self) -> None:
         self.main.active.clear()
@@ -265,9 +266,10 @@ class Labelling:
         if labels is self.main:
             movable = [axis for axis in entering if any(not v.fixed for v in leaves(axis))]
             self.unruled.setdefault(f"{op}{how}", []).extend(movable)
+        why = Why(FixedReason.NO_RULE, f"no rule for {op}")
         for axis in entering:
-            fix(axis, f"no rule for {op}")
-        return [None if s is None else tuple(fixed(n, f"no rule for {op}") for n in s) for s in op.shapes]
+            fix(axis, why)
+        return [None if s is None else tuple(fixed(n, why) for n in s) for s in op.shapes]
 
     def _assign(self, labels: Labels, op: Op, results: list[Axes | None]) -> None:
         for r, axes in zip(op.results, results, strict=False):

@@ -11,6 +11,7 @@ from neurograft.tracing import algebra
 from neurograft.tracing.algebra import Axis, axis_size, canon, fixed, merge, unify
 from neurograft.tracing.graph import Kind, Role
 from neurograft.tracing.index_semantics import Numbers
+from neurograft.tracing.reasons import Because, FixedReason, Why
 from neurograft.tracing.tape import Op, storage_of
 from neurograft.tracing.unit_loops import Turns
 
@@ -130,7 +131,7 @@ class Labels:
             return tuple(algebra.free(axis_size(axis)) for axis in self.axes[id(tensor)])
         if not self.known(tensor):
             why = self.buffers.get(id(tensor)) or f"a constant that enters {self.op}"
-            constant = tuple(fixed(n, why) for n in tensor.shape)
+            constant = tuple(fixed(n, Why(FixedReason.CONSTANT, why)) for n in tensor.shape)
             if self.private is None:  # remembered here, it would pass for something made from parameters
                 return constant
             self.axes[id(tensor)] = constant
@@ -160,7 +161,7 @@ class Labels:
         """Both axes index the same neurons."""
         unify(a, b, self.why)
 
-    def fix(self, axis: Axis, why: str = "") -> None:
+    def fix(self, axis: Axis, why: Because = "") -> None:
         """The axis' positions have a meaning."""
         algebra.fix(axis, why or self.why)
 
@@ -186,7 +187,7 @@ class Labels:
         self.turns.start(self.op, axis, number, id(source), *how)
         return True
 
-    def fixed(self, size: int, why: str = "") -> Axis:
+    def fixed(self, size: int, why: Because = "") -> Axis:
         """A new fixed axis; only sound if every axis it came from is fixed."""
         return fixed(size, why or self.why)
 

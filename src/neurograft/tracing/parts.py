@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neurograft.axes.layout import Layout, Role, spans
+from neurograft.tracing.reasons import FixedReason
 
 Kind = Literal["weight", "bias", "scale", "shift", "mean", "variance", "statistic"]
 
@@ -43,7 +44,7 @@ class Slot:
 class Group:
     """Neurons that must move together, wherever they appear.
 
-    `fixed` groups never move and `why` says what fixed them (op and module path). `inside` names the
+    Groups with a `reason` are fixed and never move; `why` gives it in words (op and module path). `inside` names the
     group whose units contain these (the channels of a head). `reduced_by` lists ops that reduce over the
     units (LayerNorm, softmax, mean) and `bilinear` ops that contract two activations over them (q·k). `ranked_by`
     lists those of the former that choose units by their values (the experts of a mixture, by `topk`): there must
@@ -52,14 +53,19 @@ class Group:
 
     name: str
     size: int
-    fixed: bool
-    why: str | None
     slots: tuple[Slot, ...]
+    reason: FixedReason | None = None
+    why: str = ""
     inside: str | None = None
     reduced_by: tuple[str, ...] = ()
     bilinear: tuple[str, ...] = ()
     ranked_by: tuple[str, ...] = ()
     least: int = 1
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the neurons must keep their places."""
+        return self.reason is not None
 
 
 @dataclass(frozen=True, slots=True)

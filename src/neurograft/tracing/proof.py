@@ -21,6 +21,10 @@ from neurograft.tracing.tape import on_meta
 
 # largest relative change that counts as rounding, by the dtype of the outputs
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_UNREPEATED = (
+    "the outputs do not repeat: two runs of the unchanged network on the same inputs are {:.1g} apart (relative); it "
+    "keeps state between calls, or draws numbers that torch.manual_seed does not govern"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Proof:
     """What moving neurons did to the outputs; `error` is max|change| / max|output|.
 
     `guilty` groups moved the outputs when permuted, `wrong_roles` when readers of two equal neurons were exchanged.
+    `repeats` is False if the outputs differ from call to call, so that nothing can be proven.
     `deep_error` is the largest error of any intermediate tensor, `deep_at` the first op above the tolerance.
     """
 
@@ -43,6 +48,7 @@ class Proof:
     deep_error: float | None = None
     deep_at: str | None = None
     unproven: str | None = None
+    repeats: bool = True
 
     def __str__(self) -> str:
         if self.unproven:
@@ -111,6 +117,9 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     # many norms compute in float32 whatever they are given: then float64 outputs are no more exact than that
     inside = {torch.float32} & seen if any(x.dtype == torch.float64 for x in base) else set()
     tolerance = max((_TOLERANCE.get(dtype, 0.0) for dtype in [*inside, *(x.dtype for x in base)]), default=0.0) or 1e-4
+    repeated = largest_change(base, bench.run({}))
+    if repeated > tolerance:
+        return Proof(True, repeated, 0.0, tolerance, 0, 0, unproven=_UNREPEATED.format(repeated), repeats=False)
     movable = [group for group in graph.free if group.size > 1]
     moved = {group.name: _shuffle(group.size, bench.generator) for group in movable}
 
@@ -181,8 +190,8 @@ def culprits(
         error = measure(part)
         if error <= tolerance:
             return []
-        if len(part) == 1:
-            errors[part[0]] = error
+        if len(part) <= 1:
+            errors.update(dict.fromkeys(part, error))
             return list(part)
         middle = len(part) // 2
         return search(part[:middle]) + search(part[middle:])

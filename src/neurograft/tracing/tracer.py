@@ -18,6 +18,7 @@ from neurograft.tracing.graph_builder import build_graph, name_groups
 from neurograft.tracing.labelling import Labelling
 from neurograft.tracing.proof import Proof, examples_of
 from neurograft.tracing.proof import verify as prove
+from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.recording import record
 from neurograft.tracing.tape import tensors_of
 
@@ -51,7 +52,7 @@ def trace(
         InputError: if the example inputs are of no such form.
         OptionError: if a pattern in `fixed` or `outputs` matches nothing.
         UnruledOp: with `strict`, if an op has no rule.
-        ProofFailed: with `strict`, if moving neurons moves the outputs.
+        ProofFailed: with `strict`, if moving neurons moves the outputs, or these do not repeat from call to call.
     """
     with without_garbage_collection():
         labelling, chosen = learnt(model, examples_of(example_inputs), outputs)
@@ -108,7 +109,7 @@ def fix_asked(labelling: Labelling, patterns: Sequence[str]) -> None:
             raise OptionError(f"fixed={pattern!r} matches no parameter; {closest(pattern, names)}")
         for name in matched:
             for axis in labelling.parameter_axes[name]:
-                fix(axis, f"asked: {pattern}")
+                fix(axis, Why(FixedReason.ASKED, f"asked: {pattern}"))
 
 
 def report_unruled(labelling: Labelling, strict: bool) -> None:
@@ -135,6 +136,10 @@ def _proven(
     strict: bool,
 ) -> NeuronGraph:
     proof = prove(model, graph, example_inputs)
+    if not proof.repeats:
+        if strict:
+            raise ProofFailed(f"the graph of {graph.model_class} cannot be proven: {proof.unproven}")
+        warnings.warn(f"the graph cannot be proven: {proof.unproven}", stacklevel=3)
     # fixing one group may uncover another; every round fixes at least one
     while not proof.passed:
         guilty = [*proof.guilty, *proof.wrong_roles]
@@ -142,7 +147,8 @@ def _proven(
             raise ProofFailed(f"moving neurons of {graph.model_class} changed its outputs:\n{proof}")
         for name in guilty:
             error = proof.errors.get(name, proof.error)
-            fix(((variables[name],),), f"proof: moving its neurons moved the outputs by {error:.1g}")
+            why = Why(FixedReason.PROOF, f"proof: moving its neurons moved the outputs by {error:.1g}")
+            fix(((variables[name],),), why)
         warnings.warn(
             f"these groups moved the outputs and are fixed now: {', '.join(guilty)}; a rule may be wrong, or the "
             "network reads activations in a way that tracing cannot see (tolist, numpy)",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neurograft.tracing.algebra import Axis, axis_size, fix, reason, unify
+from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.tape import Op, op_tensors, storage_of
 
 # ops that add one operand to another: the positions of both
@@ -110,7 +111,7 @@ class Turns:
     def refuse(self, turns: Sequence[Turn], where: str) -> None:
         """Turns meet otherwise than in a sum: the units' order has a meaning."""
         for turn in turns:
-            fix(turn.axis, f"its units are asked for one by one ({turn.why}) and meet in {where}")
+            fix(turn.axis, _order(turn.why, f"meet in {where}"))
 
     def _meet(self, op: Op, turns: Sequence[Turn]) -> bool:
         # whether all operands can belong to one turn (or are all units' tensors, about to be stacked)
@@ -196,7 +197,7 @@ class Turns:
 
     def _check(self, total: Total) -> None:
         if not total.complete():
-            fix(total.axis, f"its units are asked for one by one ({total.why}) and not treated alike")
+            fix(total.axis, _order(total.why, "not treated alike"))
 
     def _form(self, value: Any) -> Hashable:
         if isinstance(value, Tensor):
@@ -210,6 +211,10 @@ class Turns:
     def _intern(self, form: Hashable) -> int:
         # a form is a number, or forms of forms would grow without end
         return self.forms.setdefault(form, len(self.forms))
+
+
+def _order(why: str, what: str) -> Why:
+    return Why(FixedReason.ORDER, f"its units are asked for one by one ({why}) and {what}")
 
 
 def stacks_all(turns: Sequence[Turn]) -> bool:

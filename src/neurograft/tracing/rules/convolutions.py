@@ -6,11 +6,12 @@ from torch import Tensor
 
 from neurograft.tracing.algebra import Axis, axis_size, free, merge
 from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.rules.pointwise import mark
 from neurograft.tracing.rules.table import Result, arg, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
 
-KERNEL = "kernel positions"
+_KERNEL = Why(FixedReason.KERNEL, "kernel positions")
 
 
 def _each(values: Sequence[int], rank: int) -> list[int]:
@@ -41,7 +42,7 @@ def convolution(labels: Labels, op: Op) -> Result:
     for i in range(rank):
         kernel = w[2 + i]
         settings = [_each(arg(op, k), rank)[i] for k in (3, 4)]
-        labels.fix(kernel, KERNEL)
+        labels.fix(kernel, _KERNEL)
         whole = axis_size(kernel) == 1 and settings == [1, 0]
         spatial.append(window(labels, a[channel + 1 + i], shape[channel + 1 + i], whole))
     result = (*a[:channel], made, *spatial)
@@ -176,4 +177,4 @@ def rearranging(labels: Labels, op: Op) -> Result:
     return (axes[0], *(labels.fixed(n) for n in result_shape(op)[1:]))
 
 
-__all__ = ["KERNEL", "convolution", "window"]
+__all__ = ["convolution", "window"]
