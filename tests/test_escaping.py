@@ -16,7 +16,7 @@ from neurograft.escaping import markdown, markdown_code, terminal
 from neurograft.plans.plan import FusionPlan
 from neurograft.reporting.tables import Table, terminal_table
 from neurograft.text_table import paragraph, text_table
-from neurograft.tracing.graph import Group, NeuronGraph
+from neurograft.tracing.graph import FixedReason, Group, NeuronGraph
 
 NASTY = "\x1b[2J\x9b31m\x07\r\u202e[/red]:smile:<img src=x onerror=y>|`$$` [a](javascript:b)\udcff\u2028\n# head"
 
@@ -82,7 +82,7 @@ def test_a_model_card_holds_names_as_text_only(tmp_path):
 
 
 def graph_named(name):
-    return NeuronGraph((Group(name, 1, True, name, ()),), {}, unruled=(name,), notes=(name,))
+    return NeuronGraph((Group(name, 1, (), FixedReason.INPUT, name),), {}, unruled=(name,), notes=(name,))
 
 
 def test_plans_graphs_and_tables_are_plain_text():

@@ -43,6 +43,9 @@ def test_trace_shows_the_groups(neurograft, members):
     assert (code, err) == (0, "")
     for name in ("hidden.1.weight:0", "hidden.3.weight:0", "hidden.5.weight:0"):
         assert name in out
+    assert "reads" not in out
+    _, out, _ = neurograft("trace", MLP, members[0], *SHAPE, "--edges")
+    assert "hidden.3.weight (addmm in hidden.3)  1 relu" in out
 
 
 def test_fuse_writes_what_the_library_computes(neurograft, members, tmp_path):

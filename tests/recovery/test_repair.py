@@ -129,6 +129,52 @@ def test_without_data_the_variance_follows_the_weights() -> None:
     assert not torch.allclose(start[1].running_var, actual, rtol=0.3)
 
 
+class Branches(nn.Module):
+    """Two layers with a BatchNorm each, added up; `layers_first` is another order of the same sums."""
+
+    def __init__(self, layers_first: bool) -> None:
+        super().__init__()
+        self.layers_first = layers_first
+        self.c1, self.c2 = nn.Linear(50, 4, bias=False), nn.Linear(50, 4, bias=False)
+        self.n1, self.n2 = nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layers_first:
+            a, b = self.c1(x), self.c2(x)
+            return self.head((self.n1(a) + self.n2(b)).relu())
+        return self.head((self.n1(self.c1(x)) + self.n2(self.c2(x))).relu())
+
+
+@pytest.mark.parametrize("layers_first", [False, True])
+def test_without_data_a_batch_norm_follows_the_layer_that_it_reads(layers_first: bool) -> None:
+    members = [Branches(layers_first).double().eval() for _ in "ab"]
+    with torch.no_grad():
+        for member in members:
+            member.c2.weight.mul_(5)
+            for layer, norm in ((member.c1, member.n1), (member.c2, member.n2)):
+                norm.running_var.copy_(layer.weight.square().sum(1))  # inputs are white
+    x = torch.randn(20_000, 50, dtype=torch.float64)
+    plan = ng.plan(members, x[:2], "average")
+    better = ng.repair(ng.apply(plan, members), plan, members)
+    for layer, norm in ((better.c1, better.n1), (better.c2, better.n2)):
+        torch.testing.assert_close(norm.running_var, layer(x).detach().var(0), rtol=0.05, atol=0.0)
+
+
+def test_without_data_a_batch_norm_behind_a_sum_keeps_its_statistics() -> None:
+    # what it reads is no layer's output, and no layer's weights tell its variance
+    class Sum(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.c1(x)
+            return self.head(self.n1(a.relu() + self.c2(x)))
+
+    members = [Sum(layers_first=True).double().eval() for _ in "ab"]
+    plan = ng.plan(members, torch.randn(2, 50, dtype=torch.float64), "average", fixed=["n2.*"])
+    start = ng.apply(plan, members)
+    better = ng.repair(start, plan, members)
+    torch.testing.assert_close(better.n1.running_var, start.n1.running_var, rtol=0, atol=0)
+
+
 def test_without_data_and_batch_norm_nothing_changes() -> None:
     start, plan, members = fused("mlp")
     better = ng.repair(start, plan, members)

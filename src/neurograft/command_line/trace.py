@@ -21,6 +21,7 @@ def trace(
     fixed: Fixed = [],  # noqa: B006 - as above
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an op that no rule describes.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove the groups by permuting the neurons.")] = True,
+    edges: Annotated[bool, typer.Option("--edges", help="Show also what every use of a weight reads.")] = False,
     seed: Annotated[int, typer.Option(help="Of the network's random start and the example inputs.")] = 0,
 ) -> None:
     """Show which neurons of a network belong together, and which may move.
@@ -36,3 +37,5 @@ def trace(
         load_into(network, checkpoint)
     graph = trace_network(network, example_inputs(inputs, factory, seed), fixed=fixed, strict=strict, verify=verify)
     say(str(graph))
+    if edges:
+        say(f"\n{graph.flow}")

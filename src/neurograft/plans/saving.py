@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.checkpoints.writing import write_tensors
 from neurograft.errors import CheckpointError, PlanError
 from neurograft.plans.plan import FusionPlan
+from neurograft.tracing.flow import Edge, Flow, Happening, Node
 from neurograft.tracing.graph import FixedReason, Group, NeuronGraph, Slot, TensorInfo, Tied, Use
 
 KEY = "neurograft-plan"
 VERSION = 2
 KINDS = {
     kind.__name__: kind
-    for kind in (Factor, Slot, Group, TensorInfo, Use, Tied, NeuronGraph, Pairs, NeuronMap, FusionPlan)
+    for kind in (
+        *(Factor, Slot, Group, TensorInfo, Use, Tied, Node, Edge, Flow, NeuronGraph),
+        *(Pairs, NeuronMap, FusionPlan),
+    )
 }
+ENUMS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (FixedReason, Happening)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +115,8 @@ class _Writing:
             return value
         if isinstance(value, (Tensor, NeuronGraph)):
             return self._once(value)
-        if isinstance(value, FixedReason):
-            return {"reason": value.value}
+        if isinstance(value, FixedReason | Happening):
+            return {type(value).__name__: value.value}
         if isinstance(value, torch.dtype):
             return {"dtype": CODES[value]}
         if is_dataclass(value) and type(value).__name__ in KINDS:
@@ -164,8 +170,8 @@ class _Reading:
             return self._tensors[content]
         if tag == "graph":
             return self._graphs[content]
-        if tag == "reason":
-            return FixedReason(content)
+        if tag in ENUMS:
+            return ENUMS[tag](content)
         if tag == "dtype":
             return DTYPES[content]
         raise ValueError(f"unknown tag {tag!r:.40}")

@@ -1,8 +1,7 @@
 """BatchNorm statistics of a fused network from the members' own, without a single sample."""
 
 import time
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +12,11 @@ from neurograft.members.states import State
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.report import LayerRecovery, RecoveryReport
 from neurograft.recovery.targets import planned_part
-from neurograft.tracing.graph import Use
+from neurograft.tracing.flow import MOVING
+from neurograft.tracing.graph import Kind, NeuronGraph, Use
+
+PRESERVING = MOVING | {"relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "hardswish", "hardtanh", "mish"}
+"""Ops between a layer and its BatchNorm after which σ² still grows with |W|²: exactly for ReLUs, roughly for others."""
 
 
 def repair_without_data(own: State, plan: FusionPlan, members: Members, started: float) -> RecoveryReport:
@@ -25,11 +28,7 @@ def repair_without_data(own: State, plan: FusionPlan, members: Members, started:
     """
     lines = []
     with torch.no_grad():
-        for layer, norm in _pairs(plan):
-            stem = norm.tensor.rpartition(".")[0]
-            names = [f"{stem}.running_mean", f"{stem}.running_var"]
-            if any(name not in own for name in names):
-                continue
+        for layer, *names in _pairs(plan.graph):
             power, mean, planned = (torch.zeros_like(own[names[1]], dtype=torch.float64) for _ in range(3))
             for m, state in enumerate(members.states):
                 layout = plan.graphs[m].tensors[layer.tensor].layouts[0]
@@ -41,20 +40,24 @@ def repair_without_data(own: State, plan: FusionPlan, members: Members, started:
             share = (size / planned.clamp_min(torch.finfo(torch.float32).tiny)).clamp(max=1)
             own[names[1]].copy_(size * power)
             own[names[0]].copy_(mean * share if plan.owned else mean)
-            lines.append(LayerRecovery(stem, "statistics", note="from the members' statistics"))
+            lines.append(LayerRecovery(names[0].rpartition(".")[0], "statistics", note="from the members' statistics"))
     seconds = time.perf_counter() - started
     notes = () if lines else ("no BatchNorm stands right behind a layer: nothing was changed",)
     return RecoveryReport("repair without data", tuple(lines), 0, 0, seconds, notes)
 
 
-def _pairs(plan: FusionPlan) -> Iterator[tuple[Use, Use]]:
-    """Every BatchNorm with the layer whose output it reads."""
-    uses = plan.graph.uses
-    for layer, norm in pairwise(uses):
-        info = plan.graph.tensors[layer.tensor]
-        forward = layer.input is not None and len(info.shape) > 1 and layer.output_dims.get(0) == 1
-        if "batch_norm" in norm.op and forward and layer.output == norm.output:
-            yield layer, norm
+def _pairs(graph: NeuronGraph) -> Iterator[tuple[Use, str, str]]:
+    """Every layer whose output a BatchNorm reads, with the names of its running mean and variance."""
+    layers = {use.node: use for use in graph.uses if use.output_dims.get(0) == 1}
+    for node, edges in zip(graph.flow.nodes, graph.flow.into, strict=True):
+        mean, variance = (_of_kind(node.tensors, graph, kind) for kind in ("mean", "variance"))
+        layer = layers.get(edges[0].source) if edges and PRESERVING.issuperset(edges[0].ops) else None
+        if mean and variance and layer and graph.tensors[layer.tensor].kind == "weight":
+            yield layer, mean, variance
+
+
+def _of_kind(names: Sequence[str], graph: NeuronGraph, kind: Kind) -> str | None:
+    return next((name for name in names if graph.tensors[name].kind == kind), None)
 
 
 def _size(weight: Tensor) -> Tensor:

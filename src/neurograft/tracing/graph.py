@@ -8,6 +8,7 @@ from functools import cached_property
 from neurograft.axes.layout import Factor, Layout, Role, layout_size, resize_layout
 from neurograft.errors import OptionError, closest
 from neurograft.escaping import terminal
+from neurograft.tracing.flow import Flow
 from neurograft.tracing.parts import Group, Kind, Slot, TensorInfo, Tied, Use, slots_by_group
 from neurograft.tracing.reasons import FixedReason
 from neurograft.tracing.table import footnotes, groups_table
@@ -21,6 +22,7 @@ class NeuronGraph:
     them, `backward_order` as a depth-first walk from the output meets them (DESIGN: Torch-Pruning's order).
     `outputs` are the dotted paths of the returned tensors whose positions have a meaning ("" is the only one).
     `products` names the parameters that are multiplied with each other before an activation meets them (U @ V).
+    `flow` says what every use of a weight reads and who reads what it makes.
     """
 
     groups: tuple[Group, ...]
@@ -36,6 +38,7 @@ class NeuronGraph:
     model_class: str = ""
     notes: tuple[str, ...] = field(default=())
     products: tuple[tuple[str, ...], ...] = ()
+    flow: Flow = field(default_factory=Flow)
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

@@ -1,7 +1,7 @@
 """Flatten what was learnt into the graph that is handed on: groups, layouts, roles, uses and orders."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -58,18 +58,20 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
         )
         for name, var in named.variables.items()
     )
+    flow = labelling.flow.flow()
     uses = tuple(_uses(labelling, named))
     outermost = [group.name for group in groups if not group.fixed and group.inside is None]
     graph = NeuronGraph(
         groups=groups,
         tensors=tensors,
         uses=uses,
-        tied=tuple(find_tied(groups, tensors, labelling)),
+        tied=tuple(find_tied(groups, tensors, uses, flow)),
         execution_order=execution_order(labelling, named.names, outermost),
         backward_order=backward_order(labelling, named.names, outermost),
         unreached=unreached(labelling),
         unruled=tuple(labelling.unruled),
         products=tuple(sorted(labelling.products)),
+        flow=flow,
         model_class=f"{type(model).__module__}.{type(model).__qualname__}",
     )
     return graph, dict(named.variables)
@@ -309,6 +311,7 @@ def _outer_groups(layout: Layout, above: frozenset[str] = frozenset()) -> Iterat
 
 def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:
     seen: set[tuple[str, int]] = set()
+    places = labelling.flow.places()
     for first, last in pairwise([*labelling.starts, len(labelling.main.notes.uses)]):
         counts: dict[str, int] = {}
         for note in labelling.main.notes.uses[first:last]:
@@ -320,7 +323,7 @@ def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:
             # another example input that takes the same way says nothing new
             if (tensor, nth) not in seen:
                 seen.add((tensor, nth))
-                yield _use(labelling, note, named, nth)
+                yield replace(_use(labelling, note, named, nth), node=places[labelling.flow.node_of[id(note.op)]])
 
 
 def _use(labelling: Labelling, note: UseNote, named: Named, nth: int) -> Use:

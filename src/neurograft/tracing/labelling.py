@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neurograft.inputs import check_model
 from neurograft.tracing.algebra import Axis, axis_size, canon, fix, fixed, free, leaves, unify
+from neurograft.tracing.flow_builder import FlowBuilder
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.rules import RULES, Rule
@@ -130,6 +131,7 @@ class Labelling:
         self.steps: list[Op] = []
         self.starts: list[int] = []
         self.rewritten: set[int] = set()
+        self.flow = FlowBuilder()
         self.pinned: list[tuple[Tape, str, Tensor]] = []
         self.parameter_axes: dict[str, Axes] = {}
         self.private_axes: dict[str, Axes] = {}
@@ -146,12 +148,14 @@ class Labelling:
             self.main.axes[id(x)] = tuple(fixed(n, why) for n in x.shape)
             self.main.active.add(id(x))
         self.main.values = self.private.values = tape.values
+        self.flow.begin(tensors_of(tape.inputs))
         kept = live(tape)
         self.rewritten = {storage_of(x) for op in kept for x in op.mutates}
         for i, op in enumerate(kept):
             self._step(op, kept, i)
             self.steps.append(op)
         self.main.turns.finish()
+        self.flow.end(tensors_of(tape.outputs))
         for path, x in tensors_of(tape.outputs):
             turn = self.main.turns.of.get(id(x))
             self.main.turns.refuse(() if turn is None else (turn,), f"the output {path}".strip())
@@ -200,6 +204,8 @@ class Labelling:
         if op.name in UNIFORM or (op.name in _LINEAR and taken and all(id(x) in self.main.uniform for x in taken)):
             fresh = [r for r in op.results if isinstance(r, Tensor) and storage_of(r) not in self.rewritten]
             self.main.uniform.update(id(r) for r in fresh)
+        if not alone:
+            self._flow_on(op, derived)
         if alone:
             self._derive(op, derived, product)
         elif dealt:
@@ -212,6 +218,15 @@ class Labelling:
             self.main.written.update(storage_of(x) for x in op.mutates)
             if derived:
                 self._mark_rest(derived)
+
+    def _flow_on(self, op: Op, derived: Sequence[Tensor]) -> None:
+        weights = dict.fromkeys(name for x in derived for name in self.private.names[id(x)])
+        # what is written over is no constant that enters
+        over = {id(x) for x in op.mutates}
+        others = [x for x in op_tensors(op) if not (id(x) in over or self.private.known(x) or self.main.is_active(x))]
+        constant = any(x.is_floating_point() and x.numel() > 1 and id(x) not in self.main.uniform for x in others)
+        sizes = {tuple(map(axis_size, self.main.of(x))) for x in op_tensors(op)} if op.name.startswith("add") else ()
+        self.flow.add(op, tuple(weights), constant=constant, alike=len(sizes) == 1)
 
     def _is_dealt(self, op: Op, derived: Sequence[Tensor]) -> bool:
         # a stack of weights of which the input's routing chooses (experts looked up by number): still weights

@@ -94,7 +94,8 @@ class Use:
 
     `nth` counts the uses of the same tensor. `input` and `output` lay out every dimension of the activation
     that enters beside the weight and of the result (`input` is None for a lookup); `input_dims` and
-    `output_dims` say which of them the weight's dimensions face (weight dim -> activation dim).
+    `output_dims` say which of them the weight's dimensions face (weight dim -> activation dim). `node` is its number
+    in the graph's flow.
     """
 
     tensor: str
@@ -106,6 +107,7 @@ class Use:
     output: tuple[Layout, ...]
     input_dims: Mapping[int, int]
     output_dims: Mapping[int, int]
+    node: int = -1
 
 
 @dataclass(frozen=True, slots=True)
