@@ -17,11 +17,11 @@ from neurograft.alignment.weight_similarity import (
     neuron_norms,
     unit_cells,
     unit_features,
-    unit_positions,
     weight_axes,
 )
 from neurograft.axes.layout import Factor
 from neurograft.axes.maps import NeuronMap
+from neurograft.axes.mixing import unit_positions
 from neurograft.members.states import state_of
 
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from neurograft.tracing.algebra import (
     ONE,
@@ -16,24 +18,24 @@ from neurograft.tracing.algebra import (
     free,
     leaves,
     merge,
-    positions,
     reason,
     reshape,
     show,
     split,
     unify,
 )
+from neurograft.tracing.deep import positions
 
 WHY = "a test"
 
 
-def permutations_of(axes: list[Axis], seed: int) -> dict[Var, np.ndarray]:
+def permutations_of(axes: list[Axis], seed: int) -> dict[Var, Tensor]:
     """A random permutation for every free variable."""
-    rng = np.random.default_rng(seed)
-    return {var: rng.permutation(var.size) for axis in axes for var in leaves(axis) if not var.fixed}
+    rng = torch.Generator().manual_seed(seed)
+    return {var: torch.randperm(var.size, generator=rng) for axis in axes for var in leaves(axis) if not var.fixed}
 
 
-def moved(array: np.ndarray, axes: tuple[Axis, ...], permutations: dict[Var, np.ndarray]) -> np.ndarray:
+def moved(array: np.ndarray, axes: tuple[Axis, ...], permutations: dict[Var, Tensor]) -> np.ndarray:
     """The array with each dimension permuted as its axis says."""
     return array[np.ix_(*(positions(axis, permutations) for axis in axes))]
 
@@ -153,7 +155,7 @@ def test_split_then_cat_is_the_axis(parts: list[int], seed: int) -> None:
     unify(whole, tuple(segment for piece in pieces for segment in piece), WHY)
     assert canon(whole) == tuple(segment for piece in pieces for segment in canon(piece))
     permutations = permutations_of([whole], seed)
-    index = positions(whole, permutations)
+    index = positions(whole, permutations).numpy()
     assert sorted(index.tolist()) == list(range(sum(parts)))
     inverse = np.argsort(index)
     assert np.array_equal(index[inverse], np.arange(sum(parts)))

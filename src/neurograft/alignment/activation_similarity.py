@@ -7,6 +7,7 @@ from torch import Tensor
 
 from neurograft.alignment.activations import Cells
 from neurograft.alignment.weight_similarity import Evidence, Maps, Products, ProductSum
+from neurograft.axes.maps import PerUnit
 from neurograft.axes.mixing import mix_axis
 
 TIE = 1e-4  # how much the weights count beside the activations: enough to decide between equals only
@@ -89,7 +90,11 @@ def moved_cells(cells: Cells, maps: Maps) -> Cells:
 
 
 def _moved(activations: Tensor, axis: int, group: str | None, maps: Maps) -> Tensor:
-    return mix_axis(activations, axis, maps[group].merge) if group is not None and group in maps else activations
+    if group is None or group not in maps:
+        return activations
+    merge = maps[group].merge
+    assert not isinstance(merge, PerUnit)
+    return mix_axis(activations, axis, merge)
 
 
 def _features(activations: Tensor, axis: int, shown: str | None) -> Tensor:

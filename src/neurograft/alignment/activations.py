@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from neurograft.alignment.weight_similarity import unit_cells
-from neurograft.axes.layout import Layout, layout_size, spans
+from neurograft.axes.layout import Layout, layout_size, sizes_along
 from neurograft.errors import InputError, OptionError
 from neurograft.inputs import Batches, call, device_of, pair_note, split_labels, to_device
 from neurograft.members.members import Members
@@ -164,7 +164,7 @@ def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[
         chosen = (made or read) if when == "pre" else (read or made)
         for use, side, dim, layout in chosen:
             activation = (use.input or ()) if side == "input" else use.output
-            beside = {span.group for d, other in enumerate(activation) if d != dim for span in spans(other)}
+            beside = {group for d, other in enumerate(activation) if d != dim for group in sizes_along(other)}
             place = Place(group, side, dim, layout, 1 / len(chosen), frozenset(beside))
             found.setdefault((use.tensor, use.nth), []).append(place)
     return found
@@ -176,7 +176,7 @@ def _made(graph: NeuronGraph, group: str) -> Iterator[tuple[Use, Side, int, Layo
     norms = [use for use in makers if graph.tensors[use.tensor].kind == "scale"]
     for use in norms or makers:
         for dim, layout in enumerate(use.output):
-            if any(span.group == group for span in spans(layout)):
+            if group in sizes_along(layout):
                 yield use, "output", dim, layout
                 break
 
@@ -187,7 +187,7 @@ def _read(graph: NeuronGraph, group: str) -> Iterator[tuple[Use, Side, int, Layo
         if "in" not in roles_in(graph, use, group):
             continue
         for dim, layout in enumerate(use.input or ()):
-            if any(span.group == group for span in spans(layout)):
+            if group in sizes_along(layout):
                 yield use, "input", dim, layout
                 break
 
@@ -242,7 +242,7 @@ class _Collector:
         number = 0
         for use, found in wanted.items():
             for place in found:
-                there = {span.group for span in spans(place.layout)}
+                there = sizes_along(place.layout)
                 hidden = [name for name in (inside or {}).get(place.group, ()) if name in there]
                 rows = _Rows(max(1, round(place.rows * samples)), torch.Generator().manual_seed(number))
                 cells = unit_cells(place.layout, place.group, hidden)
@@ -263,7 +263,7 @@ class _Collector:
         """All rows of every group, by the group inside that is told apart."""
         parts: dict[tuple[str, str | None], list[Tensor]] = {}
         for place, rows, _ in (item for found in self.wanted.values() for item in found):
-            units = next(span.size for span in spans(place.layout) if span.group == place.group)
+            units = sizes_along(place.layout)[place.group]
             for inner, kept in rows.rows.items():
                 shaped = kept if inner is None else kept.reshape(len(kept), units, -1)
                 parts.setdefault((place.group, inner), []).append(shaped)

@@ -8,11 +8,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from neurograft.axes.layout import Layout, resize_layout, spans
+from neurograft.axes.layout import Layout, resize_layout, terms
 from neurograft.axes.maps import NeuronMap
-from neurograft.axes.mixing import mix_along, roles_mixing
+from neurograft.axes.mixing import cell_positions, mix_along, roles_mixing, unit_positions
 from neurograft.members.states import State
-from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
+from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 Maps = Mapping[str, NeuronMap]
 Distance = Literal["euclidean", "squared", "cosine"]
@@ -152,7 +152,7 @@ class WeightEvidence:
 
 def _share_segment(layout: Layout, group: str, other: str) -> bool:
     """Whether two groups are factors of one product somewhere along a dimension, not only summands."""
-    return any({group, other} <= {span.group for span in spans((segment,))} for segment in layout)
+    return any({group, other} <= {factor.group for factor in term.factors} for term in terms(layout))
 
 
 class ProductSum:
@@ -220,40 +220,12 @@ def aligned(network: Network, name: str, maps: Maps, leave: tuple[str, int] | No
     return tensor, left
 
 
-def unit_positions(layout: Layout, group: str) -> Tensor:
-    """Where the units of a group sit along one dimension, shape `(units, positions per unit)`."""
-    found = [
-        Slot("", 0, s.start, s.stride, s.inner, "out").positions(s.size) for s in spans(layout) if s.group == group
-    ]
-    return torch.cat(found, 1)
-
-
 def unit_cells(layout: Layout, group: str, hidden: list[str]) -> dict[str | None, Tensor]:
     """Positions per unit under the key None, and per (unit, inner neuron) under each inner group in `hidden`."""
-    units = unit_positions(layout, group)
-    if not hidden:
-        return {None: units}
-    length = 1 + int(units.max())
-    unit = torch.full((length,), -1).scatter_(
-        0, units.flatten(), torch.arange(len(units)).repeat_interleave(units.shape[1])
-    )
-    left = unit >= 0
-    cells: dict[str | None, Tensor] = {}
-    for inner in hidden:
-        places = unit_positions(layout, inner)
-        neuron = torch.full((length,), -1)
-        within = places.flatten() < length
-        numbers = torch.arange(len(places)).repeat_interleave(places.shape[1])
-        neuron[places.flatten()[within]] = numbers[within]
-        here = (left & (neuron >= 0)).nonzero().flatten()
-        if len(here):
-            key = unit[here] * len(places) + neuron[here]
-            cells[inner] = here[key.argsort(stable=True)].reshape(len(units) * len(places), -1)
-            left[here] = False
-    rest = left.nonzero().flatten()
-    if len(rest):
-        cells[None] = rest[unit[rest].argsort(stable=True)].reshape(len(units), -1)
-    return cells
+    found: dict[str | None, list[Tensor]] = {}
+    for key, places in cell_positions(layout, group, hidden).items():
+        found.setdefault(key[0] if key else None, []).append(places.flatten(0, 1 if key else 0).flatten(1))
+    return {inner: torch.cat(places, 1) for inner, places in found.items()}
 
 
 def unit_features(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:

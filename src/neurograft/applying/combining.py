@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from neurograft.applying.application import assemble
 from neurograft.applying.declarations import Declaration
-from neurograft.applying.formula import axis_pairs
 from neurograft.applying.segmented import SegmentedNorm, norm_axis
 from neurograft.axes.layout import Layout
 from neurograft.axes.maps import NeuronMap
+from neurograft.axes.mixing import axis_pairs
 from neurograft.errors import PlanError, ResizeError
 from neurograft.inputs import Inputs, call
 from neurograft.members.checks import check_fixed_widths
@@ -114,8 +114,7 @@ def segment_norms(wide: nn.Module, models: Sequence[nn.Module], plan: FusionPlan
 
 def member_positions(layout: Layout, fused: Layout, plan: FusionPlan, m: int) -> Tensor:
     """Where member m's positions of an axis lie in the combined one, int64."""
-    target = axis_pairs(layout, fused, {name: maps[m].merge for name, maps in plan.maps.items()}).target
-    return torch.arange(target.start, target.stop) if isinstance(target, slice) else target
+    return axis_pairs(layout, fused, {name: maps[m].merge for name, maps in plan.maps.items()}).target
 
 
 def _moved_dim(plan: FusionPlan, tensor: str) -> int | None:

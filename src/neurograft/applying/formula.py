@@ -11,9 +11,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from neurograft.axes.layout import Factor, Layout, Part, Segment, layout_size, part_size, segment_size
+from neurograft.axes.layout import Layout, layout_size
 from neurograft.axes.maps import Mixing, Pairs
-from neurograft.axes.mixing import mix_along, roles_mixing
+from neurograft.axes.mixing import Mixings, axis_pairs, is_sparse, mix_along, roles_mixing
 from neurograft.plans.plan import FusionPlan, carries_weights, enters_whole, shared_positions
 from neurograft.tracing.graph import TensorInfo
 
@@ -22,7 +22,7 @@ BLOCK = 1 << 20  # entries gathered at a time: bounds the working memory, and fi
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AxisPairs:
-    """A sparse matrix over the positions of one axis: `target`, `source`, `weight` (None: ones), or the identity."""
+    """A sparse matrix over the positions of one axis, targets in order: `target`, `source`, `weight` (None: ones)."""
 
     target: Tensor | slice
     source: Tensor | slice
@@ -143,12 +143,12 @@ class _Mixed:
     dim: int
     layout: Layout
     fused: Layout
-    mixings: Mapping[str, Mixing]
+    mixings: Mixings
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Part:
-    """What one member adds to one fused tensor; the pairs of axis 0 are sorted by target."""
+    """What one member adds to one fused tensor."""
 
     tensor: Tensor
     axes: tuple[AxisPairs, ...]
@@ -180,12 +180,11 @@ def _part_of(tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, 
     dense: list[_Mixed] = []
     for dim in range(tensor.dim()):
         mixings = axis_mixings(info, dim, plan, m)
-        if any(isinstance(mixing, Tensor) for mixing in mixings.values()):
+        if not is_sparse(mixings):
             dense.append(_Mixed(dim, info.layouts[dim], fused.layouts[dim], mixings))
             axes.append(_identity(fused.shape[dim]))
         else:
-            axes.append(axis_pairs(info.layouts[dim], fused.layouts[dim], mixings))
-    axes[0] = _sorted(axes[0])
+            axes.append(_of_axis(info.layouts[dim], fused.layouts[dim], mixings))
     return _Part(tensor, tuple(axes), tuple(dense))
 
 
@@ -243,9 +242,9 @@ def _apart(part: _Part, shared: Mapping[int, Tensor], weight: float) -> list[_Pa
     pieces, axes = [], list(part.axes)
     for dim, there in shared.items():
         own = [_where(axis, ~there) if d == dim else axis for d, axis in enumerate(axes)]
-        pieces.append(_Part(part.tensor, (_sorted(own[0]), *own[1:]), part.mixed, part.c))
+        pieces.append(_Part(part.tensor, tuple(own), part.mixed, part.c))
         axes[dim] = _where(axes[dim], there)
-    return [*pieces, _Part(part.tensor, (_sorted(axes[0]), *axes[1:]), part.mixed, weight)]
+    return [*pieces, _Part(part.tensor, tuple(axes), part.mixed, weight)]
 
 
 def _where(axis: AxisPairs, targets: Tensor) -> AxisPairs:
@@ -254,15 +253,6 @@ def _where(axis: AxisPairs, targets: Tensor) -> AxisPairs:
     chosen = targets[target]
     weight = None if axis.weight is None else axis.weight[chosen]
     return AxisPairs(_as_slice(target[chosen]), _as_slice(source[chosen]), weight)
-
-
-def _sorted(axis: AxisPairs) -> AxisPairs:
-    if isinstance(axis.target, slice):
-        return axis
-    order = axis.target.argsort(stable=True)
-    source = torch.arange(axis.source.start, axis.source.stop) if isinstance(axis.source, slice) else axis.source
-    weight = None if axis.weight is None else axis.weight[order]
-    return AxisPairs(_as_slice(axis.target[order]), _as_slice(source[order]), weight)
 
 
 def _between(axis: AxisPairs, start: int, stop: int) -> AxisPairs:
@@ -310,19 +300,11 @@ def axis_mixings(info: TensorInfo, dim: int, plan: FusionPlan, m: int) -> dict[s
     return {g: roles_mixing(plan.maps[g][m], roles) for g, roles in moved.items()}
 
 
-def axis_pairs(layout: Layout, fused: Layout, mixings: Mapping[str, Mixing]) -> AxisPairs:
-    """The sparse matrix over a whole axis, from the sparse matrices of its groups.
-
-    Example:
-        >>> pairs = Pairs(torch.tensor([0]), torch.tensor([1]), 1, 2)
-        >>> member, fused = ((Factor("c", 2), Factor(None, 3)),), ((Factor("c", 1), Factor(None, 3)),)
-        >>> axis_pairs(member, fused, {"c": pairs}).source
-        slice(3, 6, None)
-    """
+def _of_axis(layout: Layout, fused: Layout, mixings: Mixings) -> AxisPairs:
     if not mixings:
         return _identity(layout_size(layout))
-    target, source, weight = _layout_pairs(layout, fused, mixings)
-    return AxisPairs(_as_slice(target), _as_slice(source), weight)
+    pairs = axis_pairs(layout, fused, mixings)
+    return AxisPairs(_as_slice(pairs.target), _as_slice(pairs.source), pairs.weight)
 
 
 def _identity(size: int) -> AxisPairs:
@@ -333,46 +315,6 @@ def _as_slice(index: Tensor) -> Tensor | slice:
     if len(index) and bool((index[1:] - index[:-1] == 1).all()):
         return slice(int(index[0]), int(index[-1]) + 1)
     return index
-
-
-def _layout_pairs(layout: Layout, fused: Layout, mixings: Mapping[str, Mixing]) -> tuple[Tensor, Tensor, Tensor | None]:
-    targets, sources, weights = [], [], []
-    t0 = s0 = 0
-    for own, new in zip(layout, fused, strict=True):
-        target, source, weight = _segment_pairs(own, new, mixings)
-        targets.append(target + t0)
-        sources.append(source + s0)
-        weights.append(weight)
-        t0 += segment_size(new)
-        s0 += segment_size(own)
-    joined = None
-    if any(w is not None for w in weights):
-        joined = torch.cat([torch.ones(len(t)) if w is None else w for w, t in zip(weights, targets, strict=True)])
-    return torch.cat(targets), torch.cat(sources), joined
-
-
-def _segment_pairs(own: Segment, new: Segment, mixings: Mapping[str, Mixing]) -> tuple[Tensor, Tensor, Tensor | None]:
-    target = source = torch.zeros(1, dtype=torch.long)
-    weight: Tensor | None = None
-    for a, b in zip(own, new, strict=True):
-        t, s, w = _part_pairs(a, b, mixings)
-        target = (target[:, None] * part_size(b) + t).flatten()
-        source = (source[:, None] * part_size(a) + s).flatten()
-        if weight is not None or w is not None:
-            left = torch.ones(len(target) // len(t)) if weight is None else weight
-            weight = (left[:, None] * (torch.ones(len(t)) if w is None else w)).flatten()
-    return target, source, weight
-
-
-def _part_pairs(a: Part, b: Part, mixings: Mapping[str, Mixing]) -> tuple[Tensor, Tensor, Tensor | None]:
-    if isinstance(a, Factor):
-        mixing = mixings.get(a.group) if a.group else None
-        if isinstance(mixing, Pairs):
-            return mixing.target, mixing.source, mixing.weight
-        unmoved = torch.arange(a.size)
-        return unmoved, unmoved, None
-    assert not isinstance(b, Factor)
-    return _layout_pairs(a, b, mixings)
 
 
 def _scatter(out: Tensor, tensor: Tensor, axes: Sequence[AxisPairs], c: float) -> None:

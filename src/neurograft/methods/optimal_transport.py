@@ -12,7 +12,7 @@ from neurograft.alignment.assignment import Solver, assign, check_memory, transp
 from neurograft.alignment.matching import Everything, execution_order, identity, match_forward
 from neurograft.alignment.representation import Side, mean_side, medoid, resized_side, sides_of
 from neurograft.alignment.weight_similarity import Distance, Evidence, Maps, Products
-from neurograft.axes.maps import NeuronMap, Pairs
+from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
 from neurograft.errors import OptionError, PlanError
 from neurograft.members.members import Members
 from neurograft.methods.method import Method, check_reference
@@ -235,6 +235,7 @@ def _mean_cost(cost: Tensor, neuron_map: NeuronMap) -> float:
     merge = neuron_map.merge
     if isinstance(merge, Pairs):
         return float(cost[merge.source, merge.target].sum(dtype=torch.double)) / merge.fused
+    assert isinstance(merge, Tensor)
     return float((merge.T * cost).sum(dtype=torch.double)) / len(merge)
 
 
@@ -285,11 +286,12 @@ def _fuse(
 def _same(before: Maps, after: Maps) -> bool:
     """Whether two matchings of a member are one; a group that has no map keeps its places."""
     for name, b in after.items():
-        a = before.get(name) or identity(b.fused)
-        if isinstance(a.merge, Pairs) and isinstance(b.merge, Pairs):
-            if not torch.equal(a.merge.source, b.merge.source):
+        one, other = (before.get(name) or identity(b.fused)).merge, b.merge
+        one, other = (m.inner if isinstance(m, PerUnit) else m for m in (one, other))
+        if isinstance(one, Pairs) and isinstance(other, Pairs):
+            if one.source.shape != other.source.shape or not torch.equal(one.source, other.source):
                 return False
-        elif isinstance(a.merge, Pairs) or isinstance(b.merge, Pairs) or float((a.merge - b.merge).abs().max()) > 1e-6:
+        elif isinstance(one, Pairs) or isinstance(other, Pairs) or float((one - other).abs().max()) > 1e-6:
             return False
     return True
 

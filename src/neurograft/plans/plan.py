@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurograft.axes.layout import layout_size, spans
+from neurograft.axes.layout import layout_size
 from neurograft.axes.maps import NeuronMap, Pairs, kept_share
+from neurograft.axes.mixing import unit_positions
 from neurograft.text_table import paragraph, text_table
-from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
+from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 PlanMaps = Mapping[str, tuple[NeuronMap, ...]]
 
@@ -158,12 +159,12 @@ def shared_positions(info: TensorInfo, moved: Container[str]) -> dict[int, Tenso
     """
     found = {}
     for dim, layout in enumerate(info.layouts):
-        made = [s for s in spans(layout) if s.group in moved and info.roles[dim][s.group] & {"out", "elementwise"}]
+        made = [g for g, roles in info.roles[dim].items() if g in moved and roles & {"out", "elementwise"}]
         if not made:
             continue
         shared = torch.ones(layout_size(layout), dtype=torch.bool)
-        for span in made:
-            shared[Slot("", dim, span.start, span.stride, span.inner, "out").positions(span.size).flatten()] = False
+        for group in made:
+            shared[unit_positions(layout, group)] = False
         if not bool(shared.any()):
             return {}
         found[dim] = shared

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neurograft.axes.layout import Factor
-from neurograft.axes.maps import Mixing, NeuronMap, Pairs
+from neurograft.axes.maps import NeuronMap, Pairs, PerUnit, Plain
 from neurograft.checkpoints.header import CODES, DTYPES
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.checkpoints.writing import write_tensors
@@ -26,7 +26,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         *(Factor, Slot, Group, TensorInfo, Use, Tied, Node, Edge, Flow, NeuronGraph),
-        *(Pairs, NeuronMap, FusionPlan),
+        *(Pairs, PerUnit, NeuronMap, FusionPlan),
     )
 }
 ENUMS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (FixedReason, Happening)}
@@ -187,19 +187,25 @@ def _check(plan: FusionPlan) -> None:
         for m, (own, graph) in enumerate(zip(maps, plan.graphs, strict=True)):
             if own.member != graph[group].size:
                 raise ValueError(f"group {group} of member {m} has {graph[group].size} neurons, its map {own.member}")
-            _check_mixing(group, own.merge)
-            _check_mixing(group, own.unmerge)
+            for mixing in (own.merge, own.unmerge):
+                if isinstance(mixing, PerUnit):
+                    if mixing.units != graph[mixing.outer].size:
+                        raise ValueError(f"group {group} has {mixing.units} maps for the units of {mixing.outer}")
+                    _check_mixing(group, mixing.inner, 1)
+                else:
+                    _check_mixing(group, mixing, 0)
 
 
-def _check_mixing(group: str, mixing: Mixing) -> None:
+def _check_mixing(group: str, mixing: Plain, leading: int) -> None:
+    # `leading` dimensions count units
     if isinstance(mixing, Tensor):
-        if mixing.dim() != 2 or not mixing.dtype.is_floating_point or not bool(torch.isfinite(mixing).all()):
+        if mixing.dim() != 2 + leading or not mixing.dtype.is_floating_point or not bool(torch.isfinite(mixing).all()):
             raise ValueError(f"a map of group {group} must be a finite matrix")
         return
     for index, size in ((mixing.target, mixing.fused), (mixing.source, mixing.member)):
-        if index.dtype != torch.int64 or index.dim() != 1 or len(index) != len(mixing.target):
+        if index.dtype != torch.int64 or index.dim() != 1 + leading or index.shape != mixing.target.shape:
             raise ValueError(f"a map of group {group} must be index vectors of one length")
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
             raise ValueError(f"a map of group {group} leads outside its {size} neurons")
     if mixing.weight is not None and mixing.weight.shape != mixing.target.shape:
         raise ValueError(f"a map of group {group} must have one weight per pair")

@@ -154,4 +154,5 @@ def _scaled(own: NeuronMap, factors: Tensor) -> NeuronMap:
     if isinstance(merge, Pairs):
         weight = torch.ones(len(merge.target)) if merge.weight is None else merge.weight
         return NeuronMap(replace(merge, weight=weight * factors.to(weight)[merge.target]), own.unmerge)
+    assert isinstance(merge, Tensor)
     return NeuronMap(merge * factors.to(merge)[:, None], own.unmerge)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from neurograft.axes.layout import spans
+from neurograft.axes.layout import sizes_along
 from neurograft.errors import OptionError, closest
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
@@ -201,7 +201,7 @@ def _use_of(contraction: Contraction, plan: FusionPlan, seen: _Surveyor) -> tupl
     if len(use.output) != dims:
         return None, f"the tracer saw an output of {len(use.output)} dimensions, the run has {dims}"
     for d, layout in enumerate(use.output):
-        moved = {span.group for span in spans(layout)} & plan.maps.keys()
+        moved = sizes_along(layout).keys() & plan.maps.keys()
         if moved and d != 1:
             return None, f"neurons of {min(moved)} lie along its rows"
     return use, ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from neurograft.axes.layout import spans
+from neurograft.axes.layout import sizes_along
 from neurograft.inputs import Batches, device_of, to_device
 from neurograft.members.members import Members
 from neurograft.plans.check_members import members_for, state_of_fused
@@ -94,7 +94,7 @@ def _repairable(place: Place, plan: FusionPlan) -> bool:
     """Whether a layer makes hidden neurons that no BatchNorm normalises anyway."""
     if place.skipped or place.use is None or place.followed:
         return False
-    groups = [plan.graph[span.group] for span in spans(place.use.output[1])]
+    groups = [plan.graph[group] for group in sizes_along(place.use.output[1])]
     return bool(groups) and any(not group.fixed for group in groups)
 
 

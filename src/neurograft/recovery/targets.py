@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from neurograft.axes.layout import Layout, layout_size, spans
-from neurograft.axes.mixing import mix_along
+from neurograft.axes.layout import Layout, layout_size, sizes_along
+from neurograft.axes.mixing import mix_along, unit_positions
 from neurograft.inputs import device_of, to_device
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
@@ -15,7 +15,6 @@ from neurograft.recovery.residual_branches import Addition, TrailWatcher
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
 from neurograft.recovery.statistics import PlannedNorm, Statistics, running_statistics
 from neurograft.recovery.watching import Contraction, Key, Norm, Stop, Watcher, run
-from neurograft.tracing.graph import Slot
 
 Targets = dict[Key, list[Tensor]]
 """A layer's key -> per batch the planned rows, shape `(samples · positions, outputs)`."""
@@ -85,16 +84,17 @@ def planned_part(rows: Tensor, own: Layout, fused: Layout, tensor: str, plan: Fu
     Returns:
         Shape `(rows, fused positions)`.
     """
-    mixings = {s.group: plan.maps[s.group][member].merge for s in spans(own) if s.group in plan.maps}
+    groups = sizes_along(own)
+    mixings = {group: plan.maps[group][member].merge for group in groups if group in plan.maps}
     if mixings and layout_size(own) == rows.shape[1]:
         rows = mix_along(rows, 1, own, fused, mixings)
     weight = plan.weight(tensor, member)
-    moved = [span for span in spans(fused) if span.group in plan.chosen] if plan.owned else []
+    moved = [group for group in groups if group in plan.chosen] if plan.owned else []
     if not moved:
         return rows * weight if weight != 1 else rows
     c = torch.full((layout_size(fused),), weight, dtype=rows.dtype)
-    for span in moved:
-        c[Slot(tensor, 0, span.start, span.stride, span.inner, "out").positions(span.size).flatten()] = 1
+    for group in moved:
+        c[unit_positions(fused, group)] = 1
     return rows if bool((c == 1).all()) else rows * c.to(rows.device)
 
 

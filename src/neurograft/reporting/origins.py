@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from neurograft.axes.maps import NeuronMap, Pairs
+from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
 from neurograft.plans.plan import FusionPlan
 from neurograft.reporting.palette import color
 
@@ -39,12 +39,18 @@ def origins_picture(plan: FusionPlan) -> str:
 def shares_of(mapping: NeuronMap) -> tuple[Tensor, Tensor]:
     """How much every fused neuron takes from a member, shape `(fused,)`, and each of its neurons gives, `(member,)`.
 
+    Of a map that varies with the units of another group the mean over these.
+
     Example:
         >>> order = torch.tensor([2, 0])
         >>> shares_of(NeuronMap.selection(torch.tensor([0, 1]), order, 2, 3))
         (tensor([1., 1.]), tensor([1., 0., 1.]))
     """
     merge = mapping.merge
+    if isinstance(merge, PerUnit):
+        parts = [shares_of(NeuronMap(unit, unit)) for unit in map(merge.unit, range(merge.units))]
+        taken, given = (torch.stack(found).mean(0) for found in zip(*parts, strict=True))
+        return taken, given
     if not isinstance(merge, Pairs):
         return merge.abs().sum(1).float().cpu(), merge.abs().sum(0).float().cpu()
     weight = torch.ones(len(merge.target)) if merge.weight is None else merge.weight.abs().float().cpu()
@@ -80,24 +86,27 @@ def _owned_block(name: str, maps: Sequence[NeuronMap], top: int) -> str:
 
 def _aligned_block(name: str, maps: Sequence[NeuronMap], top: int) -> str:
     parts = [f'<text x="0" y="{top + 13}" class="label strong">{escape(name)}</text>']
-    cell = (WIDTH - NAMES) / maps[0].fused
     for index, mapping in enumerate(maps):
         y = top + 20 + index * (ROW + GAP)
         parts.append(_name(f"from member {index}", y))
         last = max(1, mapping.member - 1)
         shades = [round(FAINT + (1 - FAINT) * source / last, 2) for source in strongest_sources(mapping)]
+        cell = (WIDTH - NAMES) / len(shades)
         parts.append(_strip([(color(index), 0.0, 1.0, shade) for shade in shades], y, cell))
     return "".join(parts)
 
 
 def strongest_sources(mapping: NeuronMap) -> list[int]:
-    """For every fused neuron, the member's neuron that gives most to it.
+    """For every fused neuron, the member's neuron that gives most to it; if that varies with units, unit after unit.
 
     Example:
         >>> strongest_sources(NeuronMap.permutation(torch.tensor([2, 0, 1])))
         [2, 0, 1]
     """
     merge = mapping.merge
+    if isinstance(merge, PerUnit):
+        units = map(merge.unit, range(merge.units))
+        return [source for unit in units for source in strongest_sources(NeuronMap(unit, unit))]
     if not isinstance(merge, Pairs):
         return merge.abs().argmax(1).tolist()
     found = torch.zeros(merge.fused, dtype=torch.long)

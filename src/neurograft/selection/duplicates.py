@@ -1,7 +1,6 @@
 """Neurons that answer alike: one member's copy of another's neuron, or two of the same member."""
 
 from collections.abc import Mapping, Sequence
-from math import prod
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -9,8 +8,9 @@ from torch import Tensor
 
 from neurograft.alignment.matching import execution_order, identity, match_forward, order_of
 from neurograft.alignment.weight_similarity import Network, Products, WeightEvidence, aligned
-from neurograft.axes.layout import Factor, Layout, Part, Segment
-from neurograft.axes.maps import NeuronMap
+from neurograft.axes.layout import Layout, layout_size, resize_layout
+from neurograft.axes.maps import NeuronMap, Pairs
+from neurograft.axes.mixing import axis_pairs
 from neurograft.members.members import Members
 from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
@@ -162,33 +162,17 @@ def _projected(
 def layout_ids(layout: Layout, classes: Mapping[str, Tensor], counts: Mapping[str, int]) -> tuple[Tensor, int]:
     """Number the positions of a dimension so that positions of twins share a number; and how many numbers there are.
 
+    A class is to its units what a merged neuron is to its parts, so the numbers are where the merged ones would sit.
+
     Example:
+        >>> from neurograft.axes.layout import Factor
         >>> layout_ids(((Factor("g", 3), Factor(None, 2)),), {"g": torch.tensor([0, 1, 0])}, {"g": 2})
         (tensor([0, 1, 2, 3, 0, 1]), 4)
     """
-    ids, start = [], 0
-    for segment in layout:
-        own, count = _segment_ids(segment, classes, counts)
-        ids.append(own + start)
-        start += count
-    return torch.cat(ids), start
-
-
-def _segment_ids(segment: Segment, classes: Mapping[str, Tensor], counts: Mapping[str, int]) -> tuple[Tensor, int]:
-    ids, counted = torch.zeros(1, dtype=torch.long), []
-    for part in segment:
-        own, count = _part_ids(part, classes, counts)
-        ids = (ids[:, None] * count + own).flatten()
-        counted.append(count)
-    return ids, prod(counted)
-
-
-def _part_ids(part: Part, classes: Mapping[str, Tensor], counts: Mapping[str, int]) -> tuple[Tensor, int]:
-    if not isinstance(part, Factor):
-        return layout_ids(part, classes, counts)
-    if part.group is not None and part.group in classes:
-        return classes[part.group], counts[part.group]
-    return torch.arange(part.size), part.size
+    merged = resize_layout(layout, {group: counts[group] for group in classes})
+    mixings = {g: Pairs(found, torch.arange(len(found)), counts[g], len(found)) for g, found in classes.items()}
+    pairs = axis_pairs(layout, merged, mixings)
+    return torch.empty_like(pairs.target).index_copy_(0, pairs.source, pairs.target), layout_size(merged)
 
 
 def leaders(rows: Tensor, classes: Tensor, tolerance: float) -> Tensor:

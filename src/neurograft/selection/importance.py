@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neurograft.axes.layout import resize_layout
+from neurograft.axes.maps import Pairs
+from neurograft.axes.mixing import axis_pairs
 from neurograft.members.states import State
 from neurograft.plans.plan import enters_whole, shared_positions
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
@@ -60,19 +63,13 @@ class Magnitude:
 
 def alive_positions(info: TensorInfo, dim: int, graph: NeuronGraph, alive: Alive) -> Tensor | None:
     """The positions of a dimension that no decided group dropped, int64 and sorted; None if all are there."""
-    there: Tensor | None = None
-    for group in info.roles[dim]:
-        size = graph[group].size
-        if group not in alive or len(alive[group]) == size:
-            continue
-        if there is None:
-            there = torch.ones(info.shape[dim], dtype=torch.bool)
-        dropped = torch.ones(size, dtype=torch.bool)
-        dropped[alive[group]] = False
-        for slot in graph[group].slots:
-            if slot.tensor == info.name and slot.dim == dim:
-                there[slot.positions(size)[dropped].flatten()] = False
-    return None if there is None else there.nonzero().flatten()
+    sizes = {group: graph[group].size for group in info.roles[dim] if group in alive}
+    kept = {g: Pairs(torch.arange(len(alive[g])), alive[g], len(alive[g]), n) for g, n in sizes.items()}
+    kept = {g: pairs for g, pairs in kept.items() if pairs.fused < pairs.member}
+    if not kept:
+        return None
+    layout = info.layouts[dim]
+    return axis_pairs(layout, resize_layout(layout, {g: pairs.fused for g, pairs in kept.items()}), kept).source
 
 
 def power_sums(tensor: Tensor, dim: int, positions: Sequence[Tensor | None], power: int = 2) -> Tensor:

@@ -6,12 +6,9 @@ becomes a product (`reshape`) or a sum (`cut`), or its positions get a meaning a
 is free in the end is exactly what no operation objected to. Nothing here knows of tensors.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeAlias
 
 from neurograft.tracing.reasons import SINGLE, Because, FixedReason, Why
 from neurograft.tracing.reasons import why as reason_of
@@ -352,23 +349,6 @@ def _regroup(axes: Sequence[Axis], sizes: Sequence[int], why: Because) -> tuple[
     return (whole,) if len(sizes) == 1 else split(whole, sizes, why)
 
 
-def positions(axis: Axis, moved: Mapping[Var, NDArray[Any]]) -> NDArray[Any]:
-    """Where each position of the axis comes from when the variables in `moved` are permuted (new i is old moved[i])."""
-    parts: list[NDArray[Any]] = []
-    start = 0
-    for segment in canon(axis):
-        index = np.zeros(1, dtype=np.int64)
-        for var in segment:
-            if var.expr is not None:
-                inner = positions(var.expr, moved)
-            else:
-                inner = moved.get(var, np.arange(var.size))
-            index = (index[:, None] * var.size + inner).reshape(-1)
-        parts.append(index + start)
-        start += segment_size(segment)
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-
-
 def show(axis: Axis) -> str:
     """The axis in sizes, fixed ones marked: `3*4! + 8`."""
 
@@ -391,7 +371,6 @@ __all__ = [
     "free",
     "leaves",
     "merge",
-    "positions",
     "reason",
     "reshape",
     "segment_size",

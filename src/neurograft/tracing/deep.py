@@ -1,15 +1,15 @@
 """The deep proof: every intermediate tensor of the permuted network is the permuted intermediate of the original."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from neurograft.tracing.algebra import Axis, Var, axis_size, leaves, positions
+from neurograft.axes.maps import Pairs
+from neurograft.axes.mixing import axis_order
+from neurograft.tracing.algebra import Axis, Var, axis_size, leaves
 from neurograft.tracing.bench import Bench, change
-from neurograft.tracing.graph_builder import build_graph
+from neurograft.tracing.graph_builder import build_graph, layout_of
 from neurograft.tracing.index_semantics import Numbers, Order
 from neurograft.tracing.labelling import Labelling
 from neurograft.tracing.permutation import permuted_tensor
@@ -33,8 +33,9 @@ def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> t
     graph, variables = build_graph(labelling, bench.model)
     known = {name: var for name, var in variables.items() if not var.fixed}
     chosen = {name: index for name, index in moved.items() if name in known and known[name].size == len(index)}
-    changed = {name: permuted_tensor(x, graph.tensors[name], chosen) for name, x in bench.original.items()}
-    by_variable = {variables[name]: index.numpy() for name, index in chosen.items()}
+    mixings = {name: Pairs.permutation(order) for name, order in chosen.items()}
+    changed = {name: permuted_tensor(x, graph.tensors[name], mixings) for name, x in bench.original.items()}
+    by_variable = {variables[name]: order for name, order in chosen.items()}
     for example, tape, (axes, numbers, turns) in zip(bench.examples, tapes, labels, strict=True):
         bench.put(changed)
         other = _record(bench, example)
@@ -56,7 +57,7 @@ def _compare(
     axes: Mapping[int, tuple[Axis, ...]],
     numbers: Numbers,
     turns: Turns,
-    by_variable: Mapping[Var, NDArray[Any]],
+    by_variable: Mapping[Var, Tensor],
     tolerance: float,
 ) -> tuple[float, str | None]:
     ours, theirs = live(before), live(after)
@@ -102,28 +103,33 @@ def _units(ops: Sequence[Op], turns: Turns) -> dict[int, dict[int, Tensor]]:
     return found
 
 
-def _rows_moved(order: Order, after: Tensor) -> dict[Var, NDArray[Any]]:
+def _rows_moved(order: Order, after: Tensor) -> dict[Var, Tensor]:
     # where each row of the new order was in the old one
     (rows,) = list(leaves(order.rows)) or (None,)
     if rows is None:
         return {}
     old = order.indices.flatten().argsort()
-    return {rows: old[after.flatten()].cpu().numpy()}
+    return {rows: old[after.flatten()].cpu()}
 
 
-def _renumbered(x: Tensor, axis: Axis, moved: Mapping[Var, NDArray[Any]]) -> Tensor:
+def _renumbered(x: Tensor, axis: Axis, moved: Mapping[Var, Tensor]) -> Tensor:
     # numbers of units after the units have moved; numbers beyond them stay
-    now = torch.from_numpy(positions(axis, moved)).argsort().to(x.device)
+    now = positions(axis, moved).argsort().to(x.device)
     inside = (x >= 0) & (x < len(now))
     return torch.where(inside, now[x.long().clamp(0, max(len(now) - 1, 0))].to(x.dtype), x)
 
 
-def _moved(x: Tensor, axes: tuple[Axis, ...], moved: Mapping[Var, NDArray[Any]]) -> Tensor:
+def _moved(x: Tensor, axes: tuple[Axis, ...], moved: Mapping[Var, Tensor]) -> Tensor:
     for dim, axis in enumerate(axes):
         if axis_size(axis) > 1 and any(var in moved for var in leaves(axis)):
-            index = torch.from_numpy(positions(axis, moved))
-            x = x.index_select(dim, index.to(x.device))
+            x = x.index_select(dim, positions(axis, moved).to(x.device))
     return x
+
+
+def positions(axis: Axis, moved: Mapping[Var, Tensor]) -> Tensor:
+    """Where each position of the axis comes from when variables are permuted (new i is old moved[i]), int64."""
+    names = {var: str(i) for i, var in enumerate(leaves(axis)) if var in moved}
+    return axis_order(layout_of(axis, names), {name: Pairs.permutation(moved[var]) for var, name in names.items()})
 
 
 __all__ = ["deep_check"]

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor, nn
 
-from neurograft.axes.layout import Factor, Layout, Span, spans
+from neurograft.axes.layout import Factor, Layout, sizes_along, terms
+from neurograft.axes.mixing import occurrences, unit_positions
 from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, free, leaves, reason, segment_size, unify
 from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Use, slots_by_group
 from neurograft.tracing.labelling import Labelling, resolved
@@ -186,53 +186,31 @@ def _marks(labelling: Labelling) -> dict[Var, frozenset[Role]]:
 
 def _roles_of(layout: Layout, private: Axis, marks: Mapping[Var, frozenset[Role]]) -> dict[str, frozenset[Role]]:
     # the roles each group of one dim plays, read off the private variables at its positions
-    groups = list(dict.fromkeys(span.group for span in spans(layout)))
+    groups = list(sizes_along(layout))
     default: frozenset[Role] = frozenset({"elementwise"})
     kinds = {marks.get(var, default) for var in leaves(private)}
     if len(kinds) <= 1:
         only = next(iter(kinds), default)
         return dict.fromkeys(groups, only)
-    found: dict[str, frozenset[Role]] = {}
-    for span in spans(layout):
-        found[span.group] = found.get(span.group, frozenset()) | _roles_at(span, private, marks, default)
+    numbered = [(number, marks.get(var, default)) for var, number in _numbers(private)]
+    found = {}
+    for group in groups:
+        # a private factor speaks for the group if moving the group's units moves along the factor
+        places = unit_positions(layout, group)
+        along = [(number[places], played) for number, played in numbered]
+        moves = [bool((n != n[:1]).any()) or (len(n) == 1 and bool((n >= 0).any())) for n, _ in along]
+        found[group] = frozenset().union(*(played for (_, played), m in zip(along, moves, strict=True) if m)) or default
     return found
 
 
-def _roles_at(
-    span: Span, private: Axis, marks: Mapping[Var, frozenset[Role]], default: frozenset[Role]
-) -> frozenset[Role]:
-    # a private factor speaks for the group if moving the group's units moves along the factor
-    places = span_positions(span)
-    roles: set[Role] = set()
-    start = 0
-    for segment in private:
-        step = segment_size(segment)
-        inside = (places >= start) & (places < start + step)
-        if inside.any():
-            offsets = np.where(inside, places - start, -1)
-            stride = step
-            for var in segment:
-                stride //= var.size
-                digit = np.where(offsets >= 0, offsets // stride % var.size, -1)
-                if (digit != digit[:1]).any() or span.size == 1:
-                    roles |= _nested_roles(var, marks, default)
-        start += step
-    return frozenset(roles) or default
-
-
-def _nested_roles(var: Var, marks: Mapping[Var, frozenset[Role]], default: frozenset[Role]) -> frozenset[Role]:
-    if var.expr is None:
-        return marks.get(var, default)
-    return frozenset().union(*(marks.get(v, default) for v in leaves(var.expr)))
-
-
-def span_positions(span: Span) -> NDArray[np.int64]:
-    """Positions of the span's units, shape (units, positions per unit)."""
-    offsets = np.zeros(1, dtype=np.int64)
-    for count, stride in span.inner:
-        offsets = (offsets[:, None] + np.arange(count) * stride).reshape(-1)
-    places: NDArray[np.int64] = span.start + np.arange(span.size)[:, None] * span.stride + offsets
-    return places
+def _numbers(axis: Axis) -> Iterator[tuple[Var, Tensor]]:
+    # for every factor of an axis which of its numbers each position has, -1 where it has none
+    names = {var: str(i) for i, var in enumerate(leaves(axis))}
+    for var, name in names.items():
+        for places in occurrences(layout_of(axis, names), name):
+            number = torch.full((axis_size(axis),), -1)
+            number[places] = torch.arange(len(places))[:, None]
+            yield var, number
 
 
 def _notes_by_group(notes: list[tuple[Axis, str]], named: Named) -> dict[str, tuple[str, ...]]:
@@ -297,16 +275,11 @@ def _chain(inside: Mapping[str, str], name: str) -> Iterator[str]:
         yield name
 
 
-def _outer_groups(layout: Layout, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, set[str]]]:
-    for segment in layout:
-        outer = set(above)
-        for part in segment:
-            if isinstance(part, Factor):
-                if part.group is not None:
-                    yield part.group, set(outer)
-                    outer.add(part.group)
-            else:
-                yield from _outer_groups(part, frozenset(outer))
+def _outer_groups(layout: Layout) -> Iterator[tuple[str, set[str]]]:
+    for term in terms(layout):
+        groups = [factor.group for factor in term.factors if factor.group is not None]
+        for i, group in enumerate(groups):
+            yield group, set(groups[:i])
 
 
 def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neurograft.axes.layout import Layout, Role, spans
+from neurograft.axes.layout import Layout, Role, grid, spans
 from neurograft.tracing.reasons import FixedReason
 
 Kind = Literal["weight", "bias", "scale", "shift", "mean", "variance", "statistic"]
@@ -34,10 +34,8 @@ class Slot:
 
     def positions(self, size: int) -> Tensor:
         """The positions of units 0 … size-1, shape `(size, positions per unit)`, int64."""
-        offsets = torch.zeros(1, dtype=torch.long)
-        for count, stride in self.inner:
-            offsets = (offsets[:, None] + torch.arange(count) * stride).flatten()
-        return self.start + torch.arange(size)[:, None] * self.stride + offsets
+        counts, strides = [count for count, _ in self.inner], [stride for _, stride in self.inner]
+        return grid(self.start, (size, *counts), (self.stride, *strides)).reshape(size, -1)
 
 
 @dataclass(frozen=True, slots=True)

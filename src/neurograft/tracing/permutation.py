@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from neurograft.axes.layout import Factor, Layout, layout_size
+from neurograft.axes.maps import Pairs
+from neurograft.axes.mixing import Mixings, mix_along
 from neurograft.errors import OptionError
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import tensors_of_model
@@ -15,36 +16,10 @@ from neurograft.tracing.labelling import tensors_of_model
 Permutation: TypeAlias = "Tensor | Sequence[int]"
 
 
-def layout_index(layout: Layout, moved: Mapping[str, Tensor]) -> Tensor:
-    """Where each position of the dim comes from when the groups in `moved` are permuted.
-
-    Example:
-        >>> from neurograft.axes.layout import Factor
-        >>> layout_index(((Factor("heads", 2), Factor(None, 3)),), {"heads": torch.tensor([1, 0])}).tolist()
-        [3, 4, 5, 0, 1, 2]
-    """
-    parts: list[Tensor] = []
-    start = 0
-    for segment in layout:
-        index = torch.zeros(1, dtype=torch.long)
-        for part in segment:
-            if isinstance(part, Factor):
-                size = part.size
-                inner = moved.get(part.group) if part.group is not None else None
-                inner = torch.arange(size) if inner is None else inner
-            else:
-                size, inner = layout_size(part), layout_index(part, moved)
-            index = (index[:, None] * size + inner).flatten()
-        parts.append(index + start)
-        start += len(index)
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
-
-
-def permuted_tensor(x: Tensor, info: TensorInfo, moved: Mapping[str, Tensor]) -> Tensor:
+def permuted_tensor(x: Tensor, info: TensorInfo, moved: Mixings) -> Tensor:
     """A tensor with the groups in `moved` permuted along each of its dims."""
     for dim, layout in enumerate(info.layouts):
-        if any(group in moved for group in info.roles[dim]):
-            x = x.index_select(dim, layout_index(layout, moved).to(x.device))
+        x = mix_along(x, dim, layout, layout, moved)
     return x
 
 
@@ -64,7 +39,7 @@ def permute(model: nn.Module, graph: NeuronGraph, permutations: Mapping[str, Per
     Raises:
         OptionError: for an unknown or fixed group, or something that is no permutation of its units.
     """
-    moved = {name: _checked(graph, name, permutation) for name, permutation in permutations.items()}
+    moved = {name: Pairs.permutation(_checked(graph, name, order)) for name, order in permutations.items()}
     other = copy.deepcopy(model)
     with torch.no_grad():
         for name, x in tensors_of_model(other).by_name.items():
@@ -97,4 +72,4 @@ def _refresh(model: nn.Module) -> None:
             module.flatten_parameters()
 
 
-__all__ = ["Permutation", "layout_index", "permute", "permuted_tensor"]
+__all__ = ["Permutation", "permute", "permuted_tensor"]

@@ -1,6 +1,6 @@
 """The proof that a graph is right: neurons are moved about in a copy of the network and nothing may change."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from neurograft.axes.layout import Span, spans
+from neurograft.axes.layout import Layout, sizes_along
+from neurograft.axes.maps import Pairs
+from neurograft.axes.mixing import Mixings, occurrences
 from neurograft.errors import InputError
 from neurograft.inputs import Inputs, check_model
 from neurograft.tracing.bench import Bench, largest_change
@@ -124,7 +126,7 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     moved = {group.name: _shuffle(group.size, bench.generator) for group in movable}
 
     def permuting(names: Sequence[str]) -> float:
-        chosen = {name: moved[name] for name in names}
+        chosen = {name: Pairs.permutation(moved[name]) for name in names}
         return largest_change(base, bench.run(_permuted(bench, graph, chosen)))
 
     errors: dict[str, float] = {}
@@ -222,7 +224,7 @@ def _pair(size: int, generator: torch.Generator) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _permuted(bench: Bench, graph: NeuronGraph, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _permuted(bench: Bench, graph: NeuronGraph, moved: Mixings) -> dict[str, Tensor]:
     return {
         name: permuted_tensor(x, graph.tensors[name], moved)
         for name, x in bench.original.items()
@@ -257,16 +259,14 @@ def _idled(bench: Bench, graph: NeuronGraph, units: Mapping[str, int], amount: f
     for name, x in bench.original.items():
         info = graph.tensors[name]
         for dim, layout in enumerate(info.layouts):
-            for span in spans(layout):
-                if span.group not in units:
-                    continue
-                places = _units(span, units[span.group]).to(x.device)
-                part = x.index_select(dim, places)
-                if "in" in info.roles[dim][span.group]:
-                    x = x.index_fill(dim, places, 0.0)
+            for group, places in _places(layout, units):
+                own = places[units[group]].to(x.device)
+                part = x.index_select(dim, own)
+                if "in" in info.roles[dim][group]:
+                    x = x.index_fill(dim, own, 0.0)
                 else:
                     noise = torch.rand(part.shape, generator=torch.Generator().manual_seed(bench.seed))
-                    x = x.index_copy(dim, places, part * (1 + amount * noise.to(x.device, x.dtype)))
+                    x = x.index_copy(dim, own, part * (1 + amount * noise.to(x.device, x.dtype)))
                 changed[name] = x
     return changed
 
@@ -284,13 +284,10 @@ def _exchanged(
 
 def _exchanged_tensor(x: Tensor, info: TensorInfo, pairs: Mapping[str, tuple[int, int]], share: float) -> Tensor:
     for dim, layout in enumerate(info.layouts):
-        for span in spans(layout):
-            if span.group not in pairs:
-                continue
-            first, second = pairs[span.group]
-            i, j = _units(span, first).to(x.device), _units(span, second).to(x.device)
+        for group, places in _places(layout, pairs):
+            i, j = (places[unit].to(x.device) for unit in pairs[group])
             part = x.index_select(dim, i)
-            if "in" in info.roles[dim][span.group]:
+            if "in" in info.roles[dim][group]:
                 x = x.index_add(dim, j, part * share)
                 x = x.index_copy(dim, i, part * (1 - share))
             else:
@@ -298,11 +295,12 @@ def _exchanged_tensor(x: Tensor, info: TensorInfo, pairs: Mapping[str, tuple[int
     return x
 
 
-def _units(span: Span, unit: int) -> Tensor:
-    offsets = torch.zeros(1, dtype=torch.long)
-    for count, stride in span.inner:
-        offsets = (offsets[:, None] + torch.arange(count) * stride).flatten()
-    return span.start + unit * span.stride + offsets
+def _places(layout: Layout, groups: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    # of those groups, where their units sit, one place after the other
+    for group in sizes_along(layout):
+        if group in groups:
+            for places in occurrences(layout, group):
+                yield group, places
 
 
 __all__ = ["Proof", "examples_of", "verify"]
