@@ -39,8 +39,8 @@ report: $(DEV_READY)         ## pages with plots from the kept rows of all studi
 test: $(DEV_READY)           ## the fast tests, on every core
 	@$(BIN)/pytest -q -n $(JOBS) -m "not slow"
 
-test-all: $(DEV_READY)       ## every test
-	@$(BIN)/pytest -q -n $(JOBS)
+test-all: $(DEV_READY)       ## every test, some minutes on two cores
+	@$(BIN)/pytest -q -n $(JOBS) --dist worksteal
 
 check: $(DEV_READY)          ## format, lint and types
 	@$(BIN)/ruff format --check .
@@ -54,5 +54,5 @@ format: $(DEV_READY)         ## rewrite the sources in the house format
 bench: $(DEV_READY)          ## time and memory beside concatenate-then-prune with Torch-Pruning
 	@$(BIN)/python benchmarks
 
-docs: $(DEV_READY)           ## pictures, and API pages from the docstrings, into docs/
+docs: $(DEV_READY)           ## these pages and the API from the docstrings as a site, into site/
 	@$(BIN)/python tools/make_docs.py

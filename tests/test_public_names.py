@@ -6,7 +6,6 @@ import pytest
 
 import neurograft
 
-# DESIGN, section 4
 PROMISED = [
     *("trace", "verify", "permute"),
     *("plan", "apply", "fuse"),

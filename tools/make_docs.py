@@ -1,10 +1,10 @@
-"""Draw the README's picture from a real plan, and write the API pages from the docstrings.
+"""Draw the README's picture from a real plan, and build the site of all pages and the API.
 
 Usage: python tools/make_docs.py [picture]
 """
 
-import pkgutil
-import shutil
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,7 +17,8 @@ import neurograft as ng
 from neurograft.reporting.origins import shares_of
 from neurograft.reporting.palette import color, palette_css
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 NEURONS, LAYERS = 6, 3
 WIDTH, HEIGHT = 780, 330
 STEP, RADIUS, TOP = 62, 9, 66
@@ -85,25 +86,21 @@ def _network(x: float, owners: Sequence[Sequence[int | None]], left_out: int) ->
     return "".join(edges + dots)
 
 
-def api_pages() -> None:
-    """One page per module, from the docstrings."""
-    import pdoc
-
-    shutil.rmtree(DOCS / "api", ignore_errors=True)
-    for name in ng._PUBLIC:
-        setattr(ng, name, getattr(ng, name))  # pdoc looks where lazy names are not
-    modules = [module.name for module in pkgutil.walk_packages(ng.__path__, "neurograft.")]
-    pdoc.render.configure(docformat="google", footer_text=f"neurograft {ng.__version__}")
-    pdoc.pdoc("neurograft", *modules, output_directory=DOCS / "api")
+def site() -> None:
+    """The pages of docs/ and the API from the docstrings, as mkdocs.yml says; every warning is an error."""
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--quiet"], cwd=ROOT, env=environment, check=False)
+    if built.returncode:
+        sys.exit(built.returncode)
 
 
 def main() -> None:
-    """Write docs/idea.svg and, unless only the picture is asked for, docs/api."""
+    """Write docs/idea.svg and, unless only the picture is asked for, the site."""
     (DOCS / "idea.svg").write_text(picture(), encoding="utf-8")
     print(f"wrote {DOCS / 'idea.svg'}")
     if sys.argv[1:] != ["picture"]:
-        api_pages()
-        print(f"wrote {DOCS / 'api' / 'index.html'}")
+        site()
+        print(f"wrote {ROOT / 'site' / 'index.html'}")
 
 
 if __name__ == "__main__":

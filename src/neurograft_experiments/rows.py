@@ -29,7 +29,7 @@ class Row:
 
 
 def rows_of(settings: Settings) -> Iterator[Row]:
-    """The rows of DESIGN, section 7, and those of the study's own starts.
+    """The rows that every comparison has (docs/design.md, "Honest numbers"), and those of the study's own starts.
 
     Every member, the best one, the ensemble, the vanilla average where the members' shapes allow it, the study's
     starts, and "continue the best member"; every start with every recovery, as it is and trained on in every way.

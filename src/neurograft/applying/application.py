@@ -39,7 +39,7 @@ def apply(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> nn.Module:
           (2): Linear(in_features=8, out_features=2, bias=True)
         )
 
-    Source: DESIGN, section 1.
+    Source: docs/design.md, "One formula".
     """
     members = members_for(plan, models)
     if members.stored:

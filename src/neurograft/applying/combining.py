@@ -62,7 +62,7 @@ def combine(
         >>> torch.allclose(wide(x), (nets[0](x) + nets[1](x)) / 2)
         True
 
-    Source: Öz et al. 2024, arXiv:2502.06849, section 3, for the concatenation; DESIGN, section 4.
+    Source: Öz et al. 2024, arXiv:2502.06849, section 3, for the concatenation; docs/design.md, "One formula".
     """
     members = Members(models, example_inputs, weights=weights, graph=graph, fixed=fixed)
     members.check_numbers()

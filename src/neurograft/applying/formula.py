@@ -41,7 +41,7 @@ def fuse_tensor(tensors: Sequence[Tensor], plan: FusionPlan, name: str, out: Ten
     Raises:
         ValueError: `out` has another shape than the plan gives the tensor.
 
-    Source: DESIGN, section 1.
+    Source: docs/design.md, "One formula".
     """
     rows = FusedRows(tensors, plan, name)
     if tuple(out.shape) != rows.shape:

@@ -68,7 +68,8 @@ class OptimalTransport(Method):
         >>> ng.plan(nets, torch.randn(1, 4), method="optimal_transport").sizes
         {'0.weight:0': 8}
 
-    Source: Singh & Jaggi 2020, arXiv:1910.05653, sections 4 and 5; DESIGN, sections 1 and 6.
+    Source: Singh & Jaggi 2020, arXiv:1910.05653, sections 4 and 5; docs/design.md, "Parity with the
+    published code".
     """
 
     name: ClassVar[str] = "optimal_transport"

@@ -53,7 +53,8 @@ class Transplant(Method):
     Raises:
         OptionError: an option outside its range, or options that exclude each other.
 
-    Source: Öz et al. 2024, arXiv:2502.06849, sections 3 and 4; DESIGN, section 6.
+    Source: Öz et al. 2024, arXiv:2502.06849, sections 3 and 4; docs/design.md, "Parity with the
+    published code".
     """
 
     name: ClassVar[str] = "transplant"

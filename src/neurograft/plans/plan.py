@@ -40,7 +40,7 @@ class FusionPlan:
 
     For every tensor, W_fused = Σ_m c_m · (A_m on each out or elementwise axis) W_m (B_m on each in axis), with
     A_m = `maps[group][m].merge`, B_mᵀ = `maps[group][m].unmerge` and c_m = `coefficients(tensor name)[m]`.
-    Source: DESIGN, section 1; Öz et al. 2024, arXiv:2502.06849; Singh & Jaggi 2020, arXiv:1910.05653.
+    Source: docs/design.md, "One formula"; Öz et al. 2024, arXiv:2502.06849; Singh & Jaggi 2020, arXiv:1910.05653.
     """
 
     method: str

@@ -41,7 +41,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> nn.Module:
         >>> better.running_mean, better.running_var
         (tensor([3.]), tensor([4.6667]))
 
-    Source: Jordan et al. 2023, arXiv:2211.08403, section 4 (RESET); DESIGN, section 5.
+    Source: Jordan et al. 2023, arXiv:2211.08403, section 4 (RESET).
     """
     started = time.perf_counter()
     samples = read_samples(batches, device_of(model))

@@ -96,7 +96,7 @@ def refit(
         >>> bool((better(x) - mean).norm() < (fused(x) - mean).norm())
         True
 
-    Source: DESIGN, section 5.
+    Source: docs/design.md, "What refit means".
     """
     started = time.perf_counter()
     _check_options(ridge, positions, max_memory)
