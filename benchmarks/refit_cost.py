@@ -45,12 +45,12 @@ def measure(method: str, limit: int) -> None:
     batches = list(torch.randn(IMAGES, 3, 32, 32).split(BATCH))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plan = ng.plan(members, batches[0][:2], method)
-    fused = ng.apply(plan, members)
+        fusion = ng.Fusion.of(ng.Members(members, batches[0][:2]), method)
     with watched() as peak:
         started, spent = time.perf_counter(), time.process_time()
-        report = ng.recovery_report(ng.refit(fused, plan, members, batches, max_memory=limit << 20))
+        report = fusion.refit(batches, max_memory=limit << 20).report.recovery
         seconds, cpu = time.perf_counter() - started, time.process_time() - spent
+    assert report is not None
     left_out = sum(layer.target == "left out" for layer in report.layers)
     extra = peak.extra >> 20
     print(f"{method:12}{limit:8}{seconds:10.0f}{cpu:13.0f}{report.passes:9}{extra:13} MB{left_out:12}", flush=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from neurograft.evaluating.barrier import barrier as barrier
     from neurograft.evaluating.ensemble import Ensemble as Ensemble
     from neurograft.evaluating.evaluation import evaluate as evaluate
+    from neurograft.fusing import Fusion as Fusion
     from neurograft.fusing import fuse as fuse
     from neurograft.members.members import Members as Members
     from neurograft.methods.average import Average as Average
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from neurograft.recovery.batch_norm import reestimate_batch_norm as reestimate_batch_norm
     from neurograft.recovery.refit import refit as refit
     from neurograft.recovery.repair import repair as repair
-    from neurograft.recovery.report import recovery_report as recovery_report
     from neurograft.tracing.graph import NeuronGraph as NeuronGraph
     from neurograft.tracing.permutation import permute as permute
     from neurograft.tracing.proof import verify as verify
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Average": "neurograft.methods.average",
     "Ensemble": "neurograft.evaluating.ensemble",
+    "Fusion": "neurograft.fusing",
     "FusionPlan": "neurograft.plans.plan",
     "Members": "neurograft.members.members",
     "NeuronGraph": "neurograft.tracing.graph",
@@ -58,7 +59,6 @@ _PUBLIC = {
     "permute": "neurograft.tracing.permutation",
     "plan": "neurograft.methods.planner",
     "prune": "neurograft.applying.pruning",
-    "recovery_report": "neurograft.recovery.report",
     "reestimate_batch_norm": "neurograft.recovery.batch_norm",
     "refit": "neurograft.recovery.refit",
     "repair": "neurograft.recovery.repair",

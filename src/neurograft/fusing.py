@@ -1,6 +1,8 @@
-"""`fuse`: plan, apply and recover in one call."""
+"""`fuse`: plan, apply and recover in one call, and `Fusion`, which keeps what was made and how."""
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
@@ -15,13 +17,156 @@ from neurograft.methods.method import Method
 from neurograft.methods.planner import plan_members
 from neurograft.plans.output_heads import Heads
 from neurograft.plans.plan import FusionPlan
-from neurograft.recovery.batch_norm import has_batch_norm, reestimate_batch_norm
-from neurograft.recovery.refit import refit
-from neurograft.recovery.repair import repair
+from neurograft.plans.shares import member_shares, nearly_all, shares_text
+from neurograft.recovery.batch_norm import has_batch_norm, reestimated
+from neurograft.recovery.refit import refitted
+from neurograft.recovery.repair import repaired
+from neurograft.recovery.report import Recovered, RecoveryReport
 from neurograft.tracing.graph import NeuronGraph
 
 Recovery: TypeAlias = Literal["auto", "refit", "repair", "batch_norm"]
 RECOVERIES = ("auto", "refit", "repair", "batch_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class FusionReport:
+    """What a fused network is made of, and what every recovery did to it; prints as text.
+
+    Attributes:
+        method: which method made it.
+        shares: how much of the result is each member's; they sum to 1.
+        recoveries: what was done to it without training, oldest first.
+    """
+
+    method: str
+    shares: tuple[float, ...]
+    recoveries: tuple[RecoveryReport, ...] = ()
+
+    @property
+    def recovery(self) -> RecoveryReport | None:
+        """The last recovery; None for a network that was not recovered."""
+        return self.recoveries[-1] if self.recoveries else None
+
+    def __str__(self) -> str:
+        return "\n".join([shares_text(self.shares), *map(str, self.recoveries)])
+
+
+@dataclass(frozen=True, eq=False)
+class Fusion:
+    """A fused network, the plan and the members it was made by, and what was done to it since.
+
+    Every recovery gives a new `Fusion`; the network of the one before stays as it is.
+
+    Attributes:
+        model: the fused network, an ordinary module of the members' class.
+        plan: the plan it follows; `refit` may have weighted its neurons anew.
+        members: what it was made of.
+        recoveries: reports of what was done to it without training, oldest first.
+        applied: whether `model` is known to be just what the plan makes of the members, so that nothing need be
+            compared. Leave it out for a network that was trained or changed otherwise.
+
+    Example:
+        >>> import torch
+        >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
+        >>> x = torch.randn(100, 4)
+        >>> fusion = Fusion.of(Members(nets, x[:1]), "transplant", balance=True, quota=[1, 3])
+        >>> fusion
+        Fusion(transplant of 2 members: member 0 25%, member 1 75%)
+        >>> fusion.refit([x])
+        Fusion(transplant of 2 members: member 0 25%, member 1 75%; refit)
+        >>> fusion.refit([x]).report.recovery.samples
+        100
+    """
+
+    model: nn.Module
+    plan: FusionPlan
+    members: Members
+    recoveries: tuple[RecoveryReport, ...] = ()
+    applied: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        members: Members,
+        method: str | Method = "transplant",
+        *,
+        weights: Sequence[float] | None = None,
+        calibration: Batches | None = None,
+        recover: Recovery | None = None,
+        heads: Heads = "average",
+        seed: int = 0,
+        **options: Any,
+    ) -> "Fusion":
+        """Plan and apply, and recover only if that is asked for; arguments as `fuse` takes them.
+
+        Raises:
+            NeurograftError: as `fuse`.
+        """
+        chosen = method_of(method, options)
+        members = members_of(members, None, weights, calibration=calibration)
+        check_recovery(recover, members.calibration)
+        decided = plan_members(members, chosen, heads=heads, seed=seed)
+        model = apply(decided, members)
+        if any(size != decided.graphs[0][name].size for name, size in decided.sizes.items()):
+            check_runs(model, members.example_inputs, decided.sizes)
+        return cls(model, decided, members, applied=True).recovered(recover)
+
+    @property
+    def report(self) -> FusionReport:
+        """How much of the network is each member's, and what every recovery did."""
+        return FusionReport(self.plan.method, member_shares(self.plan), self.recoveries)
+
+    def refit(self, batches: Batches | None = None, **options: Any) -> "Fusion":
+        """`neurograft.refit`, with its options; on the members' calibration batches if none are given."""
+        looked_at = self._batches(batches, "refit")
+        return self._after(refitted(self.model, self.plan, self.members, looked_at, applied=self.applied, **options))
+
+    def repair(self, batches: Batches | None = None, **options: Any) -> "Fusion":
+        """`neurograft.repair`, with its options; without batches from the members' running statistics alone."""
+        return self._after(repaired(self.model, self.plan, self.members, batches, **options))
+
+    def reestimate_batch_norm(self, batches: Batches | None = None) -> "Fusion":
+        """`neurograft.reestimate_batch_norm`; on the members' calibration batches if none are given."""
+        return self._after(reestimated(self.model, self._batches(batches, "batch_norm")))
+
+    def recovered(self, recover: Recovery | None, batches: Batches | None = None) -> "Fusion":
+        """The recovery of that name, or with "auto" the one that suits; on the members' calibration batches by default.
+
+        Raises:
+            OptionError: an unknown recovery, or one that needs calibration batches and has none.
+        """
+        batches = self.members.calibration if batches is None else batches
+        check_recovery(recover, batches)
+        if recover == "auto":
+            recover = self._suitable(batches)
+        if recover == "refit":
+            return self.refit(batches)
+        if recover == "batch_norm":
+            return self.reestimate_batch_norm(batches)
+        return self.repair(batches) if recover == "repair" else self
+
+    def _suitable(self, batches: Batches | None) -> Recovery | None:
+        if batches is not None:
+            return "refit"
+        # selections carry their statistics with them, and the vanilla average is the plain mean by definition
+        merged = bool(self.plan.maps) and not self.plan.owned
+        return "repair" if merged and has_batch_norm(self.model) else None
+
+    def _batches(self, batches: Batches | None, recover: str) -> Batches:
+        given = self.members.calibration if batches is None else batches
+        check_recovery(recover, given)
+        assert given is not None
+        return given
+
+    def _after(self, found: Recovered) -> "Fusion":
+        plan = self.plan if found.plan is None else found.plan
+        recoveries = (*self.recoveries, found.report)
+        return replace(self, model=found.model, plan=plan, recoveries=recoveries, applied=False)
+
+    def __repr__(self) -> str:
+        done = "".join(f"; {report.recovery}" for report in self.recoveries)
+        shares = shares_text(self.report.shares)
+        return f"Fusion({self.plan.method} of {self.plan.members} members: {shares}{done})"
 
 
 def fuse(
@@ -40,6 +185,9 @@ def fuse(
 ) -> nn.Module:
     """Fuse trained networks into one of the same class: `apply(plan(models, ...), models)`, then recover.
 
+    It warns where one member supplies more than nine tenths of the result. `Fusion.of` takes the same steps and keeps
+    plan and reports.
+
     Args:
         models: at least two networks of one class, or `Members`, which carry example inputs, graph and fixed patterns.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
@@ -50,7 +198,7 @@ def fuse(
         recover: what is done without training to the fused network. "refit", "repair" or "batch_norm" on the
             calibration batches; None for nothing; "auto" refits if there are any, repairs the statistics of
             BatchNorms from the members' own if there are none and neurons were merged (a transplant and the vanilla
-            average stay as published; ask for "repair" to have it there too); `recovery_report(fused)` says which.
+            average stay as published; ask for "repair" to have it there too).
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too, "keep" leaves every member its own; see `plan`.
         seed: the only source of randomness.
@@ -65,17 +213,15 @@ def fuse(
         >>> nets = [torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)) for _ in "ab"]
         >>> ng.fuse(nets, torch.randn(1, 4))[0].weight.shape
         torch.Size([8, 4])
-        >>> ng.recovery_report(ng.fuse(nets, torch.randn(1, 4), calibration=[torch.randn(100, 4)])).recovery
-        'refit'
     """
-    check_recovery(recover, calibration)
     chosen = method_of(method, options)
+    check_recovery(recover, models.calibration if isinstance(models, Members) and calibration is None else calibration)
     members = members_of(models, example_inputs, weights, graph, fixed, calibration)
-    decided = plan_members(members, chosen, heads=heads, seed=seed)
-    fused = apply(decided, members)
-    if any(size != decided.graphs[0][name].size for name, size in decided.sizes.items()):
-        check_runs(fused, members.example_inputs, decided.sizes)
-    return recovered(fused, decided, members, members.calibration, recover)
+    fusion = Fusion.of(members, chosen, recover=recover, heads=heads, seed=seed)
+    shares = fusion.report.shares
+    if nearly_all(shares) is not None:
+        warnings.warn(f"{shares_text(shares)}; see `Fusion` for a report", stacklevel=2)
+    return fusion.model
 
 
 def check_recovery(recover: str | None, calibration: object) -> None:
@@ -94,27 +240,3 @@ def check_recovery(recover: str | None, calibration: object) -> None:
             f"recover={recover!r} looks at activations: pass calibration=, some unlabelled batches (on the command "
             "line --calibration)"
         )
-
-
-def recovered(
-    fused: nn.Module,
-    decided: FusionPlan,
-    models: Sequence[nn.Module] | Members,
-    calibration: Batches | None,
-    recover: Recovery | None,
-) -> nn.Module:
-    """The fused network after the recovery that was asked for, or that suits it."""
-    if recover == "auto":
-        if calibration is not None:
-            recover = "refit"
-        else:
-            # selections carry their statistics with them, and the vanilla average is the plain mean by definition
-            merged = bool(decided.maps) and not decided.owned
-            recover = "repair" if merged and has_batch_norm(fused) else None
-    if recover == "refit":
-        assert calibration is not None
-        return refit(fused, decided, models, calibration)
-    if recover == "batch_norm":
-        assert calibration is not None
-        return reestimate_batch_norm(fused, calibration)
-    return repair(fused, decided, models, calibration) if recover == "repair" else fused

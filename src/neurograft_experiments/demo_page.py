@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from neurograft.plans.plan import FusionPlan
-from neurograft.recovery.report import RecoveryReport, recovery_report
+from neurograft.recovery.report import RecoveryReport
 from neurograft.reporting.document import Document, Heading, Paragraph, Part, Picture, Section
 from neurograft.reporting.groups import groups_table
 from neurograft.reporting.origins import origins_picture
@@ -53,8 +53,9 @@ def demo_document(
 def _inside(case: str, made: Sequence[tuple[Task, Made]]) -> Section:
     """Of one kind of network: what refitting did, where neurons came from, and which groups there are."""
     name = made[0][0].settings["network"]["name"]
-    plans = {task.labels["row"]: start.plan for task, start in made if start.plan is not None}
-    reports = {task.labels["row"]: found for task, start in made if (found := recovery_report(start.network))}
+    fusions = [(task.labels["row"], start.fusion) for task, start in made if start.fusion is not None]
+    plans = {row: fusion.plan for row, fusion in fusions if not fusion.recoveries}
+    reports = {row: found for row, fusion in fusions if (found := fusion.report.recovery)}
     parts: list[Part] = [*_refitted(name, reports)]
     for method, plan in plans.items():
         parts += _origins(name, method, plan)

@@ -7,15 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from neurograft.applying.application import apply
 from neurograft.applying.combining import combine
 from neurograft.applying.pruning import prune
 from neurograft.evaluating.ensemble import Ensemble
-from neurograft.fusing import recovered
+from neurograft.fusing import Fusion
+from neurograft.members.members import Members
 from neurograft.methods import METHODS
-from neurograft.methods.planner import plan
-from neurograft.plans.plan import FusionPlan
-from neurograft.recovery.repair import repair
 from neurograft.training.schedules import fuse_by_schedule
 from neurograft_experiments.data import Images
 from neurograft_experiments.rows import looks_at_images
@@ -66,14 +63,13 @@ def make_start(of: Ingredients) -> Made:
     recovery = settings["recovery"]
 
     def recover() -> Made:
-        assert made.plan is not None
+        assert made.fusion is not None
         started = time.perf_counter()
         if recovery == "data_free":
-            network = repair(made.network, made.plan, of.members)
+            fusion = made.fusion.repair()
         else:
-            batches = calibration_of(of.images, settings["calibration"])
-            network = recovered(made.network, made.plan, of.members, batches, recovery)
-        return Made(network, made.plan, made.fuse, time.perf_counter() - started)
+            fusion = made.fusion.recovered(recovery, calibration_of(of.images, settings["calibration"]))
+        return Made(fusion.model, fusion, made.fuse, time.perf_counter() - started)
 
     own = {**shared, "recovery": recovery, "calibration": settings.get("calibration")}
     return keep(of.lab.starts, key_of(own), recover, STARTS_KEPT)
@@ -88,14 +84,12 @@ def _made(of: Ingredients) -> Made:
     start = of.settings["start"]
     own = _OWN.get(start["method"])
     if own is not None:
-        network, plan_made = own(of, start), None
-    else:
-        plan_made = _kept_member(of, start) if start["method"] == "keep" else _planned(of, start)
-        network = apply(plan_made, of.members)
-    return Made(network, plan_made, time.perf_counter() - started)
+        return Made(own(of, start), None, time.perf_counter() - started)
+    fusion = _kept_member(of, start) if start["method"] == "keep" else _fused(of, start)
+    return Made(fusion.model, fusion, time.perf_counter() - started)
 
 
-def _planned(of: Ingredients, start: JSON) -> FusionPlan:
+def _fused(of: Ingredients, start: JSON) -> Fusion:
     options: JSON = dict(start.get("options", {}))
     mixing = start.get("mixing")
     weights = None
@@ -103,23 +97,17 @@ def _planned(of: Ingredients, start: JSON) -> FusionPlan:
         options["fraction"] = mixing
     elif mixing is not None:
         weights = (1 - mixing, mixing)
-    return plan(
-        of.members,
-        example_of(of.images),
-        start["method"],
-        weights,
-        calibration=calibration_of(of.images, of.settings["calibration"]) if _looking(start) else None,
-        seed=start["seed"],
-        **options,
-    )
+    images = calibration_of(of.images, of.settings["calibration"]) if _looking(start) else None
+    members = Members(of.members, example_of(of.images), weights=weights, calibration=images)
+    return Fusion.of(members, start["method"], seed=start["seed"], **options)
 
 
-def _kept_member(of: Ingredients, start: JSON) -> FusionPlan:
+def _kept_member(of: Ingredients, start: JSON) -> Fusion:
     """All neurons from one member, though all have the same say in what the outputs should be."""
     k = len(of.members)
     chosen = of.best if start["member"] == "best" else start["member"]
     quota = [float(number == chosen) for number in range(k)]
-    return plan(of.members, example_of(of.images), "transplant", [1 / k] * k, quota=quota)
+    return Fusion.of(Members(of.members, example_of(of.images), weights=[1 / k] * k), "transplant", quota=quota)
 
 
 def _continued(of: Ingredients, start: JSON) -> nn.Module:

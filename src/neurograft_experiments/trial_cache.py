@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neurograft.applying.pruning import prune
 from neurograft.checkpoints.loading import load_into
 from neurograft.evaluating.evaluation import Scores, evaluate
-from neurograft.plans.plan import FusionPlan
+from neurograft.fusing import Fusion
 from neurograft_experiments.data import Images, Split, load_images
 from neurograft_experiments.data.loading import SPLIT_SEED
 from neurograft_experiments.networks import make_network as make_network
@@ -29,13 +29,13 @@ class Made:
 
     Attributes:
         network: the start; it is only read.
-        plan: by which it was fused, None for starts that are no fusion.
+        fusion: how it was fused, None for starts that are no fusion.
         fuse: seconds of fusing.
         recover: seconds of recovering.
     """
 
     network: nn.Module
-    plan: FusionPlan | None
+    fusion: Fusion | None
     fuse: float
     recover: float = 0.0
 

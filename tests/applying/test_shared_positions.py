@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fusion import planned
 from torch import nn
 
 import neurograft as ng
@@ -44,7 +45,7 @@ def test_what_members_share_beside_their_neurons_is_averaged(method: str) -> Non
 def test_a_network_transplanted_with_its_copy_is_itself() -> None:
     (net,) = members(1)
     x = torch.randn(20, 5).double()
-    fused = ng.fuse([net, net], x, diversity=True, recover=None)
+    fused = planned([net, net], x, diversity=True)
     torch.testing.assert_close(fused(x), net(x))
 
 

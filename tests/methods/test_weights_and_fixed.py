@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fusion import planned
 from torch import nn
 
 import neurograft as ng
@@ -21,7 +22,7 @@ def mlps(count: int = 2) -> list[nn.Module]:
 @pytest.mark.parametrize("options", [{"quota": [0, 1]}, {"fraction": 1.0}, {"quota": [0, 1, 0]}])
 def test_all_neurons_from_one_member_are_that_member(options: dict[str, Any]) -> None:
     nets = mlps(len(options.get("quota", "ab")))
-    torch.testing.assert_close(ng.fuse(nets, X, **options)(X), nets[1](X))
+    torch.testing.assert_close(planned(nets, X, **options)(X), nets[1](X))
 
 
 def test_a_fraction_is_a_quota_of_two() -> None:
@@ -32,7 +33,7 @@ def test_a_fraction_is_a_quota_of_two() -> None:
 @pytest.mark.parametrize("method", ["average", "permutation", "optimal_transport"])
 def test_a_member_of_all_the_weight_is_the_fused_network(method: str) -> None:
     nets = mlps()
-    torch.testing.assert_close(ng.fuse(nets, X, method, weights=[0, 1])(X), nets[1](X))
+    torch.testing.assert_close(planned(nets, X, method, weights=[0, 1])(X), nets[1](X))
 
 
 def test_transplanting_neurons_that_nobody_weighs_is_warned_of() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.fusion import refit_and_report
 from tests.recovery.test_refit import fused, noise
 from torch import nn
 
@@ -63,9 +64,7 @@ def test_a_refit_that_is_farther_from_the_members_is_not_kept() -> None:
     x = noise("mlp_bias", 40, 1)
     x[4::5] *= 1000  # those that judge lie where none that is solved from does
     x[:, 1:][torch.arange(40) % 5 != 4] = 0
-    better = ng.refit(start, plan, members, [x], agree=False)
-    report = ng.recovery_report(better)
-    assert report is not None
+    better, report = refit_and_report(start, plan, members, [x], agree=False)
     assert report.held_out == 8
     assert report.after == report.before
     assert "nothing was changed: on 8 held-out samples" in report.notes[-1]
@@ -75,9 +74,7 @@ def test_a_refit_that_is_farther_from_the_members_is_not_kept() -> None:
 
 def test_the_report_says_what_the_judges_saw() -> None:
     start, plan, members = fused("mlp_bias")
-    better = ng.refit(start, plan, members, [noise("mlp_bias", 200, 1)])
-    report = ng.recovery_report(better)
-    assert report is not None
+    better, report = refit_and_report(start, plan, members, [noise("mlp_bias", 200, 1)])
     assert report.held_out == 40
     assert report.after < report.before
     judged = Judge.of(read_samples([noise("mlp_bias", 200, 1)[4::5]], torch.device("cpu")), plan, members)
@@ -88,7 +85,6 @@ def test_the_report_says_what_the_judges_saw() -> None:
 
 def test_a_ridge_that_is_given_is_used_on_all_samples() -> None:
     start, plan, members = fused("mlp_bias")
-    report = ng.recovery_report(ng.refit(start, plan, members, [noise("mlp_bias", 200, 1)], ridge=0.1))
-    assert report is not None
+    _, report = refit_and_report(start, plan, members, [noise("mlp_bias", 200, 1)], ridge=0.1)
     assert report.held_out == 0
     assert {layer.rows for layer in report.layers} == {200}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fusion import refit_and_report
 from tests.networks import MLP, NETWORKS, build, example
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -76,9 +77,7 @@ def test_members_that_are_one_network_stay_it(name: str, method: str) -> None:
 def test_every_network_comes_closer_to_the_members_on_the_samples(name: str) -> None:
     start, plan, members = fused(name)
     samples = [noise(name, 40, seed) for seed in range(1, 6)]
-    better = ng.refit(start, plan, members, samples)
-    report = ng.recovery_report(better)
-    assert report is not None
+    better, report = refit_and_report(start, plan, members, samples)
     for layer in report.layers:
         assert layer.note or layer.after <= layer.before
     if name != "tied_without_norm":  # its head is its embedding, and the layer before it alone cannot make up for that
@@ -90,11 +89,8 @@ def test_every_network_comes_closer_to_the_members_on_the_samples(name: str) -> 
 def test_one_pass_and_many_passes_give_the_same(name: str, method: str) -> None:
     start, plan, members = fused(name, method)
     samples = [noise(name, 20, seed) for seed in (1, 2, 3)]
-    once = ng.refit(start, plan, members, samples, ridge=0.01)
-    often = ng.refit(start, plan, members, samples, ridge=0.01, max_memory=1000)
-    first, second = ng.recovery_report(once), ng.recovery_report(often)
-    assert first is not None
-    assert second is not None
+    once, first = refit_and_report(start, plan, members, samples, ridge=0.01)
+    often, second = refit_and_report(start, plan, members, samples, ridge=0.01, max_memory=1000)
     assert first.passes < second.passes
     new = noise(name, 9, 7)
     torch.testing.assert_close(output(once, new), output(often, new), rtol=1e-6, atol=1e-6)
@@ -164,8 +160,7 @@ def test_a_branch_is_brought_to_what_is_missing_in_the_stream() -> None:
 def test_streams_keep_errors_from_adding_up() -> None:
     start, plan, members = fused("resnet", "average")
     samples = [noise("resnet", 60, 1)]
-    report = ng.recovery_report(ng.refit(start, plan, members, samples))
-    assert report is not None
+    _, report = refit_and_report(start, plan, members, samples)
     towards = {layer.tensor: layer.target for layer in report.layers}
     assert towards["blocks.0.conv2.weight"] == "stream"
     assert towards["blocks.2.conv2.weight"] == "stream"
@@ -189,8 +184,7 @@ def test_an_activation_function_is_no_stream() -> None:
     members = [Cubic().double() for _ in range(2)]
     x = torch.randn(100, 4, dtype=torch.float64)
     plan = ng.plan(members, x[:2], "average")
-    report = ng.recovery_report(ng.refit(ng.apply(plan, members), plan, members, [x]))
-    assert report is not None
+    _, report = refit_and_report(ng.apply(plan, members), plan, members, [x])
     assert [layer.target for layer in report.layers] == ["layer", "layer"]
 
 
@@ -246,16 +240,14 @@ def test_tied_and_repeated_weights_are_left_out_with_a_word() -> None:
     notes = {}
     for name in ("tied", "twice"):
         start, plan, members = fused(name)
-        report = ng.recovery_report(ng.refit(start, plan, members, [noise(name, 20, 1)]))
-        assert report is not None
+        _, report = refit_and_report(start, plan, members, [noise(name, 20, 1)])
         notes |= {layer.tensor: layer.note for layer in report.layers if layer.note}
     assert notes == {"embed.weight": "tied to an embedding", "again.weight": "used 2 times in one run"}
 
 
 def test_weights_that_no_product_reads_are_left_out_with_a_word() -> None:
     start, plan, members = fused("weight_norm")
-    report = ng.recovery_report(ng.refit(start, plan, members, [noise("weight_norm", 20, 1)]))
-    assert report is not None
+    _, report = refit_and_report(start, plan, members, [noise("weight_norm", 20, 1)])
     notes = {layer.tensor: layer.note for layer in report.layers}
     assert notes["first.parametrizations.weight.original1"] == "no plain product reads it"
     assert notes["head.weight"] == ""
@@ -264,9 +256,7 @@ def test_weights_that_no_product_reads_are_left_out_with_a_word() -> None:
 def test_a_layer_with_too_many_inputs_is_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurograft.recovery.refit.LEAST", 50_000)
     start, plan, members = fused("mlp")
-    better = ng.refit(start, plan, members, [noise("mlp", 20, 1)], max_memory=50_000)
-    report = ng.recovery_report(better)
-    assert report is not None
+    better, report = refit_and_report(start, plan, members, [noise("mlp", 20, 1)], max_memory=50_000)
     assert [bool(layer.note) for layer in report.layers] == [False, True, False]
     assert "raise max_memory" in report.layers[1].note
     assert torch.equal(better.layers[1].weight, start.layers[1].weight)
@@ -274,8 +264,7 @@ def test_a_layer_with_too_many_inputs_is_left_out_with_a_word(monkeypatch: pytes
 
 def test_weights_do_not_grow_without_bound() -> None:
     start, plan, members = fused("mlp")
-    report = ng.recovery_report(ng.refit(start, plan, members, [noise("mlp", 14, 1)]))
-    assert report is not None
+    _, report = refit_and_report(start, plan, members, [noise("mlp", 14, 1)])
     largest = max(float(m.get_parameter(layer.tensor).detach().norm()) for layer in report.layers for m in members)
     for layer in report.layers:
         planned = float(start.get_parameter(layer.tensor).detach().norm())
@@ -321,13 +310,11 @@ def test_half_precision_comes_back_in_half_precision() -> None:
 
 def test_the_report_prints_as_a_table() -> None:
     start, plan, members = fused("mlp")
-    report = ng.recovery_report(ng.refit(start, plan, members, [noise("mlp", 60, 1)]))
-    assert report is not None
+    _, report = refit_and_report(start, plan, members, [noise("mlp", 60, 1)])
     assert report.samples == 60
     assert report.recovery == "refit"
     assert "layers.1.weight" in str(report)
     assert report.layers[0].ridge == math.inf
-    assert ng.recovery_report(start) is None
 
 
 BAD_BATCHES = {

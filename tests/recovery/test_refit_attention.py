@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.fusion import refit_and_report
 from torch import Tensor, nn
 
 import neurograft as ng
@@ -38,9 +39,7 @@ def test_a_tiny_gpt2(method: str, tied: bool) -> None:
     x, new = torch.randint(0, 40, (64, 12)), torch.randint(0, 40, (16, 12))
     plan = ng.plan(members, x[:2], method)
     start = ng.apply(plan, members)
-    better = ng.refit(start, plan, members, [x])
-    report = ng.recovery_report(better)
-    assert report is not None
+    better, report = refit_and_report(start, plan, members, [x])
     notes = {layer.tensor: layer.note for layer in report.layers}
     for block in range(2):
         for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
@@ -63,9 +62,7 @@ def test_torchs_own_encoder_layer(method: str) -> None:
     x, new = torch.randn(60, 6, 16), torch.randn(20, 6, 16)
     plan = ng.plan(members, x[:2], method)
     start = ng.apply(plan, members)
-    better = ng.refit(start, plan, members, [x])
-    report = ng.recovery_report(better)
-    assert report is not None
+    better, report = refit_and_report(start, plan, members, [x])
     notes = {layer.tensor: layer.note for layer in report.layers}
     assert {name for name, note in notes.items() if not note} == {
         "self_attn.in_proj_weight",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.fusion import repair_and_report
 from tests.networks import MLP, build
 from tests.recovery.test_refit import fused, noise, output
 from torch import Tensor, nn
@@ -78,11 +79,9 @@ def test_transplanted_neurons_have_their_owners_statistics() -> None:
 def test_without_a_bias_the_scale_alone_is_repaired_and_the_report_says_so() -> None:
     start, plan, members = fused("mlp", "average")
     x = noise("mlp", 50, 1)
-    better = ng.repair(start, plan, members, [x])
+    better, report = repair_and_report(start, plan, members, [x])
     wanted = sum(outputs_of(m, lambda m: m.layers[1], x).std(1, unbiased=False) for m in members) / 2
     torch.testing.assert_close(outputs_of(better, lambda m: m.layers[1], x).std(1, unbiased=False), wanted)
-    report = ng.recovery_report(better)
-    assert report is not None
     assert report.notes == ("2 layers have no bias and got the scale only",)
     assert torch.equal(better.layers[2].weight, start.layers[2].weight)
 
@@ -177,10 +176,8 @@ def test_without_data_a_batch_norm_behind_a_sum_keeps_its_statistics() -> None:
 
 def test_without_data_and_batch_norm_nothing_changes() -> None:
     start, plan, members = fused("mlp")
-    better = ng.repair(start, plan, members)
+    better, report = repair_and_report(start, plan, members)
     assert all(torch.equal(a, b) for a, b in zip(better.parameters(), start.parameters(), strict=True))
-    report = ng.recovery_report(better)
-    assert report is not None
     assert "nothing was changed" in report.notes[0]
 
 

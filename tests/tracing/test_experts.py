@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import neurograft as ng
 from neurograft.errors import OptionError, PlanError
 from neurograft.tracing.graph import Group, NeuronGraph
+from tests.fusion import planned
 from tests.tracing.experts import CHOSEN, EXPERTS, FIXED, FOLLOWED, HIDDEN, WIDTH, Codebook, Mixture, Separate, rows
 from tests.tracing.huggingface import made, roughen
 
@@ -119,7 +120,7 @@ def test_transplanted_experts_are_whole(name: str) -> None:
 def test_a_mixture_fused_with_itself_is_itself(name: str) -> None:
     model = mixture(name)
     for method, options in (("average", {}), ("transplant", {"diversity": True}), ("optimal_transport", {})):
-        fused = ng.fuse([model, copy.deepcopy(model)], rows(), method=method, **options)
+        fused = planned([model, copy.deepcopy(model)], rows(), method=method, **options)
         torch.testing.assert_close(fused(rows()), model(rows()), msg=method)
 
 

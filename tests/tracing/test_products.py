@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import neurograft as ng
 from neurograft.tracing.graph import Use
 from neurograft.tracing.observing import observe
+from tests.fusion import planned
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -141,7 +142,7 @@ def test_combined_products_are_the_members_average(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PRODUCTS if name != "stacked"])
 def test_a_network_transplanted_with_copies_of_itself_is_itself(name: str) -> None:
     (model,) = members(PRODUCTS[name][0], 1)
-    fused = ng.fuse([model, model], rows(), method="transplant", diversity=True)
+    fused = planned([model, model], rows(), method="transplant", diversity=True)
     assert torch.allclose(fused(rows()), model(rows()), rtol=1e-10, atol=1e-12)
 
 

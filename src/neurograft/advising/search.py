@@ -9,12 +9,11 @@ from typing import Any, Literal, TypeAlias, cast
 from torch import nn
 
 from neurograft.advising.recipes import BEST_MEMBER, WORDS, Candidate, Recipe, Starts
-from neurograft.applying.application import apply
 from neurograft.errors import NeurograftError, TrainingDiverged
 from neurograft.evaluating.evaluation import evaluate
-from neurograft.fusing import recovered
+from neurograft.fusing import Fusion
 from neurograft.inputs import Batches, Inputs
-from neurograft.methods.planner import plan
+from neurograft.members.members import Members
 from neurograft.training.distilling import distill
 from neurograft.training.finetuning import finetune
 from neurograft.training.loop import Epoch
@@ -55,17 +54,20 @@ class Race:
         """The best member, and every method with every recovery; a method that cannot fuse these members says why."""
         found = [self._measured(Recipe(BEST_MEMBER), self.members[self.best], 0.0)]
         refused: dict[str, str] = {}
+        try:
+            members = Members(self.members, example, calibration=calibration)
+        except NeurograftError as error:
+            return Starts(tuple(found), dict.fromkeys(methods, str(error)))
         for method in methods:
             self.say(f"fusing by {method}")
             began = time.perf_counter()
             try:
-                decided = plan(self.members, example, method, calibration=calibration, seed=self.seed)
-                fused = apply(decided, self.members)
+                fusion = Fusion.of(members, method, seed=self.seed)
                 seconds = time.perf_counter() - began
                 for recovery in recoveries:
                     began = time.perf_counter()
                     how = None if recovery == "none" else cast(Any, recovery)
-                    network = recovered(fused, decided, self.members, calibration, how)
+                    network = fusion.recovered(how).model
                     spent = seconds + time.perf_counter() - began
                     found.append(self._measured(Recipe(method, recovery), network, spent))
             except NeurograftError as error:

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from neurograft.applying.declarations import Declaration
-from neurograft.applying.formula import fuse_tensor
+from neurograft.applying.formula import FusedRows, fuse_tensor
 from neurograft.applying.resizing import declare_sizes
 from neurograft.applying.spectral import settle_spectral_norms
 from neurograft.errors import PlanError
 from neurograft.members.members import Members
 from neurograft.members.parametrised import write_back
+from neurograft.members.states import State, state_of
 from neurograft.plans.check_members import members_for
 from neurograft.plans.plan import FusionPlan
 
@@ -55,6 +57,38 @@ def assemble(plan: FusionPlan, members: Members) -> tuple[nn.Module, list[Declar
     write_back(model)
     settle_spectral_norms(model)
     return model, changed
+
+
+def is_applied(own: State, plan: FusionPlan, members: Members) -> bool:
+    """Whether a network's tensors are what the plan makes of the members, compared up to the first difference.
+
+    Args:
+        own: the network's tensors.
+        plan: the plan.
+        members: its members.
+    """
+    if any(is_parametrized(module) for module in members.networks[0].modules()):  # what acts is not what is written
+        made = state_of(assemble(plan, members)[0])
+        return all(torch.equal(tensor, made[name].to(tensor.device)) for name, tensor in own.items() if name in made)
+    return all(
+        _blocks_are(own[name], name, [state[name] for state in members.states], plan)
+        for name in own
+        if name in members.states[0]
+    )
+
+
+def _blocks_are(own: Tensor, name: str, tensors: Sequence[Tensor], plan: FusionPlan) -> bool:
+    """Whether a tensor is what the plan makes, block by block."""
+    first = tensors[0]
+    if not (first.dtype.is_floating_point or first.dtype.is_complex):
+        return torch.equal(own, fuse_named(name, tensors, plan).to(own.device))
+    rows = FusedRows([tensor.to(first.device) for tensor in tensors], plan, name)
+    for start in range(0, rows.count, rows.step):
+        stop = min(start + rows.step, rows.count)
+        part = own[start:stop] if own.dim() else own
+        if not torch.equal(part, rows.block(start, stop).to(own.device)):
+            return False
+    return True
 
 
 def fuse_named(name: str, tensors: Sequence[Tensor], plan: FusionPlan) -> Tensor:

@@ -87,15 +87,12 @@ def fuse(
         how = _How(chosen, parse_weights(weights), tuple(fixed), seed)
         _stream(factory, members, output, inputs, how, saved, max_memory, dtype, shard_size, force)
         return
-    from neurograft.applying.application import apply
     from neurograft.applying.provenance import Provenance
     from neurograft.checkpoints import load_into, open_checkpoint, sha256, write_checkpoint
     from neurograft.command_line.arguments import build, example_inputs
-    from neurograft.fusing import Recovery, check_recovery, recovered
+    from neurograft.fusing import Fusion, Recovery, check_recovery
     from neurograft.members.members import Members
-    from neurograft.methods.planner import plan_members
     from neurograft.plugins import load_images
-    from neurograft.recovery.report import recovery_report
 
     chosen, shares = method_of(method or "transplant", parse_options(option)), parse_weights(weights)
     recovery = None if recover == "none" else cast(Recovery, recover)
@@ -106,16 +103,16 @@ def fuse(
     images = None if calibration is None else load_images(calibration, samples=CALIBRATION).train.batches()
     given = example_inputs(inputs, factory, seed)
     loaded = Members(networks, given, weights=shares, fixed=fixed, calibration=images)
-    decided = plan_members(loaded, chosen, seed=seed)
+    fusion = Fusion.of(loaded, chosen, seed=seed)
+    decided = fusion.plan
     files = [open_checkpoint(path) for path in members]
     record = Provenance.of(decided, files, factory, fixed).record({path: sha256(path) for path in members})
-    fused = recovered(apply(decided, loaded), decided, loaded, images, recovery)
-    report = recovery_report(fused)
-    found = {"calibration": calibration, "recovery": None if report is None else report.recovery}
-    write_checkpoint(fused, output, record | found)
+    fusion = fusion.recovered(recovery)
+    last = fusion.report.recovery
+    found = {"calibration": calibration, "recovery": None if last is None else last.recovery}
+    write_checkpoint(fusion.model, output, record | found)
     say(str(decided))
-    if report is not None:
-        say(str(report))
+    say(str(fusion.report))
     say(f"wrote {output}")
 
 

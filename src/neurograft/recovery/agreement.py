@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from neurograft.alignment.activation_similarity import moved_cells
 from neurograft.alignment.activations import Cells, member_cells
-from neurograft.applying.application import fuse_named
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.members.members import Members
-from neurograft.members.states import State
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.holdout import Judge
 from neurograft.recovery.samples import Samples
@@ -106,15 +104,6 @@ def nearest_member(plan: FusionPlan, models: Sequence[nn.Module], samples: Sampl
 def merges(plan: FusionPlan) -> bool:
     """Whether the plan merges neurons whose members could be weighted one by one."""
     return not plan.owned and not plan.tensor_weights and bool(plan.graph.outermost)
-
-
-def as_applied(own: State, plan: FusionPlan, members: Members) -> bool:
-    """Whether a network's tensors still are what the plan makes; none is made after the first that is not."""
-    return all(
-        torch.equal(tensor, fuse_named(name, [state[name] for state in members.states], plan).to(tensor.device))
-        for name, tensor in own.items()
-        if name in members.states[0]
-    )
 
 
 def _maps(plan: FusionPlan, member: int) -> dict[str, NeuronMap]:

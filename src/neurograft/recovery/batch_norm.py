@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from neurograft.inputs import Batches, call_on_batch, device_of
 from neurograft.preserve_state import preserve_state
-from neurograft.recovery.report import LayerRecovery, RecoveryReport, remember
+from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.samples import Samples, read_samples
 from neurograft.recovery.statistics import Statistics, check_statistics
 
@@ -43,6 +43,11 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> nn.Module:
 
     Source: Jordan et al. 2023, arXiv:2211.08403, section 4 (RESET).
     """
+    return reestimated(model, batches).model
+
+
+def reestimated(model: nn.Module, batches: Batches) -> Recovered:
+    """`reestimate_batch_norm` and its report."""
     started = time.perf_counter()
     samples = read_samples(batches, device_of(model))
     result = copy.deepcopy(model)
@@ -63,7 +68,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> nn.Module:
     unused = [name for module, name in names.items() if _tracks(module) and module not in found]
     notes = tuple(f"{name} was not reached by the samples and stays as it was" for name in unused)
     seconds = time.perf_counter() - started
-    return remember(result, RecoveryReport("batch_norm", tuple(layers), samples.total, 1, seconds, notes))
+    return Recovered(result, RecoveryReport("batch_norm", tuple(layers), samples.total, 1, seconds, notes))
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -8,17 +8,17 @@ from math import inf, isfinite
 
 from torch import nn
 
-from neurograft.applying.application import assemble
+from neurograft.applying.application import assemble, is_applied
 from neurograft.errors import OptionError
 from neurograft.inputs import Batches, device_of
 from neurograft.members.members import Members
 from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
-from neurograft.recovery.agreement import Agreement, agreement, as_applied, merges
+from neurograft.recovery.agreement import Agreement, agreement, merges
 from neurograft.recovery.fitting import BLOCK, Fit
 from neurograft.recovery.holdout import Judge, held_out
 from neurograft.recovery.layers import Place, Survey, survey
-from neurograft.recovery.report import LayerRecovery, RecoveryReport, remember
+from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.samples import ACTIVATIONS, Sampler, Samples, read_samples
 from neurograft.recovery.sequential_solve import Item, Work, eval_mode, settle
 from neurograft.recovery.statistics import NormFit, PlannedNorm, settle_statistics
@@ -57,7 +57,7 @@ def refit(
     is solved, with the bias as one more column, and the next layer reads the new activations. BatchNorms are
     re-estimated as they are passed. A few samples are held out of all that: if the refitted network's outputs are not
     nearer to the members' mean output on them than those of the fused one, nothing is changed.
-    `recovery_report(result)` says what happened to every layer.
+    `Fusion.refit` gives a report of every layer too.
 
     Args:
         fused: what `apply(plan, models)` gave; it stays as it is.
@@ -98,9 +98,43 @@ def refit(
 
     Source: docs/design.md, "What refit means".
     """
+    return refitted(
+        fused,
+        plan,
+        members_for(plan, models),
+        batches,
+        ridge=ridge,
+        positions=positions,
+        layers=layers,
+        exclude=exclude,
+        agree=agree,
+        max_memory=max_memory,
+        seed=seed,
+    ).model
+
+
+def refitted(
+    fused: nn.Module,
+    plan: FusionPlan,
+    members: Members,
+    batches: Batches,
+    *,
+    applied: bool = False,
+    ridge: float | None = None,
+    positions: int | None = None,
+    layers: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    agree: bool = True,
+    max_memory: int | None = None,
+    seed: int = 0,
+) -> Recovered:
+    """`refit` and its report; `applied` says that the network is known to be what the plan makes of the members.
+
+    Weighting by agreement starts from the members anew, so it is for networks that are still what the plan makes; where
+    that is not known, they are compared.
+    """
     started = time.perf_counter()
     _check_options(ridge, positions, max_memory)
-    members = members_for(plan, models)
     own = state_of_fused(plan, fused, members)
     samples = read_samples(batches, device_of(fused))
     total, memory = samples.total, MEMORY if max_memory is None else max_memory
@@ -110,7 +144,8 @@ def refit(
     room = _room(found, memory)
     judges = None if judges is None else judges.fitted(found.largest, room)
     notes: tuple[str, ...] = ()
-    if agree and tuple(layers) == ("*",) and not exclude and merges(plan) and as_applied(own, plan, members):
+    everywhere = agree and tuple(layers) == ("*",) and not exclude
+    if everywhere and merges(plan) and (applied or is_applied(own, plan, members)):
         parts = samples.cut(room // (ACTIVATIONS * max(1, found.largest)))
         agreed = agreement(plan, members, parts, judges=judges, memory=max(room, LEAST))
         if agreed is not None:
@@ -121,8 +156,11 @@ def refit(
     )
     report = replace(report, samples=total, notes=notes)
     if judges is not None:
-        result, report = _better(fused, result, Judge.of(judges, plan, members.networks), report)
-    return remember(result, replace(report, seconds=time.perf_counter() - started))
+        judge = Judge.of(judges, plan, members.networks)
+        report = replace(report, held_out=judges.total, before=judge.error(fused), after=judge.error(result))
+        if isfinite(report.before) and not report.after <= report.before:
+            return Recovered(copy.deepcopy(fused), _unchanged(report, time.perf_counter() - started))
+    return Recovered(result, replace(report, seconds=time.perf_counter() - started), plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,20 +206,14 @@ def _shares(found: Agreement) -> str:
     return f"merged neurons were weighted by how far they agree with member {found.reference}'s: {shares} on average"
 
 
-def _better(
-    fused: nn.Module, refitted: nn.Module, judge: Judge, report: RecoveryReport
-) -> tuple[nn.Module, RecoveryReport]:
-    """The refitted network, or a copy of the fused one where that is nearer to the members on the held-out samples."""
-    before, after = judge.error(fused), judge.error(refitted)
-    report = replace(report, held_out=judge.samples.total, before=before, after=after)
-    if not isfinite(before) or after <= before:
-        return refitted, report
+def _unchanged(report: RecoveryReport, seconds: float) -> RecoveryReport:
+    """The report where the fused network was nearer to the members on the held-out samples, so that it is kept."""
     note = (
-        f"nothing was changed: on {judge.samples.total} held-out samples the refitted outputs were farther from the "
-        f"members' mean ({after:.3g} of its size) than the fused ones ({before:.3g}); pass more samples"
+        f"nothing was changed: on {report.held_out} held-out samples the refitted outputs were farther from the "
+        f"members' mean ({report.after:.3g} of its size) than the fused ones ({report.before:.3g}); pass more samples"
     )
     kept = tuple(replace(layer, after=layer.before, ridge=inf, norm=1.0) for layer in report.layers)
-    return copy.deepcopy(fused), replace(report, layers=kept, after=before, notes=(*report.notes, note))
+    return replace(report, layers=kept, after=report.before, notes=(*report.notes, note), seconds=seconds)
 
 
 def left_out(place: Place) -> LayerRecovery:

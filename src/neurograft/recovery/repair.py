@@ -16,7 +16,7 @@ from neurograft.preserve_state import preserve_state
 from neurograft.recovery.data_free import repair_without_data
 from neurograft.recovery.layers import Place, Survey, survey
 from neurograft.recovery.refit import MEMORY, left_out
-from neurograft.recovery.report import LayerRecovery, RecoveryReport, remember
+from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.rescaling import NO_BIAS, Rescale
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, read_samples
 from neurograft.recovery.sequential_solve import Item, Work, eval_mode, settle
@@ -38,7 +38,7 @@ def repair(
     For a neuron with mean μ and standard deviation σ on the samples, and planned ones μ* = Σ_m c_m A_m μ_m and
     σ* = Σ_m c_m A_m σ_m, the weights are scaled by σ*/σ and the bias becomes (b − μ)·σ*/σ + μ*. A layer in front of
     a BatchNorm keeps its weights: the BatchNorm is re-estimated, which is the same. Layers without a bias get the
-    scale only; layers that make the network's outputs stay as they are. `recovery_report(result)` says which.
+    scale only; layers that make the network's outputs stay as they are. `Fusion.repair` gives a report of each layer.
 
     Args:
         fused: what `apply(plan, models)` gave; it stays as it is.
@@ -65,12 +65,23 @@ def repair(
 
     Source: Jordan et al. 2023, arXiv:2211.08403, section 4.
     """
+    return repaired(fused, plan, members_for(plan, models), batches, max_memory=max_memory).model
+
+
+def repaired(
+    fused: nn.Module,
+    plan: FusionPlan,
+    members: Members,
+    batches: Batches | None = None,
+    *,
+    max_memory: int | None = None,
+) -> Recovered:
+    """`repair` and its report."""
     started = time.perf_counter()
-    members = members_for(plan, models)
     result = copy.deepcopy(fused)
     own = state_of_fused(plan, result, members)
     if batches is None:
-        return remember(result, repair_without_data(own, plan, members, started))
+        return Recovered(result, repair_without_data(own, plan, members, started))
     samples = read_samples(batches, device_of(fused))
     found = survey(result, plan, samples)
     samples = samples.fitted(found.largest, MEMORY if max_memory is None else max_memory)
@@ -87,7 +98,7 @@ def repair(
     bare = [line for line in lines if line.note == NO_BIAS]
     notes = (f"{len(bare)} layers have no bias and got the scale only",) if bare else ()
     seconds = time.perf_counter() - started
-    return remember(result, RecoveryReport("repair", lines, samples.total, passes, seconds, notes))
+    return Recovered(result, RecoveryReport("repair", lines, samples.total, passes, seconds, notes))
 
 
 def _repairable(place: Place, plan: FusionPlan) -> bool:

@@ -1,11 +1,11 @@
 """What a recovery did, layer by layer."""
 
-import weakref
 from dataclasses import dataclass
 from math import inf, isnan, nan
 
 from torch import nn
 
+from neurograft.plans.plan import FusionPlan
 from neurograft.text_table import paragraph, text_table
 
 NUMBERS = ("before", "after", "ridge", "norm", "rows", "seconds")
@@ -82,20 +82,16 @@ class RecoveryReport:
         return "\n".join([head, table, *lines, *(paragraph(f"note: {note}") for note in self.notes)])
 
 
-_REPORTS: "weakref.WeakKeyDictionary[nn.Module, RecoveryReport]" = weakref.WeakKeyDictionary()
+@dataclass(frozen=True, eq=False, slots=True)
+class Recovered:
+    """A recovered network.
 
-
-def remember(model: nn.Module, report: RecoveryReport) -> nn.Module:
-    """Keep the report beside the model, without an attribute on it."""
-    _REPORTS[model] = report
-    return model
-
-
-def recovery_report(model: nn.Module) -> RecoveryReport | None:
-    """What recovery did to this very network in this process; None for one that was not recovered.
-
-    Example:
-        >>> recovery_report(nn.Linear(2, 2)) is None
-        True
+    Attributes:
+        model: a copy of the one that was given, changed.
+        report: what was done to it.
+        plan: which plan it follows now, where that is another than before.
     """
-    return _REPORTS.get(model)
+
+    model: nn.Module
+    report: RecoveryReport
+    plan: FusionPlan | None = None
