@@ -349,6 +349,18 @@ def _regroup(axes: Sequence[Axis], sizes: Sequence[int], why: Because) -> tuple[
     return (whole,) if len(sizes) == 1 else split(whole, sizes, why)
 
 
+def divide(axis: Axis, sizes: Sequence[int], why: Because) -> list[Axis]:
+    """The axis as a sum of parts of these sizes; parts of a fixed axis are fixed."""
+    known = reason(axis)
+    if known is not None:
+        return [fixed(n, known) for n in sizes]
+    if len(sizes) == 1:
+        return [axis]
+    found = [free(n) for n in sizes]
+    unify(axis, tuple(segment for part in found for segment in part), why)
+    return found
+
+
 def show(axis: Axis) -> str:
     """The axis in sizes, fixed ones marked: `3*4! + 8`."""
 
@@ -365,6 +377,7 @@ __all__ = [
     "Var",
     "axis_size",
     "canon",
+    "divide",
     "find",
     "fix",
     "fixed",

@@ -9,6 +9,7 @@ from neurograft.axes.maps import Pairs
 from neurograft.axes.mixing import axis_order
 from neurograft.tracing.algebra import Axis, Var, axis_size, leaves
 from neurograft.tracing.bench import Bench, change
+from neurograft.tracing.blocks import Blank, Blocks, Label, lengths_of, looked
 from neurograft.tracing.graph_builder import build_graph, layout_of
 from neurograft.tracing.index_semantics import Numbers, Order
 from neurograft.tracing.labelling import Labelling
@@ -24,7 +25,7 @@ def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> t
     bench.put({})
     labelling = Labelling(bench.model)
     tapes = []
-    labels: list[tuple[dict[int, tuple[Axis, ...]], Numbers, Turns]] = []
+    labels: list[tuple[dict[int, Label], Numbers, Turns]] = []
     for example in bench.examples:
         tape = _record(bench, example)
         labelling.read(tape, bench.outputs or None)
@@ -54,7 +55,7 @@ def _record(bench: Bench, example: object) -> Tape:
 def _compare(
     before: Tape,
     after: Tape,
-    axes: Mapping[int, tuple[Axis, ...]],
+    axes: Mapping[int, Label],
     numbers: Numbers,
     turns: Turns,
     by_variable: Mapping[Var, Tensor],
@@ -82,7 +83,7 @@ def _compare(
             if turn is not None:
                 # this turn is now the one of the unit that has come here
                 x = units[turn.form].get(int(positions(turn.axis, moved)[turn.number]), x)
-            expected = _moved(x, axes[id(x)], moved)
+            expected = _moved(x, looked(axes[id(x)]), moved)
             if meaning is not None and meaning.kind == "units":
                 expected = _renumbered(expected, meaning.axis, moved)
             error = change(expected, y)
@@ -119,7 +120,12 @@ def _renumbered(x: Tensor, axis: Axis, moved: Mapping[Var, Tensor]) -> Tensor:
     return torch.where(inside, now[x.long().clamp(0, max(len(now) - 1, 0))].to(x.dtype), x)
 
 
-def _moved(x: Tensor, axes: tuple[Axis, ...], moved: Mapping[Var, Tensor]) -> Tensor:
+def _moved(x: Tensor, axes: Label, moved: Mapping[Var, Tensor]) -> Tensor:
+    if isinstance(axes, Blank):
+        return x
+    if isinstance(axes, Blocks):
+        parts = zip(torch.split(x, lengths_of(axes), axes.dim), axes.parts, strict=True)
+        return torch.cat([_moved(part, label, moved) for part, label in parts], axes.dim)
     for dim, axis in enumerate(axes):
         if axis_size(axis) > 1 and any(var in moved for var in leaves(axis)):
             x = x.index_select(dim, positions(axis, moved).to(x.device))

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.inputs import check_model
-from neurograft.tracing.algebra import Axis, axis_size, canon, fix, fixed, free, leaves, unify
+from neurograft.tracing.algebra import Axis, canon, fix, fixed, free, leaves
+from neurograft.tracing.blocks import Axes, Blank, Label, sizes_of, written
 from neurograft.tracing.flow_builder import FlowBuilder
-from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.labels import Labels
 from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.rules import RULES, Rule
+from neurograft.tracing.rules.blockwise import blockwise
 from neurograft.tracing.rules.constants import UNIFORM
 from neurograft.tracing.rules.pointwise import mark, pointwise
 from neurograft.tracing.tape import Op, Tape, live, op_tensors, storage_of, tensors_of
@@ -163,7 +165,7 @@ class Labelling:
         for path, x in (*pinned_outputs(tape.outputs, outputs), *beside):
             self.pinned.append((tape, path, x))
             meaning = self.main.numbers.of(x)
-            for axis in (*self.main.of(x), *(() if meaning is None else (meaning.axis,))):
+            for axis in (*self.main.every_axis(x), *(() if meaning is None else (meaning.axis,))):
                 fix(axis, Why(FixedReason.OUTPUT, f"the output {path}".strip()))
 
     def _forget_activations(self) -> None:
@@ -172,6 +174,8 @@ class Labelling:
         self.main.uniform.clear()
         for labels, axes in ((self.main, self.parameter_axes), (self.private, self.private_axes)):
             labels.axes.clear()
+            labels.blocked.clear()
+            labels.repeated.clear()
             labels.names.clear()
             labels.strangers.clear()
             labels.numbers.forget()
@@ -194,16 +198,13 @@ class Labelling:
         )
         alone = product or (bool(derived) and not is_active and not consumes(op.name, op.module, len(derived)))
         dealt = not alone and self._is_dealt(op, derived)
-        old = [(x, self.main.of(x)) for x in op.mutates] if op.name not in _RESHAPING else []
+        old = [(x, self.main.raw(x)) for x in op.mutates] if op.name not in _RESHAPING else []
         result = self._apply(self.main, op, mixing=bool(derived) and not (alone or dealt))
         self._assign(self.main, op, result)
-        for x, axes in old:
-            for a, b in zip(axes, self.main.of(x), strict=False):
-                if axis_size(a) == axis_size(b):
-                    unify(a, b, str(op))
+        for x, label in old:
+            written(label, self.main.raw(x), str(op))
         if op.name in UNIFORM or (op.name in _LINEAR and taken and all(id(x) in self.main.uniform for x in taken)):
-            fresh = [r for r in op.results if isinstance(r, Tensor) and storage_of(r) not in self.rewritten]
-            self.main.uniform.update(id(r) for r in fresh)
+            self._note_uniform([r for r in op.results if isinstance(r, Tensor)])
         if not alone:
             self._flow_on(op, derived)
         if alone:
@@ -225,8 +226,15 @@ class Labelling:
         over = {id(x) for x in op.mutates}
         others = [x for x in op_tensors(op) if not (id(x) in over or self.private.known(x) or self.main.is_active(x))]
         constant = any(x.is_floating_point() and x.numel() > 1 and id(x) not in self.main.uniform for x in others)
-        sizes = {tuple(map(axis_size, self.main.of(x))) for x in op_tensors(op)} if op.name.startswith("add") else ()
+        sizes = {sizes_of(self.main.raw(x)) for x in op_tensors(op)} if op.name.startswith("add") else ()
         self.flow.add(op, tuple(weights), constant=constant, alike=len(sizes) == 1)
+
+    def _note_uniform(self, results: Sequence[Tensor]) -> None:
+        for r in results:
+            if storage_of(r) not in self.rewritten:
+                self.main.uniform.add(id(r))
+            else:
+                self.main.put(r, Blank(sizes_of(self.main.axes[id(r)])))
 
     def _is_dealt(self, op: Op, derived: Sequence[Tensor]) -> bool:
         # a stack of weights of which the input's routing chooses (experts looked up by number): still weights
@@ -255,24 +263,24 @@ class Labelling:
             if id(x) not in self.main.marked:
                 mark(self.main, x, "elementwise")
 
-    def _apply(self, labels: Labels, op: Op, mixing: bool) -> list[Axes | None]:
+    def _apply(self, labels: Labels, op: Op, mixing: bool) -> list[Label | None]:
         labels.op, labels.mixing = op, mixing
         labels.marked.clear()
         found = rule_of(op)
         if found is None:
             return self._unruled(labels, op, "")
         try:
-            result = found(labels, op)
+            result = blockwise(labels, op, found)
         except (AssertionError, IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
             return self._unruled(labels, op, f" (its rule failed: {type(error).__name__}: {error})")
-        results: list[Axes | None] = list(result) if isinstance(result, list) else [result]
+        results: list[Label | None] = list(result) if isinstance(result, list) else [result]
         if not _fits(op, results):
             return self._unruled(labels, op, " (its rule gave other shapes)")
         labels.numbers.settle(op, op.name in UNIFORM)
         labels.turns.settle(op)
         return results
 
-    def _unruled(self, labels: Labels, op: Op, how: str) -> list[Axes | None]:
+    def _unruled(self, labels: Labels, op: Op, how: str) -> list[Label | None]:
         # nothing is known: whatever enters is fixed, and so is what leaves
         labels.numbers.understood.clear()
         labels.numbers.settle(op, False)
@@ -286,23 +294,21 @@ class Labelling:
             fix(axis, why)
         return [None if s is None else tuple(fixed(n, why) for n in s) for s in op.shapes]
 
-    def _assign(self, labels: Labels, op: Op, results: list[Axes | None]) -> None:
+    def _assign(self, labels: Labels, op: Op, results: list[Label | None]) -> None:
         for r, axes in zip(op.results, results, strict=False):
             if isinstance(r, Tensor) and axes is not None:
-                labels.axes[id(r)] = axes
+                labels.put(r, axes)
             elif isinstance(r, (list, tuple)):
                 for x in r:
                     if isinstance(x, Tensor):
-                        labels.axes[id(x)] = tuple(fixed(n, str(op)) for n in x.shape)
+                        labels.put(x, tuple(fixed(n, str(op)) for n in x.shape))
 
 
-def _fits(op: Op, results: list[Axes | None]) -> bool:
+def _fits(op: Op, results: list[Label | None]) -> bool:
     if len(results) != len(op.results):
         return False
     return all(
-        s is None
-        or (axes is not None and len(axes) == len(s) and all(axis_size(a) == n for a, n in zip(axes, s, strict=True)))
-        for s, axes in zip(op.shapes, results, strict=True)
+        s is None or (label is not None and sizes_of(label) == s) for s, label in zip(op.shapes, results, strict=True)
     )
 
 

@@ -1,6 +1,7 @@
 """What is known of every tensor while a tape is read: its axes, and what the rules note beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -8,14 +9,14 @@ import torch
 from torch import Tensor
 
 from neurograft.tracing import algebra
-from neurograft.tracing.algebra import Axis, axis_size, canon, fixed, merge, unify
+from neurograft.tracing.algebra import Axis, axis_size, fixed, merge, unify
+from neurograft.tracing.blocks import Axes, Blank, Blocks, Label, axes_at, filled, looked, settled, sizes_of
 from neurograft.tracing.graph import Kind, Role
 from neurograft.tracing.index_semantics import Numbers
 from neurograft.tracing.reasons import Because, FixedReason, Why
-from neurograft.tracing.tape import Op, storage_of
+from neurograft.tracing.tape import Op, op_tensors, storage_of
 from neurograft.tracing.unit_loops import Turns
 
-Axes: TypeAlias = tuple[Axis, ...]
 Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 
@@ -76,7 +77,11 @@ class Labels:
 
     def __init__(self, private: "Labels | None" = None):
         self.private = private
-        self.axes: dict[int, Axes] = {}
+        self.axes: dict[int, Label] = {}
+        self.blocked: set[int] = set()
+        self.given: dict[int, Label] = {}
+        self.again = False
+        self.repeated: dict[int, frozenset[int]] = {}
         self.by_storage: dict[Key, Axes] = {}
         self.names: dict[int, tuple[str, ...]] = {}
         self.names_by_storage: dict[Key, tuple[str, ...]] = {}
@@ -121,22 +126,68 @@ class Labels:
         self.names[id(tensor)] = self.names_by_storage[key]
         return True
 
-    def of(self, tensor: Tensor) -> Axes:
-        """The axes of a tensor; a tensor nobody computed is a constant, and its positions have a meaning.
+    def put(self, tensor: Tensor, label: Label) -> None:
+        """Enter what is known of a result."""
+        self.axes[id(tensor)] = label
+        (self.blocked.add if isinstance(label, (Blocks, Blank)) else self.blocked.discard)(id(tensor))
+
+    def raw(self, tensor: Tensor) -> Label:
+        """The label of a tensor, blank where nothing was written; constants' positions have a meaning.
 
         A tensor of one value that nobody writes to stays what it is under any permutation: it has new free axes
         every time it is used, so that a shared state of zeros ties nothing together.
         """
+        if id(tensor) in self.given:
+            return looked(self.given[id(tensor)])
         if id(tensor) in self.uniform:
-            return tuple(algebra.free(axis_size(axis)) for axis in self.axes[id(tensor)])
+            return Blank(sizes_of(self.axes[id(tensor)]))
         if not self.known(tensor):
             why = self.buffers.get(id(tensor)) or f"a constant that enters {self.op}"
             constant = tuple(fixed(n, Why(FixedReason.CONSTANT, why)) for n in tensor.shape)
             if self.private is None:  # remembered here, it would pass for something made from parameters
                 return constant
             self.axes[id(tensor)] = constant
-        axes = self.axes[id(tensor)]
-        return tuple(canon(axis) for axis in axes)
+        return looked(self.axes[id(tensor)])
+
+    def label(self, tensor: Tensor) -> Label:
+        """The same with variables everywhere, except in a tensor of one value that nobody writes to."""
+        label = self.raw(tensor)
+        if id(tensor) in self.uniform and id(tensor) not in self.given:
+            return label
+        return filled(label) if isinstance(label, (Blocks, Blank)) else label
+
+    def of(self, tensor: Tensor) -> Axes:
+        """The axes of a tensor; whoever asks for the axes of blocks gets one axis per dim, which ties the blocks."""
+        label = self.raw(tensor)
+        if not isinstance(label, (Blocks, Blank)):
+            return label
+        axes = settled(label, self.why)
+        if id(tensor) in self.given:
+            self.given[id(tensor)] = axes
+        elif id(tensor) not in self.uniform:
+            self.put(tensor, axes)
+        return axes
+
+    def every_axis(self, tensor: Tensor) -> list[Axis]:
+        """The axes of all dims in all blocks."""
+        label = self.label(tensor)
+        return [axis for dim in range(len(sizes_of(label))) for axis in axes_at(label, dim)]
+
+    def in_blocks(self, op: Op) -> bool:
+        """Whether an operand may have axes that differ from block to block."""
+        if not (self.blocked or self.given):
+            return False
+        return any(id(x) in self.blocked or isinstance(self.given.get(id(x)), (Blocks, Blank)) for x in op_tensors(op))
+
+    @contextmanager
+    def giving(self, labels: Mapping[int, Label], again: bool = False) -> Iterator[None]:
+        """For a while tensors, by identity, have other labels: those of a block; `again` if it is not the first."""
+        before = self.given, self.again
+        self.given, self.again = {**self.given, **labels}, self.again or again
+        try:
+            yield
+        finally:
+            self.given, self.again = before
 
     def is_active(self, tensor: Tensor) -> bool:
         """Whether the tensor depends on the inputs, or on parameters that were put to use."""
@@ -222,17 +273,17 @@ class Labels:
         """
         if tensor is None or not self.mixing or self.private is None or not self.private.known(tensor):
             return
-        axis = self.private.of(tensor)[dim]
         self.marked.add(id(tensor))
         for name in self.private.names[id(tensor)]:
             if kind == "weight" or name not in self.notes.kinds:
                 self.notes.kinds[name] = kind
         if parts:
+            axis = self.private.of(tensor)[dim]
             outer, inner = algebra.free(parts[0]), algebra.free(axis_size(axis) // parts[0])
             self.private.unify(axis, merge([outer, inner]))
             self.notes.roles += [(outer, "elementwise"), (inner, role)]
         else:
-            self.notes.roles.append((axis, role))
+            self.notes.roles += [(axis, role) for axis in axes_at(self.private.label(tensor), dim)]
         if role == "out" and self.op is not None:
             self.notes.makers.append((self.op, self.of(tensor)[dim]))
 
@@ -253,12 +304,15 @@ class Labels:
         """Note that the op uses a weight; `input_dims` and `output_dims` say which activation dims its dims face."""
         if not self.mixing or self.private is None or self.op is None or not self.private.known(weight):
             return
+        if self.again:  # on another block of the same tensors
+            return
+        own = self.private.label(weight)
         self.notes.uses.append(
             UseNote(
                 self.op,
                 self.private.names[id(weight)],
                 self.private.names[id(bias)] if bias is not None and self.private.known(bias) else (),
-                self.private.of(weight),
+                tuple(tuple(s for axis in axes_at(own, d) for s in axis) for d in range(len(sizes_of(own)))),
                 None if activation is None else self.of(activation),
                 output,
                 input_dims,

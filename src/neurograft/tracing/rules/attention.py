@@ -5,7 +5,7 @@ from torch import Tensor
 from neurograft.tracing.algebra import Axis, axis_size, canon, free, merge
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.pointwise import mark
-from neurograft.tracing.rules.table import Result, arg, rule, tensor
+from neurograft.tracing.rules.table import Result, Results, arg, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -36,7 +36,7 @@ def attend(labels: Labels, q: Axes, k: Axes, v: Axes, mask: Axes | None) -> tupl
 
 def _results(op: Op, labels: Labels, out: Axes, lse: Axes) -> Result:
     # further results are random states and sizes, not neurons
-    results: list[Axes | None] = [out]
+    results: Results = [out]
     for s in op.shapes[1:]:
         if s is None:
             results.append(None)

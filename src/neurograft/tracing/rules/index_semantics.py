@@ -5,7 +5,7 @@ from torch import Tensor
 from neurograft.tracing.algebra import ONE, Axis, axis_size, free, reason
 from neurograft.tracing.index_semantics import Meaning, Order
 from neurograft.tracing.labels import Axes, Labels
-from neurograft.tracing.rules.table import Result, arg, dim_of, dims_of, replaced, result_shape, rule, tensor
+from neurograft.tracing.rules.table import Result, Results, arg, dim_of, dims_of, replaced, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -68,7 +68,7 @@ def _descending(op: Op) -> bool:
 
 
 def _resized(labels: Labels, op: Op, axes: Axes) -> Result:
-    results: list[Axes | None] = [
+    results: Results = [
         None if s is None else tuple(a if axis_size(a) == n else labels.fixed(n) for a, n in zip(axes, s, strict=True))
         for s in op.shapes
     ]
@@ -92,7 +92,7 @@ def extreme_position(labels: Labels, op: Op) -> Result:
     else:
         for dim in dims:
             labels.fix(axes[dim])
-    results: list[Axes | None] = [_drop(axes, dims, len(s or ())) for s in op.shapes]
+    results: Results = [_drop(axes, dims, len(s or ())) for s in op.shapes]
     return results if len(results) > 1 else results[0] or ()
 
 

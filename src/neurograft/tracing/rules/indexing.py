@@ -5,11 +5,14 @@ from typing import Any
 from torch import Tensor
 
 from neurograft.tracing.algebra import ONE, Axis, axis_size, reason
+from neurograft.tracing.blocks import inserted, sizes_of
 from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.rules.blockwise import whole
 from neurograft.tracing.rules.index_semantics import inverted
 from neurograft.tracing.rules.joining import cut
+from neurograft.tracing.rules.pieces import replaced_part
 from neurograft.tracing.rules.pointwise import broadcast, mark
-from neurograft.tracing.rules.table import Result, arg, dim_of, replaced, result_shape, rule, tensor
+from neurograft.tracing.rules.table import Result, Rule, arg, dim_of, replaced, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -187,18 +190,22 @@ def scatter(labels: Labels, op: Op) -> Result:
 
 @rule("select_scatter", "slice_scatter")
 def scatter_part(labels: Labels, op: Op) -> Result:
-    """A part of one dim is replaced: the dim is fixed, the others meet."""
-    axes, source = labels.of(tensor(op, 0)), labels.of(tensor(op, 1))
-    dim = dim_of(arg(op, 2, 0), axes)
-    labels.fix(axes[dim])
-    if op.name == "slice_scatter":
-        labels.fix(source[dim])
-        pairs = [(a, b) for d, (a, b) in enumerate(zip(axes, source, strict=True)) if d != dim]
-    else:
-        pairs = list(zip((*axes[:dim], *axes[dim + 1 :]), source, strict=True))
-    for a, b in pairs:
-        labels.unify(a, b)
-    return axes
+    """Positions next to each other along one dim are replaced: blocks with other axes than their neighbours."""
+    label, source = labels.label(tensor(op, 0)), labels.label(tensor(op, 1))
+    size = sizes_of(label)
+    dim = int(arg(op, 2, 0)) % len(size)
+    mark(labels, tensor(op, 1), "out")
+    if op.name == "select_scatter":
+        place = int(arg(op, 3)) % size[dim]
+        return replaced_part(labels, label, inserted(source, dim), dim, range(place, place + 1))
+    places = range(*slice(arg(op, 3), arg(op, 4), arg(op, 5, 1)).indices(size[dim]))
+    return replaced_part(labels, label, source, dim, places)
+
+
+@whole("select_scatter", "slice_scatter")
+def scatter_blocks(labels: Labels, op: Op, found: Rule) -> Result | None:
+    """The rule takes blocks."""
+    return found(labels, op)
 
 
 @rule("masked_select", "masked_scatter", "masked_scatter_", "take", "put_")

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from neurograft.tracing.algebra import Axis, axis_size, free, merge, reason
+from neurograft.tracing.algebra import Axis, axis_size, divide, free, merge, reason
+from neurograft.tracing.blocks import filled, inserted, sizes_of
 from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.rules.pieces import side_by_side
 from neurograft.tracing.rules.pointwise import mark
 from neurograft.tracing.rules.table import Result, arg, dim_of, replaced, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
@@ -14,43 +16,34 @@ from neurograft.tracing.unit_loops import stacks_all
 
 def cut(labels: Labels, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     """The axis as a sum of parts of these sizes."""
-    why = reason(axis)
-    if why is not None:
-        return [labels.fixed(n, why) for n in sizes]
-    parts = [free(n) for n in sizes]
-    labels.unify(axis, tuple(segment for part in parts for segment in part))
-    return parts
+    return divide(axis, sizes, labels.why)
 
 
 @rule("cat", "concat", "_cat")
 def cat(labels: Labels, op: Op) -> Result:
-    """The joined dim is the sum of the parts, the other dims meet."""
-    parts = [x for x in arg(op, 0) if tuple(labels.of(x)) != ((),)]
-    every = [labels.of(x) for x in parts]
-    dim = dim_of(arg(op, 1, 0), every[0])
-    for axes in every[1:]:
-        for d, axis in enumerate(axes):
-            if d != dim:
-                labels.unify(every[0][d], axis)
+    """The joined dim is the sum of the parts; where its positions have a meaning, the other dims differ by part."""
+    parts = [x for x in arg(op, 0) if sizes_of(labels.label(x)) != (0,)]
+    every = [labels.label(x) for x in parts]
     for x in parts:
         mark(labels, x, "out")
-    return replaced(every[0], dim, tuple(segment for axes in every for segment in axes[dim]))
+    return side_by_side(labels, every, arg(op, 1, 0) % len(sizes_of(every[0])), labels.why)
 
 
 @rule("stack")
 def stack(labels: Labels, op: Op) -> Result:
-    """All dims meet, a new dim counts the operands."""
-    every = [labels.of(x) for x in arg(op, 0)]
-    for axes in every[1:]:
-        for a, b in zip(every[0], axes, strict=True):
-            labels.unify(a, b)
+    """A new dim counts the operands, each with its own other dims; those of all units of a loop are the same."""
+    every = [filled(labels.label(x)) for x in arg(op, 0)]
     for x in arg(op, 0):
         mark(labels, x, "out")
-    dim = arg(op, 1, 0) % (len(every[0]) + 1)
+    dim = arg(op, 1, 0) % (len(sizes_of(every[0])) + 1)
     turns = [labels.turns.of[id(x)] for x in arg(op, 0) if id(x) in labels.turns.of]
-    units = turns[0].axis if len(turns) == len(every) and stacks_all(turns) else None
-    counted = labels.fixed(len(every), "the order of a stack") if units is None else units
-    return (*every[0][:dim], counted, *every[0][dim:])
+    if len(turns) == len(every) and stacks_all(turns):
+        first = labels.of(arg(op, 0)[0])
+        for x in arg(op, 0)[1:]:
+            for a, b in zip(first, labels.of(x), strict=True):
+                labels.unify(a, b)
+        return (*first[:dim], turns[0].axis, *first[dim:])
+    return side_by_side(labels, [inserted(label, dim) for label in every], dim, "the order of a stack")
 
 
 @rule("slice", "slice_copy")

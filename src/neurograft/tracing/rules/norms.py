@@ -5,7 +5,7 @@ from torch import Tensor
 from neurograft.tracing.algebra import ONE, axis_size, free, merge
 from neurograft.tracing.graph import Kind
 from neurograft.tracing.labels import Axes, Labels
-from neurograft.tracing.rules.table import Result, arg, dims_of, rule, tensor
+from neurograft.tracing.rules.table import Result, Results, arg, dims_of, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -57,7 +57,7 @@ def _batch_norm(labels: Labels, op: Op, mean: int, variance: int) -> Result:
         parameters += [(arg(op, mean), "mean"), (arg(op, variance), "variance")]
     affine(labels, x, axes, (1,), parameters)
     channels = axes[1]
-    rest: list[Axes | None] = [
+    rest: Results = [
         None if s is None else tuple(channels if n == axis_size(channels) else free(n) for n in s)
         for s in op.shapes[1:]
     ]

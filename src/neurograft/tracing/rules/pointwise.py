@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from neurograft.tracing.algebra import ONE, Axis, axis_size
+from neurograft.tracing.blocks import sizes_of
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.index_semantics import compared
 from neurograft.tracing.rules.table import Result, rule, same_results
@@ -73,9 +74,9 @@ def mark(labels: Labels, x: Tensor, role: str) -> None:
     """A parameter met an activation position by position: it makes a value (`out`) or scales one (`elementwise`)."""
     if not labels.is_weight(x):
         return
-    axes = labels.of(x)
-    wide = sum(axis_size(axis) > 1 for axis in axes) > 1
-    for dim in range(len(axes)):
+    sizes = sizes_of(labels.label(x))
+    wide = sum(n > 1 for n in sizes) > 1
+    for dim in range(len(sizes)):
         if role == "out":
             labels.role(x, dim, "out", "weight" if wide else "bias")
         else:

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from neurograft.tracing.algebra import Axis, axis_size, free, merge
-from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.labels import Labels
 from neurograft.tracing.rules.pointwise import mark
-from neurograft.tracing.rules.table import Result, arg, rule, tensor
+from neurograft.tracing.rules.table import Result, Results, arg, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -29,7 +29,7 @@ def mkldnn_rnn_layer(labels: Labels, op: Op) -> Result:
     out = (*axes[:-1], labels.of(w_hidden)[1])
     labels.use(w_in, x, out, {1: len(axes) - 1}, {0: len(out) - 1}, b_in)
     states = [(*labels.of(state)[:-2], axes[-2], labels.of(w_hidden)[1]) for state in (h, c)]
-    results: list[Axes | None] = [out, *states]
+    results: Results = [out, *states]
     for s in op.shapes[3:]:
         # a workspace: opaque bytes, nothing reads it
         results.append(None if s is None else tuple(labels.fixed(n) for n in s))
@@ -51,7 +51,7 @@ def fused_cell(labels: Labels, op: Op) -> Result:
             labels.unify(labels.of(bias)[0], gates)
             mark(labels, bias, "out")
     workspace = op.shapes[-1]
-    states: list[Axes | None] = [(state[0], hidden)] * (len(op.results) - 1)
+    states: Results = [(state[0], hidden)] * (len(op.results) - 1)
     return [*states, None if workspace is None else tuple(free(n) for n in workspace)]
 
 

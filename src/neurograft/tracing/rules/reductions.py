@@ -3,7 +3,7 @@
 from neurograft.tracing.algebra import ONE
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.pointwise import pointwise
-from neurograft.tracing.rules.table import Result, arg, dims_of, rule, tensor
+from neurograft.tracing.rules.table import Result, Results, arg, dims_of, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -28,7 +28,7 @@ def _reduce(labels: Labels, op: Op, dims: object) -> Result:
     chosen = dims_of(dims if isinstance(dims, (int, list, tuple)) and not isinstance(dims, bool) else None, axes)
     for dim in chosen:
         labels.reduced(axes[dim])
-    results: list[Axes | None] = [_drop(axes, chosen, len(s or ())) for s in op.shapes]
+    results: Results = [_drop(axes, chosen, len(s or ())) for s in op.shapes]
     first = results[0]
     return results if len(results) > 1 or first is None else first
 
@@ -67,5 +67,5 @@ def meaningful(labels: Labels, op: Op) -> Result:
         if hasattr(x, "shape"):
             for axis in labels.of(x):
                 labels.fix(axis)
-    results: list[Axes | None] = [None if s is None else tuple(labels.fixed(n) for n in s) for s in op.shapes]
+    results: Results = [None if s is None else tuple(labels.fixed(n) for n in s) for s in op.shapes]
     return results if len(results) > 1 else results[0] or ()

@@ -1,8 +1,9 @@
 """The table of rules: what each ATen op says about the axes of its operands and results.
 
 A rule reads the tape only: never a tensor's values, and never `x.shape`, which in-place ops may have changed since
-(`shape(labels.of(x))` is right). It returns the axes of the result, or a list of them for several results. Soundness:
-a result's dim may get a new *fixed* axis only if every dim it came from is fixed.
+(`shape(labels.of(x))` is right). It returns the label of the result (its axes, or blocks with axes of their own), or a
+list of them for several results. A rule that asks for the axes of blocks (`labels.of`) ties them. Soundness: a
+result's dim may get a new *fixed* axis only if every dim it came from is fixed.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from neurograft.tracing.algebra import Axis, axis_size
-from neurograft.tracing.labels import Axes, Labels
+from neurograft.tracing.blocks import Axes, Label
+from neurograft.tracing.labels import Labels
 from neurograft.tracing.tape import Op
 
-Result: TypeAlias = "Axes | list[Axes | None]"
+Results: TypeAlias = list[Label | None]
+Result: TypeAlias = Label | Results
 Rule: TypeAlias = Callable[[Labels, Op], Result]
 
 RULES: dict[str, Rule] = {}
@@ -85,6 +88,7 @@ def result_shape(op: Op, position: int = 0) -> tuple[int, ...]:
 __all__ = [
     "RULES",
     "Result",
+    "Results",
     "Rule",
     "arg",
     "dim_of",

@@ -1,8 +1,10 @@
 """Views: the same values in other dims."""
 
-from neurograft.tracing.algebra import ONE, axis_size, fix, free, merge, reshape
+from neurograft.tracing.algebra import ONE, axis_size, fix, free, merge
 from neurograft.tracing.labels import Axes, Labels
-from neurograft.tracing.rules.table import Result, arg, dim_of, dims_of, result_shape, rule, shape, tensor
+from neurograft.tracing.rules.blockwise import whole
+from neurograft.tracing.rules.reshaping import viewed
+from neurograft.tracing.rules.table import Result, Rule, arg, dim_of, dims_of, result_shape, rule, shape, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -11,7 +13,13 @@ def view(labels: Labels, op: Op) -> Result:
     """Row-major regrouping: dims of equal product are merged and split again."""
     if op.overload == "dtype":
         return keep_or_fix(labels, op)
-    return reshape(labels.of(tensor(op, 0)), result_shape(op), labels.why)
+    return viewed(labels.label(tensor(op, 0)), result_shape(op), labels.why)
+
+
+@whole("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy", "flatten", "unflatten")
+def view_of_blocks(labels: Labels, op: Op, found: Rule) -> Result | None:
+    """The rule for views takes blocks."""
+    return found(labels, op)
 
 
 def keep_or_fix(labels: Labels, op: Op) -> Result:
@@ -67,6 +75,7 @@ def expand(labels: Labels, op: Op) -> Result:
     """A repeated value does not care for the order of its copies: the new dims are free."""
     axes, target = labels.of(tensor(op, 0)), result_shape(op)
     padded = (*[ONE] * (len(target) - len(axes)), *axes)
+    labels.repeated[id(op.results[0])] = frozenset(d for d, n in enumerate(target) if n > axis_size(padded[d]))
     return tuple(free(n) if axis_size(axis) == 1 else axis for axis, n in zip(padded, target, strict=True))
 
 
