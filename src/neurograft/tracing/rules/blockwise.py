@@ -130,7 +130,7 @@ def _fix_beside(tensors: Sequence[tuple[Label, int]], why: Because) -> None:
     # positions that have a meaning in one operand have it in all: no need to cut the others there
     for label, dim in tensors:
         along = list(axes_at(label, dim)) if isinstance(label, Blocks) else []
-        reasons = [known for axis in along if (known := reason(axis)) is not None]
+        reasons = [found for axis in along if (found := reason(axis)) is not None]
         if along and len(reasons) == len(along):
             known = next((r for r, axis in zip(reasons, along, strict=True) if axis_size(axis) > 1), why)
             for other, d in tensors:

@@ -35,6 +35,9 @@ def convolution(labels: Labels, op: Op) -> Result:
     batched = len(a) == len(w)
     channel = 1 if batched else 0
     made = _channels(labels, a[channel], w, groups, transposed)
+    if not labels.is_weight(weight):
+        # a kernel mixed per sample: both sides of the contraction are activations
+        labels.bilinear(a[channel])
     _roles(labels, weight, bias, groups, transposed)
     rank = len(w) - 2
     shape = result_shape(op)
