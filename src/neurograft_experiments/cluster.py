@@ -1,26 +1,27 @@
-"""Working through the tasks of a study on Ray: this machine's cores and GPUs, or a cluster that is running already."""
+"""Tasks of a study on Ray: this machine's cores and GPUs, or a cluster that is running already."""
 
 import logging
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from neurograft.errors import MissingExtra, OptionError, StoreError
-from neurograft_experiments.engines import POLL, Work
+from neurograft.errors import MissingExtra, OptionError, StudyError
+from neurograft_experiments.engine import Outcome, Schedule, Work, work_through
 from neurograft_experiments.progress import Watch
-from neurograft_experiments.schedule import Outcome, Schedule, Task
 from neurograft_experiments.store import Store
-from neurograft_experiments.workbench import Answer, Home, perform, remove_leftovers
+from neurograft_experiments.trials import Result, Task
 
 QUEUED = 2
 """Tasks handed to Ray per task that can run at a time: enough that no worker waits for this process."""
+POLL = 1.0
+"""Seconds between two looks at how large the cluster is."""
 
 
 def run_on_ray(
@@ -57,126 +58,128 @@ def run_on_ray(
     Raises:
         MissingExtra: ray is not installed.
         OptionError: no cluster answers there, or no task fits into it.
-        StoreError: the disk is full or gone. What was finished before is safe.
-        KeyboardInterrupt: the person has seen enough. As above.
+        StoreError: as `run_in_process`.
+        KeyboardInterrupt: the person has seen enough. What was finished before is safe.
     """
     schedule = Schedule(tasks, store)
     if not schedule.pending:
         return schedule.outcome()
-    console = console or Console(quiet=True)
-    with _cluster(address) as ray, Watch(console, schedule) as watch:
-        if gpus is None:
-            gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-        if not _slots(ray, cpus, gpus):
-            _too_small(ray, address, cpus, gpus, console)
-        driver = _Driver(ray, schedule, store, work, watch, cpus, gpus, retries)
-        with driver:
-            while schedule.pending:
-                driver.step()
-                if fail_fast and schedule.outcome().failed:
-                    break
-    return schedule.outcome()
+    with _cluster(address) as ray, Watch(console, schedule.pending.values()) as watch:
+        each = {"CPU": cpus, "GPU": float("GPU" in ray.cluster_resources()) if gpus is None else gpus}
+        pool = _Workers(ray, schedule, store, work, each, retries)
+        if not pool.slots and address is None:
+            raise OptionError(f"{pool.demand}: lower --cpus-per-trial or --gpus-per-trial")
+        if not pool.slots and console is not None:
+            console.print(f"{pool.demand} at present: nothing starts before hosts join it", highlight=False)
+        with pool:
+            return work_through(schedule, store, pool, watch, fail_fast=fail_fast)
+
+
+@dataclass(frozen=True)
+class Lent:
+    """The members that a task needs, in Ray's object store; `folder` is the driver's, which this host may not see."""
+
+    folder: Path
+    records: Mapping[str, dict[str, Any]]
+    references: Mapping[str, Any]
+
+    @property
+    def unfinished(self) -> Path | None:
+        """States that are left there survive this worker."""
+        return self.folder / "unfinished" if (self.folder / "unfinished").is_dir() else None
+
+    def row(self, key: str) -> dict[str, Any]:
+        """The record of a member."""
+        return self.records[key]
+
+    def tensors(self, key: str) -> bytes:
+        """Its tensors; they travel when they are asked for."""
+        import ray
+
+        found: bytes = ray.get(self.references[key])
+        return found
+
+
+def perform(task: Task, work: Work, threads: int, members: Lent) -> Result:
+    """Do one task in a worker process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return work(task, members, lambda _: None)
 
 
 @dataclass
-class _Driver:
+class _Workers:
     """Hands tasks to Ray and takes their results; ends what still runs when it is left."""
 
     ray: Any
     schedule: Schedule
     store: Store
     work: Work
-    watch: Watch
-    cpus: float
-    gpus: float
+    each: Mapping[str, float]
     retries: int
-    running: dict[Any, tuple[Task, ExitStack]] = field(default_factory=dict)
+    running: dict[Any, Task] = field(default_factory=dict)
     lent: dict[str, Any] = field(default_factory=dict)
 
-    def __enter__(self) -> "_Driver":
-        self._remote = self.ray.remote(perform)
-        self._home = Home(self.store.folder.resolve(), self.store.sign())
+    def __enter__(self) -> "_Workers":
         return self
 
     def __exit__(self, *ended: object) -> None:
-        for reference, (_, claim) in self.running.items():
+        for reference in self.running:
             with suppress(Exception):  # the cluster may be what failed
                 self.ray.cancel(reference, force=True)
-            claim.close()
 
-    def step(self) -> None:
-        """Hand out what there is room for, then take what is finished, waiting a moment for it."""
-        slots = max(1, _slots(self.ray, self.cpus, self.gpus))
-        self._hand_out(QUEUED * slots)
-        if self.running:
-            finished, _ = self.ray.wait(list(self.running), num_returns=1, timeout=POLL)
-            for reference in finished:
-                self._take(reference)
-        elif self.schedule.pending:
-            self.watch.wait(len(self.schedule.pending))
-            time.sleep(POLL)
-        if len(self.running) < slots:
-            for task in self.schedule.refresh():
-                self.watch.elsewhere(task)
+    @property
+    def slots(self) -> int:
+        """How many tasks fit into the cluster at a time."""
+        there = self.ray.cluster_resources()
+        return int(min(there.get(name, 0.0) / count for name, count in self.each.items() if count))
 
-    def _hand_out(self, limit: int) -> None:
-        for task in self.schedule.ready():
-            if len(self.running) >= limit:
-                return
-            claim = ExitStack()
-            if not claim.enter_context(self.store.claim(task.key)):
-                claim.close()
-                continue
-            if self.store.has(task.key):
-                claim.close()
-                self.schedule.finish(task)
-                self.watch.elsewhere(task)
-                continue
-            self.schedule.start(task)
-            self.watch.start(task)
-            options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": self.retries, "name": task.label}
-            threads = max(1, int(self.cpus))
-            records = {key: self.store.row(key) for key in task.needs}
-            tensors = [self._lend(key) for key in task.needs]
-            reference = self._remote.options(**options).remote(task, self.work, threads, self._home, records, *tensors)
-            self.running[reference] = (task, claim)
+    @property
+    def demand(self) -> str:
+        """What a trial asks for, beside what there is."""
+        there = self.ray.cluster_resources()
+        return (
+            f"a trial asks for {self.each['CPU']:g} CPUs and {self.each['GPU']:g} GPUs, the cluster has "
+            f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}"
+        )
 
-    def _lend(self, key: str) -> Any:
-        """A member's file in the object store, once for all the trials that need it."""
-        if key not in self.lent:
-            import numpy
+    @property
+    def room(self) -> int:
+        """How many more tasks may be handed over now."""
+        return QUEUED * max(1, self.slots) - len(self.running)
 
-            self.lent[key] = self.ray.put(numpy.fromfile(self.store.member_path(key), dtype=numpy.uint8))
-        return self.lent[key]
+    def start(self, task: Task) -> None:
+        """Send a task, with references to the members it needs."""
+        needed = {key for other in self.schedule.pending.values() for key in other.needs}
+        self.lent = {key: reference for key, reference in self.lent.items() if key in needed}
+        for key in set(task.needs) - self.lent.keys():
+            self.lent[key] = self.ray.put(self.store.tensors(key))
+        records = {key: self.store.row(key) for key in task.needs}
+        lent = Lent(self.store.folder.resolve(), records, {key: self.lent[key] for key in task.needs})
+        options = {"num_cpus": self.each["CPU"], "num_gpus": self.each["GPU"], "max_retries": self.retries}
+        remote = self.ray.remote(perform).options(name=task.label, **options)
+        self.running[remote.remote(task, self.work, max(1, int(self.each["CPU"])), lent)] = task
 
-    def _take(self, reference: Any) -> None:
-        task, claim = self.running.pop(reference)
-        with claim:
-            answer = self._answer(reference)
-            if answer.full:
-                raise StoreError(f"a worker's host cannot go on with {task.label}: {answer.error}. {self.store.safe()}")
-            if answer.error is not None:
-                self.store.fail(task.key, task.label, answer.error, answer.trace)
-                self.watch.fail(task, answer.error, self.schedule.fail(task))
-            else:
-                if task.kind == "member":
-                    self.store.add_member(task.key, answer.result, memoryview(answer.tensors))
-                else:
-                    self.store.add({**answer.result, "key": task.key})
-                self.schedule.finish(task)
-                self.watch.finish(task, answer.result, answer.seconds)
-        for key in task.needs:
-            if not any(key in other.needs for other in self.schedule.pending.values()):
-                self.lent.pop(key, None)
+    def finished(self) -> Iterator[tuple[Task, Result | Exception]]:
+        """What has ended, after waiting a moment for it."""
+        ended, _ = self.ray.wait(list(self.running), num_returns=1, timeout=POLL)
+        for reference in ended:
+            task = self.running.pop(reference)
+            yield task, self._result(reference)
 
-    def _answer(self, reference: Any) -> Answer:
+    def _result(self, reference: Any) -> Result | Exception:
         try:
-            answer: Answer = self.ray.get(reference)
+            result: Result = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            cause: Exception = error.cause
+            cause.__cause__ = error  # its traceback in the worker
+            return cause
         except self.ray.exceptions.RayError as error:
             first = str(error).strip().split("\n")[0]
-            text = f"its worker died {self.retries + 1} times, and Ray gave it up ({type(error).__name__}: {first})"
-            return Answer(error=text, trace=str(error))
-        return answer
+            died = f"its worker died {self.retries + 1} times, and Ray gave it up ({type(error).__name__}: {first})"
+            return StudyError(died)
+        return result
 
 
 @contextmanager
@@ -191,8 +194,10 @@ def _cluster(address: str | None) -> Iterator[Any]:
         yield ray
         return
     handler = signal.getsignal(signal.SIGTERM)
+    here = {"num_cpus": available_cpus(), "include_dashboard": False}
     try:
-        _connect(ray, address)
+        there: dict[str, Any] = here if address is None else {"address": address}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **there)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start on this machine"
         start = "; start one with `ray start --head`, or leave out --address" if address else ""
@@ -204,38 +209,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
-        if address is None:
-            remove_leftovers()
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
-    else:
-        ray.init(address=address, **quiet)
 
 
 def available_cpus() -> int:
     """The CPUs this process may use, which under SLURM or taskset are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _slots(ray: Any, cpus: float, gpus: float) -> int:
-    """How many tasks fit into the cluster at a time."""
-    there = ray.cluster_resources()
-    rooms = [there.get(name, 0.0) / each for name, each in (("CPU", cpus), ("GPU", gpus)) if each]
-    return int(min(rooms, default=there.get("CPU", 1.0)))
-
-
-def _too_small(ray: Any, address: str | None, cpus: float, gpus: float, console: Console) -> None:
-    there = ray.cluster_resources()
-    text = (
-        f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {there.get('CPU', 0):g} and "
-        f"{there.get('GPU', 0):g}"
-    )
-    if address is None:
-        raise OptionError(f"{text}: lower --cpus-per-trial or --gpus-per-trial")
-    console.print(f"{text} at present: nothing starts before hosts join it", highlight=False)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

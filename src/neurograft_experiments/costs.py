@@ -16,7 +16,7 @@ from neurograft.applying.application import apply
 from neurograft.errors import StudyError
 from neurograft.methods.planner import plan
 from neurograft.tracing.tracer import trace
-from neurograft_experiments.trial_cache import make_network
+from neurograft_experiments.networks import make_network
 from neurograft_experiments.trials import JSON, Task
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}

@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,14 +19,14 @@ from neurograft.reporting.tables import terminal_table
 from neurograft.reporting.writing import write_text
 from neurograft_experiments.data import Images, load_images
 from neurograft_experiments.demo_page import demo_document
-from neurograft_experiments.engines import run_in_process, study_work
+from neurograft_experiments.engine import run_in_process
 from neurograft_experiments.networks import DEMONSTRATED, demonstrated
 from neurograft_experiments.reports.panels import panels_of
 from neurograft_experiments.reports.results import Results
 from neurograft_experiments.reports.sources import RowFiles
 from neurograft_experiments.reports.study_page import takeaway
 from neurograft_experiments.reports.tables import SIGNS, comparison_table
-from neurograft_experiments.running import start_of
+from neurograft_experiments.running import run_task, start_of
 from neurograft_experiments.store import Store
 from neurograft_experiments.study import About, Settings
 from neurograft_experiments.study_file import Point, Study
@@ -108,7 +107,7 @@ def run_demo(
         store = Store(place)
         store.prepare()
         tasks = tasks_of(study, PRESET)
-        run_in_process(tasks, store, partial(study_work, data_folder=None, device="cpu"), console=console)
+        run_in_process(tasks, store, run_task, console=console)
         for failure in store.failures():
             raise NeurograftError(f"{failure['label']}: {failure['error']}")
         trials = trials_of(study, PRESET)

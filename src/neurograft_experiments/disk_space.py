@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from neurograft.errors import NeurograftError
+from neurograft_experiments.engine import Schedule
 from neurograft_experiments.networks import make_network
-from neurograft_experiments.schedule import Schedule, Task
 from neurograft_experiments.store import ROW_BYTES, Store
+from neurograft_experiments.trials import Task
 
 SHAPES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "fashion_mnist": ((1, 28, 28), 10)}
 COLOURED = ((3, 32, 32), 100)

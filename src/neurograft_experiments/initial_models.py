@@ -16,8 +16,8 @@ from neurograft.methods import METHODS
 from neurograft.training.schedules import fuse_by_schedule
 from neurograft_experiments.data import Images
 from neurograft_experiments.rows import looks_at_images
-from neurograft_experiments.trial_cache import STARTS_KEPT, Lab, Made, Tick, calibration_of, example_of, keep, rank
-from neurograft_experiments.trials import JSON, key_of
+from neurograft_experiments.trial_cache import Made, TrialCache, calibration_of, example_of, rank
+from neurograft_experiments.trials import JSON, Tick
 from neurograft_experiments.tunings import finetuned
 
 
@@ -29,8 +29,8 @@ class Ingredients:
         settings: of the trial.
         images: the trial's data.
         members: the trained networks.
-        records: of each member, what `run_task` gave for it.
-        lab: of this process.
+        records: of each member, what training it gave.
+        cache: of this process.
         tick: called once per epoch of training.
     """
 
@@ -38,7 +38,7 @@ class Ingredients:
     images: Images
     members: Sequence[nn.Module]
     records: Sequence[Mapping[str, Any]]
-    lab: Lab
+    cache: TrialCache
     tick: Tick
 
     @property
@@ -48,19 +48,15 @@ class Ingredients:
 
 
 def make_start(of: Ingredients) -> Made:
-    """The trial's start, recovered without training if the trial says so.
-
-    What the process made last is kept: the tunings of one start share it.
-    """
-    settings = of.settings
+    """The trial's start, recovered without training if the trial says so; the tunings of one start share it."""
+    settings, start = of.settings, of.settings["start"]
     shared = {name: settings[name] for name in ("data", "network", "members", "start")}
-    if _looking(settings["start"]):
+    if looks_at_images(start["method"], start.get("options", {})):
         shared["calibration"] = settings["calibration"]
-    made = keep(of.lab.starts, key_of(shared), lambda: _made(of), STARTS_KEPT)
-    if settings["recovery"] == "none":
-        return made
-
+    made = of.cache.keep("starts", shared, lambda: _made(of, start))
     recovery = settings["recovery"]
+    if recovery == "none":
+        return made
 
     def recover() -> Made:
         assert made.fusion is not None
@@ -72,16 +68,11 @@ def make_start(of: Ingredients) -> Made:
         return Made(fusion.model, fusion, made.fuse, time.perf_counter() - started)
 
     own = {**shared, "recovery": recovery, "calibration": settings.get("calibration")}
-    return keep(of.lab.starts, key_of(own), recover, STARTS_KEPT)
+    return of.cache.keep("starts", own, recover)
 
 
-def _looking(start: JSON) -> bool:
-    return looks_at_images(start["method"], start.get("options", {}))
-
-
-def _made(of: Ingredients) -> Made:
+def _made(of: Ingredients, start: JSON) -> Made:
     started = time.perf_counter()
-    start = of.settings["start"]
     own = _OWN.get(start["method"])
     if own is not None:
         return Made(own(of, start), None, time.perf_counter() - started)
@@ -97,7 +88,9 @@ def _fused(of: Ingredients, start: JSON) -> Fusion:
         options["fraction"] = mixing
     elif mixing is not None:
         weights = (1 - mixing, mixing)
-    images = calibration_of(of.images, of.settings["calibration"]) if _looking(start) else None
+    images = (
+        calibration_of(of.images, of.settings["calibration"]) if looks_at_images(start["method"], options) else None
+    )
     members = Members(of.members, example_of(of.images), weights=weights, calibration=images)
     return Fusion.of(members, start["method"], seed=start["seed"], **options)
 
@@ -134,15 +127,13 @@ def _scheduled(of: Ingredients, start: JSON) -> nn.Module:
         settings = {**start["tune"], "epochs": start["tune_epochs"], "augment": augment}
         return finetuned(network, settings, of.images, seed=start["seed"], tick=of.tick).network
 
-    steps = start["steps"]
+    tuning = tune if "tune" in start["steps"] else None
     options = start.get("options", {})
-    tuning = tune if "tune" in steps else None
-    return fuse_by_schedule(of.members, example_of(of.images), steps, tuning, seed=start["seed"], **options)
+    return fuse_by_schedule(of.members, example_of(of.images), start["steps"], tuning, seed=start["seed"], **options)
 
 
 def _untrained(of: Ingredients, start: JSON) -> nn.Module:
-    network = {**of.settings["network"], **start.get("options", {})}
-    return of.lab.untrained(network, of.images, start["seed"])
+    return of.cache.untrained({**of.settings["network"], **start.get("options", {})}, of.images, start["seed"])
 
 
 _OWN: dict[str, Callable[[Ingredients, JSON], nn.Module]] = {

@@ -1,75 +1,77 @@
 """`run_task`: train a member, or make, recover, tune and measure what a trial asks for."""
 
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from neurograft.checkpoints.writing import write_checkpoint
 from neurograft.reporting.provenance import provenance
 from neurograft_experiments.costs import costs_trial
 from neurograft_experiments.data import Images, Split, shards, special_class
+from neurograft_experiments.devices import choose_device
 from neurograft_experiments.initial_models import Ingredients, make_start
 from neurograft_experiments.synchronous import synchronous_trial
-from neurograft_experiments.trial_cache import ANSWERS_KEPT, Lab, Made, MemberStore, Tick, keep, scores_of
-from neurograft_experiments.trials import JSON, Task, key_of
-from neurograft_experiments.tunings import Tuned, answers_of, finetuned, tuned
+from neurograft_experiments.trial_cache import Made, TrialCache, cache_of, packed, scores_of
+from neurograft_experiments.trials import JSON, Members, Result, Task, Tick
+from neurograft_experiments.tunings import Tuned, finetuned, outputs_of, tuned
 
 
 def run_task(
     task: Task,
-    store: MemberStore,
+    members: Members,
+    tick: Tick = lambda _: None,
     *,
     data_folder: Path | None = None,
-    device: torch.device | str = "cpu",
-    tick: Tick = lambda _: None,
-) -> JSON:
+    device: str = "cpu",
+) -> Result:
     """Do one task; every random number comes from the seeds in its settings.
 
     Args:
         task: what to do.
-        store: holds the members a trial needs; a member's tensors are written to `store.member_path(key)`.
-        data_folder: where local copies of data sets lie.
-        device: where to compute.
+        members: those a trial needs.
         tick: called with a few words after every epoch of training.
+        data_folder: where local copies of data sets lie.
+        device: as `choose_device` takes it, on the host that does the work.
 
     Returns:
-        A row for a trial; for a member its record, which the store keeps beside the tensors.
+        A row for a trial; for a member its record, and its tensors.
 
     Raises:
         NeurograftError: as data, networks, fusion and training do.
     """
-    lab = _lab(store, data_folder, torch.device(device))
-    result = _member(task, lab, tick) if task.kind == "member" else _TRIALS[_kind(task)](task, lab, tick)
-    return {"key": task.key, "kind": task.kind, **task.labels, **result, "configuration": task.settings} | provenance()
+    cache = cache_of(members.folder, data_folder, choose_device(device))
+    tensors = b""
+    if task.kind == "member":
+        found, tensors = _member(task, cache, members, tick)
+    elif "costs" in task.settings:
+        tick("measuring in a process of its own")
+        found = costs_trial(task, torch.get_num_threads())
+    elif "synchronous" in task.settings:
+        found = synchronous_trial(task, cache, tick)
+    else:
+        found = _trial(task, cache, members, tick)
+    named = {"key": task.key, "kind": task.kind, **task.labels}
+    return Result({**named, **found, "configuration": task.settings, **provenance()}, tensors)
 
 
-@lru_cache(maxsize=1)
-def _lab(store: MemberStore, data_folder: Path | None, device: torch.device) -> Lab:
-    return Lab(store, data_folder, device)
-
-
-def _kind(task: Task) -> str:
-    return next(name for name in _TRIALS if name in task.settings)
-
-
-def _member(task: Task, lab: Lab, tick: Tick) -> JSON:
+def _member(task: Task, cache: TrialCache, members: Members, tick: Tick) -> tuple[JSON, bytes]:
     settings = task.settings
-    images = lab.images(settings["data"])
+    images = cache.images(settings["data"])
     started = time.perf_counter()
-    network = lab.untrained(settings["network"], images, settings["initial_seed"])
-    augment = settings["data"]["augment"]
-    training = {**settings["training"], "lr": [settings["training"]["lr"]], "augment": augment}
+    network = cache.untrained(settings["network"], images, settings["initial_seed"])
+    training = settings["training"] | {"lr": [settings["training"]["lr"]], "augment": settings["data"]["augment"]}
     part = part_of(images.train, settings["part"])
-    checkpoint = lab.store.unfinished_path(task.key)
-    trained = finetuned(network, training, images, seed=settings["seed"], tick=tick, part=part, checkpoint=checkpoint)
-    path = lab.store.member_path(task.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(
-        trained.network.cpu(), path, {"key": task.key, "label": task.label, "commit": provenance()["commit"]}
-    )
-    return _training_of(trained) | {"seconds": {"members": time.perf_counter() - started}}
+    states = _states(task, members)
+    trained = finetuned(network, training, images, seed=settings["seed"], tick=tick, part=part, checkpoint=states)
+    seconds = {"members": time.perf_counter() - started}
+    tensors = packed(trained.network, {"key": task.key, "label": task.label, "commit": provenance()["commit"]})
+    return _training_of(trained) | {"seconds": seconds}, tensors
+
+
+def _states(task: Task, members: Members) -> Path | None:
+    """Where the state of a long training is kept, so that one that was killed goes on."""
+    return None if members.unfinished is None else members.unfinished / f"{task.key}.pt"
 
 
 def part_of(split: Split, part: JSON | None) -> Split:
@@ -81,61 +83,52 @@ def part_of(split: Split, part: JSON | None) -> Split:
     return special_class(split, part["skill"], share=part["share"], seed=part["seed"])[part["number"]]
 
 
-def start_of(
-    task: Task, store: MemberStore, *, data_folder: Path | None = None, device: torch.device | str = "cpu"
-) -> Made:
+def start_of(task: Task, members: Members) -> Made:
     """What a trial measures or trains on, with its plan: the same network that `run_task` made for its row."""
-    return make_start(_ingredients(task, _lab(store, data_folder, torch.device(device))))
+    return make_start(_ingredients(task, cache_of(members.folder, None, torch.device("cpu")), members))
 
 
-def _ingredients(task: Task, lab: Lab, tick: Tick = lambda _: None) -> Ingredients:
-    images = lab.images(task.settings["data"])
+def _ingredients(task: Task, cache: TrialCache, members: Members, tick: Tick = lambda _: None) -> Ingredients:
+    images = cache.images(task.settings["data"])
     entries = task.settings["members"]
-    members = [lab.member(entry, images) for entry in entries]
-    records = [_record(lab, entry, member, images) for entry, member in zip(entries, members, strict=True)]
-    return Ingredients(task.settings, images, members, records, lab, tick)
+    networks = [cache.member(entry, images, members) for entry in entries]
+    records = [_record(entry, members, network, images) for entry, network in zip(entries, networks, strict=True)]
+    return Ingredients(task.settings, images, networks, records, cache, tick)
 
 
-def _trial(task: Task, lab: Lab, tick: Tick) -> JSON:
+def _record(entry: JSON, members: Members, network: nn.Module, images: Images) -> JSON:
+    """What training a member gave; a pruned copy is measured on validation anew."""
+    record = members.row(entry["key"])
+    return record if "pruned" not in entry else record | {"validation": scores_of(network, images.validation)}
+
+
+def _trial(task: Task, cache: TrialCache, members: Members, tick: Tick) -> JSON:
     settings = task.settings
-    entries = settings["members"]
-    found_in = _ingredients(task, lab, tick)
-    images, members, records = found_in.images, found_in.members, found_in.records
-    made = make_start(found_in)
-    spent = sum(
-        {entry["key"]: float(r["seconds"]["members"]) for entry, r in zip(entries, records, strict=True)}.values()
-    )
+    of = _ingredients(task, cache, members, tick)
+    made = make_start(of)
+    trained = {entry["key"]: r["seconds"]["members"] for entry, r in zip(settings["members"], of.records, strict=True)}
     if settings["tuning"] is None:
-        validation = scores_of(made.network, images.validation)
+        validation = scores_of(made.network, of.images.validation)
         found: JSON = {"lr": None, "epoch": 0, "curve": [validation["accuracy"]], "validation": validation}
         network, tune, search = made.network, 0.0, 0.0
     else:
         tuning = {**settings["tuning"], "augment": settings["data"]["augment"]}
-        teachers = key_of({"members": entries, "data": settings["data"], "chosen": tuning.get("teachers")})
+        asked = {"members": settings["members"], "data": settings["data"], "chosen": tuning.get("teachers")}
         result = tuned(
             made.network,
             tuning,
-            images,
-            members,
+            of.images,
+            of.members,
             seed=settings["seed"],
             tick=tick,
-            checkpoint=lab.store.unfinished_path(task.key),
-            ask=lambda teacher, split: keep(lab.answers, teachers, lambda: answers_of(teacher, split), ANSWERS_KEPT),
+            checkpoint=_states(task, members),
+            outputs=lambda teacher, split: cache.keep("outputs", asked, lambda: outputs_of(teacher, split)),
         )
         found, network = _training_of(result), result.network
         tune, search = result.seconds, result.search
-    seconds = {"members": spent, "fuse": made.fuse, "recover": made.recover, "tune": tune, "search": search}
-    return found | {
-        "test": scores_of(network, images.test),
-        "training": len(images.train),
-        "seconds": seconds,
-    }
-
-
-def _record(lab: Lab, entry: JSON, member: torch.nn.Module, images: Images) -> JSON:
-    """What training a member gave; a pruned copy is measured on validation anew."""
-    record = lab.store.row(entry["key"])
-    return record if "pruned" not in entry else record | {"validation": scores_of(member, images.validation)}
+    seconds = {"members": sum(trained.values()), "fuse": made.fuse, "recover": made.recover, "tune": tune}
+    test = scores_of(network, of.images.test)
+    return found | {"test": test, "training": len(of.images.train), "seconds": seconds | {"search": search}}
 
 
 def _training_of(result: Tuned) -> JSON:
@@ -146,12 +139,3 @@ def _training_of(result: Tuned) -> JSON:
         "validation": result.validation,
         "tried": [[lr, accuracy] for lr, accuracy in result.tried.items()],
     }
-
-
-def _costs(task: Task, _: Lab, tick: Tick) -> JSON:
-    tick("measuring in a process of its own")
-    return costs_trial(task, torch.get_num_threads())
-
-
-_TRIALS = {"start": _trial, "synchronous": synchronous_trial, "costs": _costs}
-"""What a task's settings have -> how it is done."""

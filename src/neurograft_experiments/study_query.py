@@ -7,8 +7,7 @@ from pathlib import Path
 
 from neurograft.errors import InputError, OptionError, StudyError
 from neurograft_experiments.data.loading import SPLIT_SEED, find
-from neurograft_experiments.schedule import Schedule
-from neurograft_experiments.schedule import Task as AnyTask
+from neurograft_experiments.engine import Schedule
 from neurograft_experiments.store import Store
 from neurograft_experiments.study_file import Study, load_study, study_names
 from neurograft_experiments.trials import Task, tasks_of
@@ -146,7 +145,7 @@ def _range(text: str) -> range:
     return range(int(first), int(last if dash else first) + 1)
 
 
-def check_data(tasks: Sequence[AnyTask], data_folder: Path | None) -> None:
+def check_data(tasks: Sequence[Task], data_folder: Path | None) -> None:
     """Find the data sets of tasks, without reading them: what is missing is said before anything is trained.
 
     What fusing costs is measured on images made of random numbers.

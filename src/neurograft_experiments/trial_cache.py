@@ -1,26 +1,29 @@
-"""What the trials of one process share: images, trained members, and the start that was made last."""
+"""What the trials of one process share: images, trained members, and what was made last."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from neurograft.applying.pruning import prune
-from neurograft.checkpoints.loading import load_into
+from neurograft.checkpoints.writing import PROVENANCE
 from neurograft.evaluating.evaluation import Scores, evaluate
 from neurograft.fusing import Fusion
 from neurograft_experiments.data import Images, Split, load_images
 from neurograft_experiments.data.loading import SPLIT_SEED
-from neurograft_experiments.networks import make_network as make_network
-from neurograft_experiments.trials import JSON, key_of
+from neurograft_experiments.networks import make_network
+from neurograft_experiments.trials import JSON, Members, key_of
 
-Tick: TypeAlias = Callable[[str], None]
-Kept = TypeVar("Kept")
-IMAGES_KEPT, NETWORKS_KEPT, STARTS_KEPT, ANSWERS_KEPT = 3, 32, 3, 3
+Value = TypeVar("Value")
+MOST = {"images": 3, "networks": 32, "starts": 3, "outputs": 3}
+"""Of each kind so many are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,47 +43,23 @@ class Made:
     recover: float = 0.0
 
 
-class MemberStore(Protocol):
-    """Where rows and records are found, and members' tensors lie."""
+class TrialCache:
+    """What was used last on one device; of each kind the oldest makes room."""
 
-    folder: Path
+    def __init__(self, data_folder: Path | None, device: torch.device) -> None:
+        self.data_folder, self.device = data_folder, device
+        self._kept: dict[str, OrderedDict[str, Any]] = {kind: OrderedDict() for kind in MOST}
 
-    def row(self, key: str) -> JSON:
-        """The record of a finished member."""
-        ...
-
-    def member_path(self, key: str) -> Path:
-        """The file of a member's tensors."""
-        ...
-
-    def unfinished_path(self, key: str) -> Path:
-        """Where the state of a training that is not done may lie."""
-        ...
-
-    def __hash__(self) -> int:
-        """Stores are told apart by identity."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Lab:
-    """One store on one device; what was loaded or made stays at hand for the next trial.
-
-    Attributes:
-        store: where members are.
-        data_folder: where local copies of data sets lie.
-        device: where networks and images are.
-        starts: that were made last.
-        answers: of the teachers that were asked last.
-    """
-
-    store: MemberStore
-    data_folder: Path | None
-    device: torch.device
-    _images: "OrderedDict[str, Images]" = field(default_factory=OrderedDict)
-    _networks: "OrderedDict[str, nn.Module]" = field(default_factory=OrderedDict)
-    starts: "OrderedDict[str, Made]" = field(default_factory=OrderedDict)
-    answers: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
+    def keep(self, kind: str, settings: Mapping[str, Any], make: Callable[[], Value]) -> Value:
+        """The thing of these settings, made if it is not there."""
+        kept, key = self._kept[kind], key_of(settings)
+        if key not in kept:
+            kept[key] = make()
+            while len(kept) > MOST[kind]:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        value: Value = kept[key]
+        return value
 
     def images(self, data: Mapping[str, Any]) -> Images:
         """The data set of `data` settings, on the device."""
@@ -93,19 +72,19 @@ class Lab:
                 images = replace(images, test=images.test.subset(order[: data["test"]]))
             return images.to(self.device)
 
-        return keep(self._images, key_of({**data, "augment": None}), load, IMAGES_KEPT)
+        return self.keep("images", {**data, "augment": None}, load)
 
-    def member(self, entry: Mapping[str, Any], images: Images) -> nn.Module:
+    def member(self, entry: Mapping[str, Any], images: Images, members: Members) -> nn.Module:
         """A trained member, pruned if its entry says so."""
 
         def load() -> nn.Module:
             network = make_network(entry["network"], images.shape, images.classes)
-            load_into(network, self.store.member_path(entry["key"]))
+            network.load_state_dict(safetensors.torch.load(members.tensors(entry["key"])))
             if "pruned" in entry:
                 network = prune(network, example_of(images), ratio=entry["pruned"])
             return network.to(self.device).eval()
 
-        return keep(self._networks, key_of(entry), load, NETWORKS_KEPT)
+        return self.keep("networks", entry, load)
 
     def untrained(self, network: Mapping[str, Any], images: Images, seed: int) -> nn.Module:
         """A new network from a seed; the caller's random state is not touched."""
@@ -114,15 +93,20 @@ class Lab:
             return make_network(network, images.shape, images.classes).to(self.device)
 
 
-def keep(kept: "OrderedDict[str, Kept]", key: str, make: Callable[[], Kept], most: int) -> Kept:
-    """The thing kept under a key, made if it is not there; the one used longest ago makes room."""
-    if key not in kept:
-        value = make()
-        kept[key] = value
-        while len(kept) > most:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]
+@lru_cache(maxsize=1)
+def cache_of(folder: Path, data_folder: Path | None, device: torch.device) -> TrialCache:
+    """This process's cache for the store in a folder."""
+    del folder
+    return TrialCache(data_folder, device)
+
+
+def packed(network: nn.Module, provenance: Mapping[str, Any]) -> bytes:
+    """A network's tensors as the bytes of a safetensors file; tied tensors are there under each of their names."""
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
+    return safetensors.torch.save(tensors, {"format": "pt", PROVENANCE: json.dumps(provenance, sort_keys=True)})
 
 
 def example_of(images: Images) -> Tensor:
@@ -142,12 +126,7 @@ def scores_of(network: nn.Module, split: Split) -> JSON:
 
 def scores_json(scores: Scores) -> JSON:
     """Scores as a row has them."""
-    return {
-        "accuracy": scores.accuracy,
-        "loss": scores.loss,
-        "calibration_error": scores.calibration_error,
-        "samples": scores.samples,
-    }
+    return {name: getattr(scores, name) for name in ("accuracy", "loss", "calibration_error", "samples")}
 
 
 def rank(scores: Mapping[str, Any]) -> tuple[float, float]:

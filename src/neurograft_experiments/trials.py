@@ -2,12 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from neurograft_experiments.rows import Row, looks_at_images, rows_of, starts_of
-from neurograft_experiments.study import Members, Settings, Start, Training
+from neurograft_experiments.store import Store
+from neurograft_experiments.study import Members as MemberSettings
+from neurograft_experiments.study import Settings, Start, Training
 from neurograft_experiments.study_file import Point, Study
 
 FORMAT = 1
@@ -42,16 +45,34 @@ class Task:
     epochs: int
 
 
-class Rows(Protocol):
-    """Where finished rows are found again."""
+Tick: TypeAlias = Callable[[str], None]
+"""Called once per epoch with what is being done."""
 
-    def has(self, key: str) -> bool:
-        """Whether the task of this key is done."""
-        ...
+
+class Members(Protocol):
+    """Where a task finds the members it needs: the store, or what Ray carried to another host."""
+
+    @property
+    def folder(self) -> Path:
+        """The store's."""
+
+    @property
+    def unfinished(self) -> Path | None:
+        """A folder for the states of trainings that are not done; None if this host has none."""
 
     def row(self, key: str) -> JSON:
-        """What it gave."""
-        ...
+        """The record of a finished member."""
+
+    def tensors(self, key: str) -> bytes:
+        """Its tensors, as a safetensors file has them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a task gives: the row of a trial, or a member's record and its tensors, the bytes of a safetensors file."""
+
+    row: JSON
+    tensors: bytes = b""
 
 
 def tasks_of(study: Study, preset: str, seeds: Sequence[int] | None = None) -> tuple[Task, ...]:
@@ -77,7 +98,7 @@ def tasks_of(study: Study, preset: str, seeds: Sequence[int] | None = None) -> t
     return tuple(sorted(found.values(), key=lambda task: task.kind != "member"))
 
 
-def study_rows(study: Study, preset: str, store: Rows, seeds: Sequence[int] | None = None) -> list[JSON]:
+def study_rows(study: Study, preset: str, store: Store, seeds: Sequence[int] | None = None) -> list[JSON]:
     """The finished rows of a study in its own order and under its own labels.
 
     A result that several studies, or several points of one, share is stored once, and comes here under each label.
@@ -157,7 +178,7 @@ def member_seed(seed: int, number: int) -> int:
     return 1000 * seed + number
 
 
-def _part(members: Members, number: int, seed: int) -> JSON | None:
+def _part(members: MemberSettings, number: int, seed: int) -> JSON | None:
     if members.split is None:
         return None
     if members.split.kind == "parts":

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
-from neurograft.checkpoints.writing import write_tensors
+from neurograft_experiments.trials import Result
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,8 @@ def errands(members=3, trials=4):
     return (*first, *rest)
 
 
-def do(task, store, tick):
+def do(task, members, tick):
     """A member keeps its value as a tensor; a trial reads its members' tensors and records."""
-    from neurograft.checkpoints.reading import open_checkpoint
-
     settings = task.settings
     if "log" in settings:
         with Path(settings["log"]).open("a") as file:
@@ -47,12 +46,11 @@ def do(task, store, tick):
     if settings.get("dies"):
         os.kill(os.getpid(), 9)
     if task.kind == "member":
-        path = store.member_path(task.key)
-        write_tensors({"value": torch.tensor([float(settings["value"])])}, path, {})
-        return {"doubled": 2 * settings["value"], "seconds": time.perf_counter()}
-    values = [float(open_checkpoint(store.member_path(key)).tensors["value"]) for key in task.needs]
-    doubled = [store.row(key)["doubled"] for key in task.needs]
-    return {"sum": sum(values) * settings["factor"], "doubled": doubled, "seconds": time.perf_counter()}
+        tensors = safetensors.torch.save({"value": torch.tensor([float(settings["value"])])})
+        return Result({"doubled": 2 * settings["value"], "seconds": time.perf_counter()}, tensors)
+    values = [float(safetensors.torch.load(members.tensors(key))["value"]) for key in task.needs]
+    doubled = [members.row(key)["doubled"] for key in task.needs]
+    return Result({"sum": sum(values) * settings["factor"], "doubled": doubled, "seconds": time.perf_counter()})
 
 
 def table(store):

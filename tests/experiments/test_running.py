@@ -2,15 +2,16 @@ import json
 
 import pytest
 import torch
-from tests.experiments.stores import MemoryStore, run_study
+from tests.experiments.stores import prepared, run_study
 from tests.experiments.test_study_file import STUDY
 
 import neurograft as ng
 from neurograft.checkpoints.loading import load_into
 from neurograft_experiments.data import load_images
+from neurograft_experiments.engine import run_in_process
+from neurograft_experiments.networks import make_network
 from neurograft_experiments.running import run_task
 from neurograft_experiments.study_file import load_study
-from neurograft_experiments.trial_cache import make_network
 from neurograft_experiments.trials import tasks_of
 
 
@@ -52,7 +53,7 @@ def test_a_row_is_what_the_public_functions_give(study, tmp_path):
     members = [make_network({"name": "mlp", "width": 16}, digits.shape, 10) for _ in "ab"]
     fused_row = find(rows, row="transplant", tuning="finetune")[0]
     for member, entry in zip(members, fused_row["configuration"]["members"], strict=True):
-        load_into(member, tmp_path / f"{entry['key']}.safetensors")
+        load_into(member, tmp_path / "members" / f"{entry['key']}.safetensors")
     fused = ng.fuse(members, digits.train.images[:2], recover=None)
     found = []
     for lr in (0.1, 0.01):
@@ -93,14 +94,12 @@ def test_a_step_size_that_diverges_loses(study, tmp_path):
 def test_a_long_training_that_was_killed_goes_on(study, tmp_path, kind):
     text = STUDY.replace("epochs: 1\n", "epochs: 21\n").replace("epochs: 1,", "epochs: 21,")
     tasks = tasks_of(study(text), "smoke", [0])
-    undisturbed, store = MemoryStore(tmp_path / "a"), MemoryStore(tmp_path / "b")
-    for task in tasks:
-        if task.kind == "member":
-            undisturbed.done[task.key] = run_task(task, undisturbed)
+    store = prepared(tmp_path)
+    run_in_process([task for task in tasks if task.kind == "member" or not task.epochs], store, run_task)
     task = next(t for t in tasks if t.kind == kind and (kind == "member" or t.epochs))
-    if kind == "trial":
-        store = undisturbed
-    wanted = run_task(task, undisturbed)
+    wanted = run_task(task, store).row
+    for state in store.unfinished.iterdir():
+        state.unlink()
     epochs = []
 
     def kill(what):
@@ -109,9 +108,9 @@ def test_a_long_training_that_was_killed_goes_on(study, tmp_path, kind):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_task(task, store, tick=kill)
-    (state,) = (store.folder / "unfinished").glob(f"{task.key}*")
-    found = run_task(task, store)
+        run_task(task, store, kill)
+    (state,) = store.unfinished.glob(f"{task.key}*")
+    found = run_task(task, store).row
     assert [found[name] for name in ("curve", "epoch", "lr", "validation")] == [
         wanted[name] for name in ("curve", "epoch", "lr", "validation")
     ]
@@ -142,7 +141,7 @@ def test_a_kept_members_neurons_are_refitted_towards_all_members(study, tmp_path
     digits = load_images("digits")
     members = [make_network({"name": "convnet", "width": 4}, digits.shape, 10) for _ in "ab"]
     for network, entry in zip(members, refitted["configuration"]["members"], strict=True):
-        load_into(network, tmp_path / f"{entry['key']}.safetensors")
+        load_into(network, tmp_path / "members" / f"{entry['key']}.safetensors")
     plan = ng.plan(members, digits.train.images[:2], weights=[1, 1], quota=[0, 1])
 
     found = ng.refit(ng.apply(plan, members), plan, members, torch.split(digits.train.images[:100], 250))
@@ -156,6 +155,6 @@ def test_repair_without_data_reads_no_image(study, tmp_path):
     digits = load_images("digits")
     members = [make_network({"name": "convnet", "width": 4}, digits.shape, 10) for _ in "ab"]
     for network, entry in zip(members, repaired["configuration"]["members"], strict=True):
-        load_into(network, tmp_path / f"{entry['key']}.safetensors")
+        load_into(network, tmp_path / "members" / f"{entry['key']}.safetensors")
     found = ng.fuse(members, digits.train.images[:2], recover="repair")
     assert repaired["test"]["accuracy"] == ng.evaluate(found, digits.test.batches()).accuracy

@@ -1,26 +1,27 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tests.experiments.stores import run_study
+from tests.experiments.stores import prepared, run_study
 from torch import nn
 
 import neurograft as ng
 from neurograft.errors import StudyError
+from neurograft_experiments.running import run_task
 from neurograft_experiments.study_file import load_study
-from neurograft_experiments.synchronous import _running
+from neurograft_experiments.synchronous import _spawned
+from neurograft_experiments.trials import tasks_of
 
 WORKER = """
 import sys, torch
 from pathlib import Path
 from torch import nn
-from neurograft_experiments.synchronous import _group, synchronised
+from neurograft_experiments.synchronous import worker_group, synchronised
 number, place = int(sys.argv[1]), Path(sys.argv[2])
 torch.manual_seed(number)
 network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-with _group(number, 2, place):
+with worker_group(number, 2, f"file://{place}/meeting"):
     for method in ("average", "transplant"):
         fused, seconds = synchronised(network, method, torch.zeros(1, 3))
         assert seconds > 0
@@ -58,6 +59,18 @@ def test_workers_train_and_are_fused_after_each_epoch(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_ends_the_others_and_says_why(tmp_path):
-    with pytest.raises(StudyError, match=r"(?s)worker \d of 2 failed: .*KeyError"):
-        list(_running({"workers": 2}, None, Path(tmp_path)))
+def test_a_worker_that_fails_ends_the_others_and_says_why():
+    with pytest.raises(StudyError, match=r"(?s)worker \d of 2 failed: .*KeyError: 'training'"):
+        _spawned({"workers": 2, "threads": 1}, None, [].append)
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_diverges_loses(tmp_path):
+    study = load_study("synchronous")
+    tasks = [task for task in tasks_of(study, "smoke") if task.labels["row"] in ("average", "one worker, its part")]
+    store = prepared(tmp_path)
+    for task in tasks:
+        task.settings["training"]["lr"] = [1e30, 0.05]
+        row = run_task(task, store).row
+        assert [lr for lr, reached in row["tried"] if reached is None] == [1e30]
+        assert row["lr"] == 0.05

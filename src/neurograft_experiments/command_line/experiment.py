@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,10 +17,10 @@ from neurograft.errors import OptionError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from neurograft_experiments.engines import Work
-    from neurograft_experiments.schedule import Outcome, Task
+    from neurograft_experiments.engine import Outcome
     from neurograft_experiments.store import Store
     from neurograft_experiments.study_query import Asked
+    from neurograft_experiments.trials import Task
 
 FAILURES_SHOWN = 5
 RAY = "With --engine ray"
@@ -149,9 +149,9 @@ def run(
     """Train members, fuse them, train on, and keep one row per trial.
 
     What is finished is never run again: stop it whenever you like (Ctrl-C, a job that ends, a power cut), and give the
-    same command again. It may also run several times at once on one folder; the processes share the work.
+    same command again.
 
-    Exit code 0: every trial has its row. 1: some failed, see failures.jsonl. 2: it could not be run. 130: interrupted.
+    Exit code 0: every trial has its row. 1: some failed. 2: it could not be run. 130: interrupted.
 
     Example: `neurograft experiment run comparison --preset smoke`
 
@@ -159,7 +159,9 @@ def run(
     """
     from rich.console import Console
 
-    from neurograft_experiments.devices import AUTO, check_device
+    from neurograft_experiments.devices import AUTO, check_device, choose_device
+    from neurograft_experiments.engine import run_in_process
+    from neurograft_experiments.running import run_task
     from neurograft_experiments.store import Store
     from neurograft_experiments.study_query import ask, parse_seeds
 
@@ -173,12 +175,26 @@ def run(
         return
     part = address is None or not address.startswith("ray://")  # else this machine is no part of the cluster
     _prepare(tasks, store, data_folder, look=part)
-    here = _Engine("cpu" if device == AUTO and gpus_per_trial == 0 else device, data_folder, fail_fast, console)
+    device = "cpu" if device == AUTO and gpus_per_trial == 0 else device
+    work = partial(run_task, data_folder=data_folder, device=device)
     with _interruptible(store):
         if engine == "ray":
-            outcome = here.on_ray(tasks, store, address, cpus_per_trial, gpus_per_trial, retries)
+            from neurograft_experiments.cluster import run_on_ray
+
+            outcome = run_on_ray(
+                tasks,
+                store,
+                work,
+                address=address,
+                cpus=cpus_per_trial,
+                gpus=gpus_per_trial,
+                retries=retries,
+                fail_fast=fail_fast,
+                console=console,
+            )
         else:
-            outcome = here.in_process(tasks, store)
+            choose_device(device)
+            outcome = run_in_process(tasks, store, work, fail_fast=fail_fast, console=console)
     _show_outcome(asked, outcome, store)
     where = [] if output == OUTPUT else ["--output", str(output)]
     typer.echo(
@@ -188,63 +204,13 @@ def run(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Engine:
-    """What both engines are told."""
-
-    device: str
-    data_folder: Path | None
-    fail_fast: bool
-    console: "Console"
-
-    def in_process(self, tasks: "Sequence[Task]", store: "Store") -> "Outcome":
-        from neurograft_experiments.devices import choose_device
-        from neurograft_experiments.engines import run_in_process
-
-        choose_device(self.device)
-        return run_in_process(tasks, store, self._work(), fail_fast=self.fail_fast, console=self.console)
-
-    def on_ray(
-        self,
-        tasks: "Sequence[Task]",
-        store: "Store",
-        address: str | None,
-        cpus: float,
-        gpus: float | None,
-        retries: int,
-    ) -> "Outcome":
-        from neurograft_experiments.cluster import run_on_ray
-
-        return run_on_ray(
-            tasks,
-            store,
-            self._work(),
-            address=address,
-            cpus=cpus,
-            gpus=gpus,
-            retries=retries,
-            fail_fast=self.fail_fast,
-            console=self.console,
-        )
-
-    def _work(self) -> "Work":
-        from functools import partial
-
-        from neurograft_experiments.engines import study_work
-
-        return partial(study_work, data_folder=self.data_folder, device=self.device)
-
-
 def _prepare(tasks: "Sequence[Task]", store: "Store", data_folder: Path | None, *, look: bool) -> None:
     """Find out before the work whether results can be written, will fit, and data sets are there."""
     from neurograft_experiments.disk_space import room_for
-    from neurograft_experiments.journal import counted
-    from neurograft_experiments.schedule import Schedule
+    from neurograft_experiments.engine import Schedule
     from neurograft_experiments.study_query import check_data
 
-    torn = store.prepare()
-    if torn:
-        typer.echo(f"{counted(torn, 'line')} that a killed run left unfinished moved aside; their trials run again")
+    store.prepare()
     store.check_room(room_for(tasks, store))
     if look:
         check_data(tuple(Schedule(tasks, store).pending.values()), data_folder)
@@ -301,7 +267,7 @@ def _show_standing(asked: "Sequence[Asked]", store: "Store", console: "Console",
 
 def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store") -> None:
     """What is there now, and what failed."""
-    from neurograft_experiments.journal import counted
+    from neurograft_experiments.store import DATABASE, counted
 
     for one in asked:
         done = sum(store.has(task.key) for task in one.trials)
@@ -312,8 +278,8 @@ def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store") 
     if outcome.failed:
         more = f", {counted(len(outcome.skipped), 'trial')} that need them left out" if outcome.skipped else ""
         typer.echo(
-            f"{counted(len(outcome.failed), 'task')} failed{more}: see {store.folder / 'failures.jsonl'}. The same "
-            "command tries again",
+            f"{counted(len(outcome.failed), 'task')} failed{more}: tracebacks are in the table failures of "
+            f"{store.folder / DATABASE}. The same command tries again",
             err=True,
         )
 

@@ -1,21 +1,22 @@
 """Where a report's rows come from: the folder of a run, finished or not, or rows that were kept in a repository."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from neurograft.errors import InputError
 from neurograft_experiments.reports.results import Results, collect
+from neurograft_experiments.store import DATABASE, Store
 from neurograft_experiments.study_file import Study
 from neurograft_experiments.trials import trials_of
 
 
 class RowFiles:
-    """The result rows and failures in the `.jsonl` files of a folder and the folders in it.
+    """The result rows and failures in the databases and `.jsonl` files of a folder and the folders in it.
 
-    Of equal keys the first row counts. Lines that are torn (a run may be writing them at this moment) are passed over:
-    their trials are not done.
+    Of equal keys the first row counts; lines that are torn are passed over.
 
     Args:
         folder: of a run, or of a repository's results.
@@ -32,12 +33,17 @@ class RowFiles:
         self.folder = folder
         self.rows: dict[str, Mapping[str, Any]] = {}
         self.failures: dict[str, str] = {}
+        for path in sorted(folder.rglob(DATABASE)):
+            store = Store(path.parent)
+            self._add(store.rows(), store.failures())
         for path in sorted(folder.rglob("*.jsonl")):
-            for entry in _entries(path):
-                if "row" in entry:
-                    self.rows.setdefault(entry["key"], entry)
-                elif "error" in entry:
-                    self.failures[entry["key"]] = f"{entry.get('label', entry['key'])}: {entry['error']}"
+            self._add(_lines(path), ())
+
+    def _add(self, rows: Iterable[dict[str, Any]], failures: Iterable[dict[str, Any]]) -> None:
+        for row in rows:
+            self.rows.setdefault(row["key"], row)
+        for failure in failures:
+            self.failures[failure["key"]] = f"{failure['label']}: {failure['error']}"
 
     def results(self, study: Study, preset: str, seeds: Sequence[int] | None = None) -> Results:
         """What a preset of a study has of rows here, and what is missing.
@@ -49,12 +55,9 @@ class RowFiles:
         return collect((task.labels | {"key": task.key} for task in trials), self.rows, self.failures)
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("key"), str):
-                yield entry
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("key"), str) and "row" in row:
+                yield row

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 from tests.experiments.reports.plausible import measured
+from tests.experiments.stores import prepared
 
-from neurograft.errors import InputError
+from neurograft.errors import InputError, TrainingDiverged
 from neurograft_experiments.reports.reproduction import write_reproduction
 from neurograft_experiments.reports.sources import RowFiles
 from neurograft_experiments.reports.writing import write_reports
@@ -44,14 +45,16 @@ def test_every_study_is_written_and_its_rows_make_the_same_report_again(comparis
 
 def test_what_is_missing_torn_or_failed_is_not_counted(comparison, tmp_path):
     rows = list(rows_of(comparison, "smoke"))
-    source = kept(tmp_path, rows[:3])
-    with (tmp_path / "results.jsonl").open("a") as file:
+    kept(tmp_path / "kept", rows[:3])
+    with (tmp_path / "kept" / "results.jsonl").open("a") as file:
         file.write(json.dumps(rows[3])[:40])
-    failure = {"key": rows[4]["key"], "label": "mlp seed 0: average", "error": "TrainingDiverged: too fast"}
-    source = kept(tmp_path, [failure], "failures.jsonl")
-    results = source.results(comparison, "smoke")
+    store = prepared(tmp_path / "run")
+    store.add(rows[2])
+    store.add(rows[5])
+    store.fail(rows[4]["key"], "mlp seed 0: average", TrainingDiverged("too fast"))
+    results = RowFiles(tmp_path).results(comparison, "smoke")
     reasons = [why for group in results for why in group.missing.values()]
-    assert len(list(results.rows)) == 3
+    assert len(list(results.rows)) == 4
     assert reasons.count("mlp seed 0: average: TrainingDiverged: too fast") == 1
     assert set(reasons) == {"not run", "mlp seed 0: average: TrainingDiverged: too fast"}
 
