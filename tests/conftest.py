@@ -12,9 +12,9 @@ from neurograft.command_line.app import main
 
 @pytest.fixture(scope="session", autouse=True)
 def no_files_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded images are kept among the tests' files."""
+    """What `datasets` keeps lies among the tests' files."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEUROGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -30,20 +30,16 @@ EXPERIMENTS = """
 strict claims devices
 data
 networks
-journal
 store
-schedule
-disk_space progress
 study rows
 study_file
 trials
-study_query
+progress engine
+cluster disk_space study_query
 reports
 trial_cache
 costs synchronous tunings initial_models
 running
-engines
-workbench cluster
 demo_page demo
 command_line
 """

@@ -16,11 +16,10 @@ from neurograft.applying.application import apply
 from neurograft.errors import StudyError
 from neurograft.methods.planner import plan
 from neurograft.tracing.tracer import trace
+from neurograft_experiments.data.loading import shape_of
 from neurograft_experiments.networks import make_network
 from neurograft_experiments.trials import JSON, Task
 
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
-COLOURED = (3, 32, 32)
 TURNS, ENOUGH = 5, 5.0
 """A fusion is repeated for the median, until it took that many seconds altogether."""
 
@@ -52,7 +51,7 @@ def measure(settings: JSON) -> JSON:
         (True, 2624)
     """
     torch.set_num_threads(settings["threads"])
-    shape = SHAPES.get(settings["data"]["source"], COLOURED)
+    shape, _ = shape_of(settings["data"]["source"])
     example = torch.zeros(2, *shape)
     _fused([_network(settings, shape, seed, narrow=True) for seed in range(2)], example, settings)  # first calls
     members = [_network(settings, shape, settings["seed"] + number) for number in range(settings["count"])]

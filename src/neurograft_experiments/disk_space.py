@@ -7,14 +7,12 @@ from typing import Any
 import torch
 
 from neurograft.errors import NeurograftError
+from neurograft_experiments.data.loading import shape_of
 from neurograft_experiments.engine import Schedule
 from neurograft_experiments.networks import make_network
 from neurograft_experiments.store import ROW_BYTES, Store
 from neurograft_experiments.trials import Task
 
-SHAPES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "fashion_mnist": ((1, 28, 28), 10)}
-COLOURED = ((3, 32, 32), 100)
-"""What other data sets are taken for: only the first and the last layer depend on it."""
 UNKNOWN_BYTES = 50_000_000
 """For a network that cannot be built without its data."""
 
@@ -41,7 +39,7 @@ def member_bytes(settings: Mapping[str, Any]) -> int:
         >>> member_bytes({"network": network, "data": {"source": "digits"}})
         4736
     """
-    shape, classes = SHAPES.get(str(settings.get("data", {}).get("source")), COLOURED)
+    shape, classes = shape_of(str(settings.get("data", {}).get("source")))
     try:
         with torch.device("meta"):
             network = make_network(settings["network"], shape, classes)

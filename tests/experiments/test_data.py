@@ -3,7 +3,7 @@ import torch
 
 from neurograft.errors import InputError, OptionError
 from neurograft_experiments.data import Augmentation, Images, Split, load_images
-from neurograft_experiments.data.normalization import Normalization
+from neurograft_experiments.data.pixels import Normalization
 
 
 def test_digits_are_split_once_and_for_all():
@@ -54,7 +54,7 @@ def photos():
 
 
 def test_bytes_are_normalised_batch_by_batch(photos):
-    normalization = Normalization.by((0.5, 0.25, 0.0), (0.5, 1.0, 2.0))
+    normalization = Normalization(*(torch.tensor(n).view(1, 3, 1, 1) for n in ((0.5, 0.25, 0.0), (0.5, 1.0, 2.0))))
     split = Split(photos.pixels, photos.labels, normalization)
     expected = photos.pixels.float() / 255
     for channel, (mean, deviation) in enumerate(((0.5, 0.5), (0.25, 1.0), (0.0, 2.0))):

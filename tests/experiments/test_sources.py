@@ -1,26 +1,22 @@
 """Where images come from: parquet files, folders per class, the hub; and that they are decoded once."""
 
 import io
-import subprocess
 import sys
-import threading
-from types import ModuleType, SimpleNamespace
 
+import datasets
 import numpy
 import pytest
 import torch
 from PIL import Image
 
 from neurograft.errors import InputError, MissingExtra, OptionError
-from neurograft_experiments.data import KNOWN, keeping, load_images
-from neurograft_experiments.data.decoding import Found, decode
-from neurograft_experiments.data.hub import find_on_hub
+from neurograft_experiments.data import KNOWN, load_images, sources
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("NEUROGRAFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "images"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
 
 
 def picture(number, shape=(4, 5, 3)):
@@ -35,13 +31,16 @@ def encoded(pixels, kind="PNG", **options):
 
 
 def write_parquet(path, numbers, columns=("image", "label"), shape=(4, 5, 3)):
+    write_cells(path, [encoded(picture(number, shape)) for number in numbers], [n % 3 for n in numbers], columns)
+
+
+def write_cells(path, cells, labels, columns=("image", "label")):
     import pyarrow
     from pyarrow import parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [{"bytes": encoded(picture(number, shape)), "path": f"{number}.png"} for number in numbers]
-    table = pyarrow.table({columns[0]: cells, columns[1]: [number % 3 for number in numbers]})
-    parquet.write_table(table, path)
+    pictures = [{"bytes": cell, "path": f"{number}.png"} for number, cell in enumerate(cells)]
+    parquet.write_table(pyarrow.table({columns[0]: pictures, columns[1]: list(labels)}), path)
 
 
 def numbers(split):
@@ -121,14 +120,15 @@ def test_what_a_folder_lacks_is_said(tmp_path):
     with pytest.raises(InputError, match=r"holds train.parquet but no test\*.parquet"):
         load_images(tmp_path)
     (tmp_path / "test.parquet").write_bytes(b"not parquet")
-    with pytest.raises(InputError, match="train.parquet is no parquet file"):
+    with pytest.raises(InputError, match="cannot be read: Parquet magic bytes not found in footer"):
         load_images(tmp_path)
-    write_parquet(tmp_path / "train.parquet", range(3), ("picture", "label"))
+    for name in ("train", "test"):
+        write_parquet(tmp_path / f"{name}.parquet", range(3), ("picture", "label"))
     with pytest.raises(InputError, match="has no column image or img; its columns are picture, label"):
         load_images(tmp_path)
     write_classes(tmp_path / "animals" / "train", ("cat", "dog"), 2)
     write_classes(tmp_path / "animals" / "test", ("cat", "mouse"), 2)
-    with pytest.raises(InputError, match="mouse is a class that the training images do not have: cat, dog"):
+    with pytest.raises(InputError, match=r"animals: the test images have classes that the training images lack: \{2\}"):
         load_images(tmp_path / "animals")
     (tmp_path / "svhn").mkdir()
     with pytest.raises(InputError, match=r"svhn holds no train.* `hf download ufldl-stanford/svhn .*/svhn` fetches"):
@@ -146,36 +146,48 @@ def test_names_that_are_none():
         load_images("digits", size=16)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "P", "RGBA", "1", "LA"])
-def test_pictures_of_every_kind(mode):
-    grey = mode in ("L", "1", "LA")
-    pixels = decode([encoded(numpy.asarray(Image.new("RGB", (5, 4), "white").convert(mode)))], "test")
-    assert pixels.shape == (1, 1 if grey or mode == "P" else 3, 4, 5)
-    assert pixels.unique().tolist() == [255] if mode != "P" else pixels.dtype == torch.uint8
+def decoded(folder, *cells, size=None):
+    """The pixels of encoded images."""
+    write_cells(folder / "train.parquet", [encoded(picture(0))] * 3, [0, 1, 2])
+    write_cells(folder / "test.parquet", cells, [0] * len(cells))
+    return load_images(folder, size=size).test.pixels
 
 
-def test_grey_among_colour_has_three_channels():
-    pixels = decode([encoded(picture(3, (4, 5))), encoded(picture(7))], "test")
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
+def test_pictures_of_every_kind(tmp_path, mode):
+    pixels = decoded(tmp_path, encoded(numpy.asarray(Image.new("RGB", (5, 4), "white").convert(mode))))
+    assert (pixels.shape, pixels.dtype) == ((1, 3, 4, 5), torch.uint8)
+    assert mode == "P" or pixels.unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_grey_pictures_have_one_channel(tmp_path, mode):
+    cell = encoded(numpy.asarray(Image.new("RGB", (5, 4), "white").convert(mode)))
+    for name in ("train", "test"):
+        write_cells(tmp_path / f"{name}.parquet", [cell] * 3, [0, 1, 2])
+    assert load_images(tmp_path).shape == (1, 4, 5)
+
+
+def test_grey_among_colour_has_three_channels(tmp_path):
+    pixels = decoded(tmp_path, encoded(picture(3, (4, 5))), encoded(picture(7)))
     assert pixels.shape == (2, 3, 4, 5)
     assert pixels[:, :, 0, 0].tolist() == [[3, 3, 3], [7, 7, 7]]
 
 
 def test_sizes_and_files_that_do_not_fit(tmp_path):
     small, large = encoded(picture(1)), encoded(picture(2, (8, 8, 3)))
-    with pytest.raises(InputError, match="different sizes: image 0 4 x 5 pixels, image 1 8 x 8; give size="):
-        decode([small, large], "test")
-    assert decode([small, large], "test", size=6).shape == (2, 3, 6, 6)
-    with pytest.raises(InputError, match="test: image 1 cannot be decoded"):
-        decode([small, small[:40]], "test")
-    (tmp_path / "broken.png").write_bytes(b"broken")
-    with pytest.raises(InputError, match="test: .*broken.png cannot be decoded"):
-        decode([tmp_path / "broken.png"], "test")
+    with pytest.raises(InputError, match=r"different sizes \(4 x 5, 8 x 8, …\); give size="):
+        decoded(tmp_path / "sizes", small, large)
+    assert decoded(tmp_path / "sizes", small, large, size=6).shape == (2, 3, 6, 6)
+    with pytest.raises(InputError, match="broken cannot be read: .*truncated|broken cannot be read: .*identify"):
+        decoded(tmp_path / "broken", small, small[:40])
     deep = encoded(numpy.full((4, 5), 40_000, dtype=numpy.uint16))
     with pytest.raises(InputError, match="more than 8 bits per pixel"):
-        decode([deep], "test")
-    found = Found("test", (), lambda: (([small], [0]), ([small, small], [0, -1])))
-    with pytest.raises(InputError, match="test image 1 has label -1, no class"):
-        found.decoded(None)
+        decoded(tmp_path / "deep", deep)
+    write_cells(tmp_path / "labels" / "train.parquet", [small] * 3, [0, 1, 2])
+    write_cells(tmp_path / "labels" / "test.parquet", [small, small], [0, -1])
+    with pytest.raises(InputError, match="labels: image 1 has label -1, no class"):
+        load_images(tmp_path / "labels")
 
 
 def test_the_papers_normalisation(tmp_path):
@@ -197,54 +209,34 @@ def test_the_papers_normalisation(tmp_path):
         load_images("fashion_mnist", folder=tmp_path, normalization="papers")
 
 
-class FakeSplit:
-    """As much of `datasets.Dataset` as is used."""
-
-    def __init__(self, numbers, columns, image):
-        self.features = {columns[0]: image(), "id": None, columns[1]: None}
-        self.cache_files, self.decoding = [], True
-        self.rows = {columns[1]: [number % 3 for number in numbers]}
-        self.rows[columns[0]] = [{"bytes": encoded(picture(number)), "path": None} for number in numbers]
-
-    def select_columns(self, names):
-        return self
-
-    def cast_column(self, name, feature):
-        assert not feature.decode
-        self.decoding = False
-        return self
-
-    def __getitem__(self, name):
-        assert not self.decoding
-        return self.rows[name]
+def rows(numbers, columns=("image", "label")):
+    features = {columns[0]: datasets.Image(), columns[1]: datasets.ClassLabel(num_classes=3)}
+    pictures = {columns[0]: [Image.fromarray(picture(n)) for n in numbers], columns[1]: [n % 3 for n in numbers]}
+    return datasets.Dataset.from_dict(pictures, features=datasets.Features(features))
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub in memory: `hub.asked` holds what was asked for, `hub.splits` what it gives."""
-    module = ModuleType("datasets")
-    module.Image = type("Image", (), {"__init__": lambda self, decode=True: setattr(self, "decode", decode)})
-    state = SimpleNamespace(asked=[], splits=None, image=module.Image)
+    """What the hub was asked for; `given` is what it has."""
 
-    def load_dataset(name, configuration=None):
-        state.asked.append((name, configuration))
-        if state.splits is None:
+    class Hub:
+        asked, given = [], None
+
+    def load_dataset(name, configuration):
+        Hub.asked.append((name, configuration))
+        if Hub.given is None:
             raise ConnectionError(f"Couldn't reach {name!r} on the Hub\nmore")
-        return state.splits
+        return Hub.given
 
-    module.load_dataset = load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    return state
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    Hub.asked.clear()
+    return Hub
 
 
 @pytest.mark.parametrize("name", [*KNOWN, "org/photos"])
 def test_data_sets_of_the_hub(hub, name):
     columns = ("img", "fine_label") if name == "cifar100" else ("image", "label")
-    hub.splits = {
-        "train": FakeSplit(range(20), columns, hub.image),
-        "test": FakeSplit(range(100, 103), columns, hub.image),
-        "extra": None,
-    }
+    hub.given = {"train": rows(range(20), columns), "test": rows(range(100, 103), columns), "extra": None}
     images = load_images(name)
     known = KNOWN.get(name)
     assert hub.asked == [(known.hub, known.configuration) if known else ("org/photos", None)]
@@ -260,137 +252,39 @@ def test_what_the_hub_lacks_is_said(hub, monkeypatch):
         r"reach .*`hf download ufldl-stanford/svhn --repo-type dataset --local-dir /data/svhn`",
     ):
         load_images("svhn", folder="/data")
-    hub.splits = {"train": None, "extra": None}
+    hub.given = {"train": None, "extra": None}
     with pytest.raises(InputError, match="org/photos has no train and test split; its splits are train, extra"):
         load_images("org/photos")
-    text = FakeSplit(range(3), ("text", "label"), lambda: None)
-    hub.splits = {"train": text, "validation": text}
-    with pytest.raises(InputError, match="org/texts has no column of images; its columns are text, id, label"):
+    text = datasets.Dataset.from_dict({"text": ["a"], "id": [1], "label": [0]})
+    hub.given = {"train": text, "validation": text}
+    with pytest.raises(InputError, match="org/texts has no column image or img; its columns are text, id, label"):
         load_images("org/texts")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtra, match=r"cifar10: no folder cifar10, and .*pip install 'neurograft\[data\]'"):
+    with pytest.raises(MissingExtra, match=r"cifar10: no folder cifar10, and .*'neurograft\[experiments\]'"):
         load_images("cifar10")
 
 
-@pytest.mark.slow
-def test_the_real_library_reads_a_repository_of_the_hub(tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "arrow"))
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=3)})
+def test_a_repository_of_the_hub_is_read_as_it_lies_there(tmp_path):
     folder = tmp_path / "repository" / "data"
     folder.mkdir(parents=True)
     for name, wanted in (("train", range(20)), ("test", range(100, 103))):
-        rows = {"img": [Image.fromarray(picture(n)) for n in wanted], "label": [n % 3 for n in wanted]}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{name}-00000-of-00001.parquet")
-    found = find_on_hub(str(tmp_path / "repository"), None, "org/photos")
-    assert found.files
-    assert all(file.suffix == ".arrow" for file in found.files)
-    decoded = keeping.kept(found, None, 0)
-    assert decoded.train_pixels[:, 0, 0, 0].tolist() == list(range(20))
-    assert decoded.test_labels.tolist() == [1, 2, 0]
-    assert len(list(keeping.kept_folder().glob("org-photos-*.safetensors"))) == 1
+        rows(wanted, ("img", "label")).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    train, test = sources.find_on_hub(str(tmp_path / "repository"), None, "org/photos").read(None)
+    assert train[0][:, 0, 0, 0].tolist() == list(range(20))
+    assert test[1].tolist() == [1, 2, 0]
 
 
-@pytest.fixture
-def counted(tmp_path, monkeypatch):
-    """A small data set, and how often it was decoded."""
-    write_parquet(tmp_path / "own" / "train.parquet", range(20))
-    write_parquet(tmp_path / "own" / "test.parquet", range(3))
-    calls, decoded = [], Found.decoded
-
-    def counting(self, size):
-        calls.append(size)
-        return decoded(self, size)
-
-    monkeypatch.setattr(Found, "decoded", counting)
-    return tmp_path / "own", calls
-
-
-def test_images_are_decoded_once(counted, cache):
-    folder, calls = counted
-    first, again = load_images(folder), load_images(folder, samples=10)
-    assert len(calls) == 1
-    assert [file.name.partition("-")[0] for file in cache.glob("*.safetensors")] == ["own"]
-    assert set(numbers(again.train)) <= set(numbers(first.train) + numbers(first.validation))
-    load_images(folder, size=3)
-    assert calls == [None, 3]
-    write_parquet(folder / "train.parquet", range(30))
-    assert len(load_images(folder).train) == 24
-    assert len(calls) == 3
-
-
-def test_a_broken_file_is_written_again(counted, cache):
-    folder, calls = counted
-    load_images(folder)
-    (file,) = cache.glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:50])
-    assert len(load_images(folder).train) == 16
-    assert len(load_images(folder).train) == 16
-    assert len(calls) == 2
-
-
-def test_many_at_once_decode_once(counted, cache):
-    folder, calls = counted
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(numbers(load_images(folder).train))) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(calls) == 1
-    assert len(found) == 6
-    assert all(one == found[0] for one in found)
-    assert not list(cache.glob(".*part"))
-
-
-@pytest.mark.slow
-def test_many_processes_decode_once(counted, tmp_path):
-    folder, _ = counted
-    program = (
-        "import sys; from neurograft_experiments.data import load_images; "
-        "from neurograft_experiments.data.decoding import Found; decoded = Found.decoded\n"
-        "def counting(self, size):\n"
-        "    open(sys.argv[2], 'a').write('decoded ')\n"
-        "    return decoded(self, size)\n"
-        "Found.decoded = counting; print(len(load_images(sys.argv[1]).train))"
-    )
-    command = [sys.executable, "-c", program, str(folder), str(tmp_path / "log")]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [process.communicate()[0].strip() for process in running] == ["16"] * 4
-    assert (tmp_path / "log").read_text().split() == ["decoded"]
-
-
-def test_without_a_place_to_keep_them_images_are_decoded_again(counted, tmp_path, monkeypatch):
-    folder, calls = counted
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("NEUROGRAFT_CACHE", str(tmp_path / "file"))
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="decoded images cannot be kept in .*set NEUROGRAFT_CACHE"):
-            assert len(load_images(folder).train) == 16
-    assert len(calls) == 2
-
-
-def test_a_full_disk_costs_a_warning(counted, cache, monkeypatch):
-    folder, _ = counted
-
-    def full(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(keeping, "save_file", full)
-    with pytest.warns(UserWarning, match="No space left on device"):
-        assert len(load_images(folder).train) == 16
-    assert not [file for file in cache.iterdir() if file.suffix != ".lock"]
-
-
-def test_where_decoded_images_are_kept(monkeypatch, tmp_path):
-    monkeypatch.delenv("NEUROGRAFT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert keeping.kept_folder() == tmp_path / "neurograft" / "images"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert keeping.kept_folder() == tmp_path / "home" / ".cache" / "neurograft" / "images"
+def test_images_are_decoded_once(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "train.parquet", range(20))
+    write_parquet(tmp_path / "test.parquet", range(3))
+    first = load_images(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets.Image, "decode_example", None)
+        again = load_images(tmp_path, samples=10)
+        assert set(numbers(again.train)) <= set(numbers(first.train) + numbers(first.validation))
+    assert load_images(tmp_path, size=3).shape == (3, 3, 3)
+    write_parquet(tmp_path / "train.parquet", range(30))
+    assert len(load_images(tmp_path).train) == 24
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from neurograft.errors import InputError, OptionError
-from neurograft_experiments.data.augmentation import Augmentation
-from neurograft_experiments.data.normalization import Normalization
+from neurograft_experiments.data.pixels import Augmentation, Normalization
 
 Indices: TypeAlias = Tensor | Sequence[int]
 

@@ -1,5 +1,6 @@
 """Load a data set by name, folder or hub name, and split it once and for all by a seed."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -7,13 +8,9 @@ import torch
 from torch import Tensor
 
 from neurograft.errors import InputError, MissingExtra, OptionError, closest
-from neurograft_experiments.data.decoding import Found
-from neurograft_experiments.data.folders import find_folder
-from neurograft_experiments.data.hub import find_on_hub
 from neurograft_experiments.data.images import Images, Split
-from neurograft_experiments.data.keeping import kept
-from neurograft_experiments.data.known import KNOWN
-from neurograft_experiments.data.normalization import Normalization
+from neurograft_experiments.data.pixels import Normalization
+from neurograft_experiments.data.sources import Source, find_folder, find_on_hub
 
 Statistics: TypeAlias = Literal["train", "papers"]
 
@@ -21,6 +18,45 @@ SPLIT_SEED = 0
 """Of the split into training, validation and test images: the same in every run, whatever seed trains on them."""
 VALIDATION = 0.2
 DIGITS_TEST, DIGITS_VALIDATION = 997, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A data set with a name here.
+
+    Attributes:
+        hub: its name on the hub.
+        configuration: its configuration there, which is also the folder of its parquet files.
+        shape: channels, height and width of its images.
+        classes: how many.
+        papers: mean and standard deviation of each channel, as both papers' code normalises; None if it does not use
+            the data set.
+    """
+
+    hub: str
+    configuration: str
+    shape: tuple[int, int, int]
+    classes: int
+    papers: tuple[tuple[float, ...], tuple[float, ...]] | None
+
+
+COLOURED = (3, 32, 32)
+CIFAR100_PAPERS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+KNOWN = {
+    "mnist": Known("ylecun/mnist", "mnist", (1, 28, 28), 10, ((0.1307,), (0.3081,))),
+    "fashion_mnist": Known("zalando-datasets/fashion_mnist", "fashion_mnist", (1, 28, 28), 10, None),
+    "svhn": Known("ufldl-stanford/svhn", "cropped_digits", COLOURED, 10, ((0.0,) * 3, (1.0,) * 3)),
+    "cifar10": Known("uoft-cs/cifar10", "plain_text", COLOURED, 10, ((0.5,) * 3, (0.5,) * 3)),
+    "cifar100": Known("uoft-cs/cifar100", "cifar100", COLOURED, 100, CIFAR100_PAPERS),
+}
+"""Name in a study file and on the command line -> the data set. The bundled digits need no entry."""
+
+
+def shape_of(source: str) -> tuple[tuple[int, int, int], int]:
+    """Shape of an image and number of classes, guessed for a data set without a name here."""
+    if source == "digits":
+        return (1, 8, 8), 10
+    return (KNOWN[source].shape, KNOWN[source].classes) if source in KNOWN else (COLOURED, 100)
 
 
 def load_images(
@@ -37,8 +73,7 @@ def load_images(
 
     The validation images are a random part of the source's training images, never of its test images; the test images
     are the source's own, all of them. `"digits"` are 1,797 scanned digits of 8 x 8 pixels that ship inside
-    scikit-learn: 400 to train, 400 to validate, 997 to test, so that there is something left to gain. Decoded images
-    are kept, see `neurograft_experiments.data.keeping`.
+    scikit-learn: 400 to train, 400 to validate, 997 to test, so that there is something left to gain.
 
     Args:
         source: `"digits"`; `"mnist"`, `"fashion_mnist"`, `"svhn"`, `"cifar10"` or `"cifar100"`; a folder, see
@@ -56,7 +91,7 @@ def load_images(
     Raises:
         InputError: if files are missing, with where they were looked for and how to get them, or cannot be read.
         OptionError: for a value out of range, or a data set that is not known.
-        MissingExtra: if scikit-learn, datasets, or pyarrow and pillow are not installed.
+        MissingExtra: if scikit-learn or datasets are not installed.
 
     Example:
         >>> images = load_images("digits")
@@ -70,17 +105,16 @@ def load_images(
     name, share = str(source), VALIDATION
     if name == "digits":
         pixels, labels = _digits(size)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        order = _order(len(labels), seed)
         test, rest = order[:DIGITS_TEST], order[DIGITS_TEST:]
         parts, share = ((pixels[rest], labels[rest]), (pixels[test], labels[test])), DIGITS_VALIDATION
     else:
         found = find(name, folder, seed)
-        name, decoded = found.name, kept(found, size, seed)
-        parts = (decoded.train_pixels, decoded.train_labels), (decoded.test_pixels, decoded.test_labels)
+        name, parts = found.name, found.read(size)
     return _split(name, *parts, samples, share if validation is None else validation, normalization, seed)
 
 
-def find(name: str, folder: str | Path | None, seed: int) -> Found:
+def find(name: str, folder: str | Path | None, seed: int) -> Source:
     """Find a data set in a folder or on the hub, without reading its images.
 
     Raises:
@@ -88,8 +122,7 @@ def find(name: str, folder: str | Path | None, seed: int) -> Found:
         OptionError: if the name is none that could be anything.
     """
     known, named = KNOWN.get(name), KNOWN.get(Path(name).name)
-    places = [Path(folder) / name] if folder is not None else []
-    places.append(Path(name))
+    places = [*([Path(folder) / name] if folder is not None else []), Path(name)]
     for place in places:
         if place.is_dir():
             try:
@@ -129,9 +162,13 @@ def _digits(size: int | None) -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtra("the bundled digits need scikit-learn: pip install 'neurograft[data]'") from error
+        raise MissingExtra("the bundled digits need scikit-learn: pip install 'neurograft[experiments]'") from error
     images, labels = load_digits(return_X_y=True)
     return torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 16, torch.from_numpy(labels).long()
+
+
+def _order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def _split(
@@ -146,7 +183,7 @@ def _split(
     if not 0 < share < 1:
         raise OptionError(f"validation is a share between 0 and 1, got {share!r}")
     pixels, labels = train
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:samples]
+    order = _order(len(labels), seed)[:samples]
     count = round(share * len(order))
     held, rest = order[:count], order[count:]
     if len(rest) < 2 or len(held) < 1:
@@ -167,4 +204,5 @@ def _papers(name: str) -> Normalization:
     if known is None or known.papers is None:
         have = ", ".join(key for key, value in KNOWN.items() if value.papers)
         raise OptionError(f"the papers have no normalization for {name}, only for {have}; use normalization='train'")
-    return Normalization.by(*known.papers)
+    mean, deviation = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in known.papers)
+    return Normalization(mean, deviation)
