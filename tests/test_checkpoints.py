@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from neurograft.checkpoints import load_into, provenance_of, read_checkpoint, sha256, write_checkpoint
+from neurograft.checkpoints import load_into, open_checkpoint, provenance_of, sha256, write_checkpoint
 from neurograft.errors import CheckpointError
 
 
@@ -62,24 +61,10 @@ def test_file_of_another_program_has_no_provenance(tmp_path):
     assert provenance_of(path) is None
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
-def test_pickled_tensors(tmp_path, wrap):
+def test_pickled_tensors(tmp_path):
     model, path = nn.Linear(3, 4), tmp_path / "a.pt"
-    torch.save(wrap(model.state_dict()), path)
+    torch.save(model.state_dict(), path)
     same(load_into(nn.Linear(3, 4), path), model)
-
-
-class Evil:
-    def __reduce__(self):
-        return (os.mkdir, ("owned",))
-
-
-def test_pickled_code_is_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"weight": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(CheckpointError, match=r"evil.pt cannot be read as tensors only .*save model.state_dict"):
-        read_checkpoint(tmp_path / "evil.pt")
-    assert not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -91,23 +76,23 @@ def test_truncated(tmp_path, suffix):
         write_checkpoint(nn.Linear(30, 40), path, {})
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=f"a.{suffix}.*truncated"):
-        read_checkpoint(path)
+        open_checkpoint(path)
 
 
 def test_files_that_are_no_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match=r"nothing.pt: no such file"):
-        read_checkpoint(tmp_path / "nothing.pt")
+        open_checkpoint(tmp_path / "nothing.pt")
     with pytest.raises(CheckpointError, match="is a folder"):
-        read_checkpoint(tmp_path)
+        open_checkpoint(tmp_path)
     (tmp_path / "a.onnx").touch()
     with pytest.raises(CheckpointError, match=r"must end in .safetensors, .pt"):
-        read_checkpoint(tmp_path / "a.onnx")
+        open_checkpoint(tmp_path / "a.onnx")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="holds a list, not a state dict"):
-        read_checkpoint(tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="list.pt holds no tensors; torch.save.model.state_dict"):
+        open_checkpoint(tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "number.pt")
-    with pytest.raises(CheckpointError, match="'epoch' is a int, not a tensor"):
-        read_checkpoint(tmp_path / "number.pt")
+    with pytest.raises(CheckpointError, match="number.pt holds no tensors"):
+        open_checkpoint(tmp_path / "number.pt")
 
 
 def test_checkpoint_of_another_network(tmp_path):

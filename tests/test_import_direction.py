@@ -7,7 +7,7 @@ from tools.import_graph import circle, file_graph, module_files, stage_graph, st
 
 # each line may import its own names and those above, never in a circle
 LIBRARY = """
-_version errors escaping
+_version errors escaping paths
 text_table
 inputs preserve_state checkpoints factories options plugins
 axes

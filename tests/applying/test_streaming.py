@@ -164,6 +164,23 @@ def test_a_member_that_changes_under_way(tmp_path, files):
     assert not list(tmp_path.glob("*out*"))
 
 
+@pytest.mark.parametrize("left", [0, 5000])
+def test_a_member_that_is_cut_under_way(tmp_path, monkeypatch, left):
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path in paths:
+        write_checkpoint(nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300)), path, {})
+    monkeypatch.setattr(formula, "BLOCK", 3000)
+    stored = open_files(paths, lambda: nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300)), "", torch.zeros(1, 300))
+
+    def cut(done: int, total: int) -> None:
+        if done > total // 2:
+            os.truncate(paths[1], left)
+
+    with pytest.raises(CheckpointError, match=rf"1.safetensors changed from \d+ to {left} bytes while it was read"):
+        fused(stored, tmp_path / "out.safetensors", progress=cut)
+    assert sorted(tmp_path.iterdir()) == paths
+
+
 def test_a_saved_plan_is_only_for_its_members(tmp_path, files):
     stored = opened(files)
     save_plan(

@@ -1,7 +1,7 @@
-"""Tensors on disk: read without trusting them, mapped instead of loaded, written whole or not at all."""
+"""Tensors on disk: read without trusting them, no more than is needed, and written whole or not at all."""
 
 from neurograft.checkpoints.hashing import sha256
-from neurograft.checkpoints.loading import load_into, read_checkpoint
+from neurograft.checkpoints.loading import load_into
 from neurograft.checkpoints.reading import Checkpoint, open_checkpoint
 from neurograft.checkpoints.writing import provenance_of, write_checkpoint
 
@@ -10,7 +10,6 @@ __all__ = [
     "load_into",
     "open_checkpoint",
     "provenance_of",
-    "read_checkpoint",
     "sha256",
     "write_checkpoint",
 ]

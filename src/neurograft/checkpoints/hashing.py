@@ -1,6 +1,7 @@
 """SHA-256 of files, while other work goes on; and whether a file is still the one that was opened."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,11 +28,15 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a file is written to or replaced: its number, size in bytes and time of change in ns."""
+    """What changes when a file is written to or replaced: its number, its size in bytes, and times in ns.
+
+    A program may set the time of the last change back; that this happened shows in the time of the last status.
+    """
 
     inode: int
     size: int
     changed: int
+    status: int
 
     @classmethod
     def of(cls, path: Path) -> "Stamp":
@@ -44,7 +49,16 @@ class Stamp:
             found = path.stat()
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-        return cls(found.st_ino, found.st_size, found.st_mtime_ns)
+        return cls._from(found)
+
+    @classmethod
+    def of_open(cls, handle: int) -> "Stamp":
+        """The stamp of an open file."""
+        return cls._from(os.fstat(handle))
+
+    @classmethod
+    def _from(cls, found: os.stat_result) -> "Stamp":
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def check_unchanged(stamps: Mapping[Path, Stamp]) -> None:
@@ -54,10 +68,18 @@ def check_unchanged(stamps: Mapping[Path, Stamp]) -> None:
         CheckpointError: names the file and what changed.
     """
     for path, before in stamps.items():
-        now = Stamp.of(path)
-        if now != before:
-            sizes = f"from {before.size} to {now.size} bytes" if now.size != before.size else "on the disk"
-            raise CheckpointError(f"{path} changed {sizes} while it was read; nothing was written, try again")
+        check_stamp(path, before, Stamp.of(path))
+
+
+def check_stamp(path: Path, before: Stamp, now: Stamp) -> None:
+    """Refuse a file that is no longer what it was.
+
+    Raises:
+        CheckpointError: names the file and what changed.
+    """
+    if now != before:
+        sizes = f"from {before.size} to {now.size} bytes" if now.size != before.size else "on the disk"
+        raise CheckpointError(f"{path} changed {sizes} while it was read; nothing was written, try again")
 
 
 class Hashing:

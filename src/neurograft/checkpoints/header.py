@@ -1,8 +1,7 @@
 """The header of a safetensors file: read without trusting it, and written."""
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from neurograft.checkpoints.hashing import Stamp
+from neurograft.checkpoints.stored_tensor import Entry
 from neurograft.errors import CheckpointError
 
 LONGEST_HEADER = 100_000_000  # bytes; the same limit as the format's own library
@@ -43,18 +44,6 @@ MISTAKEN = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor in a file: `nbytes` bytes from position `start`."""
-
-    name: str
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
-
-
 @dataclass(frozen=True)
 class Header:
     """What a safetensors file says about itself: its tensors in the order of their bytes, and its metadata."""
@@ -74,13 +63,13 @@ def read_header(path: Path) -> Header:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            text, data = _header_text(file, path, size)
+            stamp = Stamp.of_open(file.fileno())
+            text, data = _header_text(file, path, stamp.size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     content = _parsed(text, path)
     metadata = _metadata(content.pop("__metadata__", {}), path)
-    entries = [_entry(path, name, described, data, size) for name, described in content.items()]
+    entries = [_entry(path, name, described, data, stamp) for name, described in content.items()]
     entries.sort(key=lambda entry: (entry.start, entry.nbytes))
     at = data
     for entry in entries:
@@ -88,8 +77,8 @@ def read_header(path: Path) -> Header:
             what = "shares bytes with another tensor" if entry.start < at else f"leaves {entry.start - at} bytes unused"
             raise CheckpointError(f"{path}: {entry.name} {what}; the header is damaged")
         at += entry.nbytes
-    if at != size:
-        raise CheckpointError(f"{path} has {size - at} bytes after its last tensor; it is damaged")
+    if at != stamp.size:
+        raise CheckpointError(f"{path} has {stamp.size - at} bytes after its last tensor; it is damaged")
     return Header({entry.name: entry for entry in entries}, metadata)
 
 
@@ -146,16 +135,25 @@ def _parsed(text: bytes, path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its header is no JSON: {str(error)[:200]}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: its header is a JSON {type(content).__name__}, not an object")
+    _check_text(path, content)
     return content
+
+
+def _check_text(path: Path, names: Iterable[str]) -> None:
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:  # half of a pair of surrogates, written as an escape
+        raise CheckpointError(f"{path}: its header has names or metadata that are no text") from error
 
 
 def _metadata(found: Any, path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise CheckpointError(f"{path}: its __metadata__ must map text to text")
+    _check_text(path, (*found, *found.values()))
     return found
 
 
-def _entry(path: Path, name: str, described: Any, data: int, size: int) -> Entry:
+def _entry(path: Path, name: str, described: Any, data: int, stamp: Stamp) -> Entry:
     if not isinstance(described, dict) or described.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{path}: {name} must be described by dtype, shape and data_offsets")
     code, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
@@ -171,12 +169,12 @@ def _entry(path: Path, name: str, described: Any, data: int, size: int) -> Entry
             f"{path}: {name} of dtype {code} and shape {shape!r:.80} needs {needed:.12g} bytes, "
             f"but its data_offsets {begin}:{end} give it {end - begin}"
         )
-    if data + end > size:
+    if data + end > stamp.size:
         raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {data + end}, but the file has {size} "
-            f"({data + end - size} missing)"
+            f"{path} is truncated: {name} ends at byte {data + end}, but the file has {stamp.size} "
+            f"({data + end - stamp.size} missing)"
         )
-    return Entry(name, path, DTYPES[code], tuple(shape), data + begin, needed)
+    return Entry(name, path, stamp, DTYPES[code], tuple(shape), data + begin, needed)
 
 
 def _naturals(found: Any) -> bool:
