@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neurograft.errors import InputError, closest
+from neurograft.paths import is_there
 
 
 def find_factory(text: str) -> Callable[[], Any]:
@@ -28,14 +29,15 @@ def find_factory(text: str) -> Callable[[], Any]:
         )
         raise InputError(
             f"factory {text!r} must read package.module:function, such as torchvision.models:resnet18"
-            + (there if Path(text).exists() else "")
+            + (there if is_there(Path(text)) else "")
         )
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(f"factory {text!r}: {module_name} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise InputError(f"factory {text!r}: {module_name} cannot be imported: {kind}{error}") from error
     if not hasattr(module, name):
         public = [known for known, value in vars(module).items() if _is_of(value, module_name)]
         raise InputError(f"{module_name} has no {name!r}; {closest(name, public)}")

@@ -20,6 +20,21 @@ def check_choice(option: str, value: object, known: Sequence[str]) -> None:
         raise OptionError(f"{option}={value!r} is not known; {closest(str(value), known)}")
 
 
+def check_seed(seed: object, option: str = "seed") -> None:
+    """Refuse what random numbers cannot start from.
+
+    Raises:
+        OptionError: with the value.
+
+    Example:
+        >>> check_seed(2**64)
+        Traceback (most recent call last):
+        neurograft.errors.OptionError: seed is a whole number from 0 to 2^63 - 1, got 18446744073709551616
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise OptionError(f"{option} is a whole number from 0 to 2^63 - 1, got {seed!r:.80}")
+
+
 def check_count(option: str, value: object) -> None:
     """Refuse what is not a whole number above 0.
 

@@ -51,7 +51,7 @@ def test_a_place_that_cannot_be_written_to_is_found_before_the_search(members, t
     assert run(monkeypatch, NETWORK, *members, "--output", tmp_path / "fused.pt") == 2
     assert "must end in .safetensors" in capsys.readouterr().err
     assert run(monkeypatch, NETWORK, *members, "--page", tmp_path / "nowhere" / "page.html") == 2
-    assert "must end in .html, in a folder that exists" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 def test_model_folders_give_a_model_folder(tmp_path, monkeypatch, capsys):

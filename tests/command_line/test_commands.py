@@ -1,4 +1,6 @@
 import json
+import os
+import warnings
 
 import pytest
 import torch
@@ -231,3 +233,111 @@ def test_demo_refuses_unknown_network_and_data(neurograft, tmp_path):
     code, _, err = neurograft("demo", "--data", tmp_path / "nowhere", "--output", tmp_path / "demo")
     assert code == 2
     assert "no such folder" in err
+
+
+@pytest.mark.parametrize(
+    ("output", "arguments", "message"),
+    [
+        (".", ["--method", "average"], "is the current folder, which cannot be replaced; name a new folder in it"),
+        ("", ["--method", "average"], "is the current folder"),
+        (
+            "x.safetensors",
+            ["--seed", str(2**64)],
+            "seed is a whole number from 0 to 2^63 - 1, got 18446744073709551616",
+        ),
+        ("x", ["--seed", str(2**64)], "seed is a whole number from 0 to 2^63 - 1"),
+        ("x", ["--max-memory", f"{'9' * 400}TB"], "is no size that a machine has"),
+        ("x.safetensors", ["--input", "1x1x8x99999999999999999999999"], "is no shape"),
+        ("x.safetensors", ["--input", "100000x1000x1000x8"], "has 8e+11 entries"),
+        ("link.safetensors", [], "link.safetensors exists; give --force to replace it"),
+        ("to-file", [], "to-file is a link that leads to"),
+        ("n" * 300 + ".safetensors", [], "File name too long"),
+        ("n" * 300, [], "File name too long"),
+        ("nowhere/x", [], "nowhere does not exist"),
+    ],
+    ids=[
+        "here",
+        "empty",
+        "seed",
+        "seed streamed",
+        "memory",
+        "digits",
+        "input",
+        "dangling",
+        "to a file",
+        "long",
+        "long 2",
+        "nowhere",
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    neurograft, members, tmp_path, monkeypatch, output, arguments, message
+):
+    place = tmp_path / "place"
+    place.mkdir()
+    if output.startswith(("link", "to")):
+        (place / output).symlink_to("nowhere" if output.startswith("link") else members[0])
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("neurograft.checkpoints.stored_tensor.Entry.read_into", None)  # nothing is read
+    before = sorted(place.iterdir())
+    shape = [] if "--input" in arguments else SHAPE
+    code, out, err = neurograft("fuse", MLP, *members, *shape, "-o", output, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert sorted(place.iterdir()) == before
+
+
+def test_a_link_to_an_empty_folder_is_written_into(neurograft, members, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    code, _, err = neurograft("fuse", MLP, *members, *SHAPE, "-o", tmp_path / "link", "--method", "average")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "link").is_symlink()
+    assert [file.name for file in (tmp_path / "real").iterdir()] == ["model.safetensors"]
+
+
+def test_names_that_are_no_text(neurograft, members, tmp_path):
+    odd = tmp_path / os.fsdecode(b"member-\xff\x1b[31m.safetensors")
+    members[0].rename(odd)
+    output = tmp_path / os.fsdecode(b"out-\xfe.safetensors")
+    for streamed in ([], ["--max-memory", "1GB", "--force"]):
+        code, out, err = neurograft("fuse", MLP, odd, members[1], *SHAPE, "-o", output, *streamed)
+        assert (code, err) == (0, "")
+        assert r"out-\udcfe.safetensors" in out
+        assert provenance_of(output)["members"][0]["name"] == odd.name
+    code, out, err = neurograft("evaluate", MLP, odd, members[1])
+    assert (code, err) == (0, "")
+    assert r"member-\udcff\x1b[31m.safetensors" in out
+    odd.write_bytes(b"rubbish")
+    code, out, err = neurograft("evaluate", MLP, odd)
+    assert code == 2
+    assert r"member-\udcff\x1b[31m.safetensors is no safetensors file" in err
+
+
+def test_a_member_that_changes_while_it_is_fused(neurograft, members, tmp_path, monkeypatch):
+    monkeypatch.setattr("neurograft.checkpoints.sha256", lambda path: (path.touch(), sha256(path))[1])
+    code, _, err = neurograft("fuse", MLP, *members, *SHAPE, "-o", tmp_path / "out.safetensors")
+    assert code == 2
+    assert "changed on the disk while it was read; nothing was written" in err
+    assert left_behind(tmp_path) == []
+
+
+def test_what_was_taken_of_a_checkpoint_is_said_in_one_line(neurograft, members, tmp_path):
+    states = [load_into(digits_mlp(), path).state_dict() for path in members]
+    wrapped = tmp_path / "member-w.pt"
+    torch.save({"model": {f"module.{k}": v for k, v in states[0].items()}, "ema": states[2], "epoch": 3}, wrapped)
+    results = []
+    for first in (members[0], wrapped, members[2], f"{wrapped}#ema"):
+        for streamed in ([], ["--max-memory", "1GB"]):
+            output = tmp_path / f"out-{len(results)}.safetensors"
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                code, _, err = neurograft("fuse", MLP, first, members[1], *SHAPE, "-o", output, *streamed)
+            assert code == 0
+            assert err.count("\n") == (1 if str(first).startswith(str(wrapped)) else 0)
+            results.append(load_into(digits_mlp(), output).state_dict())
+    for one, other in ((0, 1), (0, 2), (0, 3), (4, 5), (4, 6), (4, 7)):
+        torch.testing.assert_close(results[one], results[other], rtol=0, atol=0)
+    assert not torch.equal(results[0]["head.weight"], results[4]["head.weight"])

@@ -33,6 +33,9 @@ def test_sizes():
     for text in ("4 bananas", "GB", "-1GB", ""):
         with pytest.raises(OptionError, match="--x .* is no size; write 4GB"):
             parse_size(text, "--x")
+    for text in ("9" * 400, f"{'9' * 400}TB", "9223372036854775808", "0", "0.0001", "0GB"):
+        with pytest.raises(OptionError, match="--x .* is no size that a machine has"):
+            parse_size(text, "--x")
     with pytest.raises(OptionError, match="--dtype 'bflaot16' is not known; did you mean 'bfloat16'"):
         parse_dtype("bflaot16")
 

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from neurograft.applying.configuration import network_of, read_configuration
 from neurograft.applying.provenance import Provenance
+from neurograft.checkpoints.inside import check_inside
 from neurograft.checkpoints.reading import open_checkpoint
-from neurograft.errors import CheckpointError, InputError, MembersDiffer, MissingExtra
+from neurograft.errors import CheckpointError, InputError, MembersDiffer
 from neurograft.members.stored import StoredMember, stored_member
+from neurograft.paths import is_file
 
 CARRIED = (
     "config.json",
@@ -55,7 +58,7 @@ class ModelFolder:
 
 def is_model_folder(path: Path) -> bool:
     """Whether a path is a folder with a config.json."""
-    return path.is_dir() and (path / "config.json").is_file()
+    return is_file(path / "config.json")
 
 
 def open_folder(folder: Path) -> ModelFolder:
@@ -64,27 +67,18 @@ def open_folder(folder: Path) -> ModelFolder:
     The class is the one that config.json names; code that comes with the folder is not run.
 
     Raises:
-        CheckpointError: config.json cannot be read or names no class of transformers; the tensors do not fit.
+        CheckpointError: as `network_of` and `open_checkpoint`; a link leads out of the folder; the tensors do not fit.
         MissingExtra: transformers is not installed.
     """
-    transformers = _transformers()
-    if not (folder / "config.json").is_file():
+    if not is_model_folder(folder):
         raise CheckpointError(f"{folder} has no config.json; it is no Hugging Face model folder")
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from error
-    names = getattr(config, "architectures", None) or []
-    kind = getattr(transformers, str(names[0]), None) if names else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        named = f"names {names[0]!r}, which" if names else "names no architecture, which"
-        raise CheckpointError(f"{folder}/config.json {named} transformers {transformers.__version__} does not know")
-    with torch.device("meta"):
-        network = kind(config).eval()
-    network.tie_weights()
+    carried(folder)
+    checkpoint = open_checkpoint(folder)
+    network = network_of(folder, len(checkpoint.tensors))
+    kind = type(network)
     patterns = [re.compile(pattern) for pattern in getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()]
     member = stored_member(
-        open_checkpoint(folder),
+        checkpoint,
         network,
         ignored=lambda name: any(pattern.search(name) for pattern in patterns),
         renamed=_renaming(network),
@@ -134,22 +128,24 @@ def finish_folder(
     source = members[0]
     for file in carried(source):
         shutil.copyfile(file, folder / file.name)
-    config = json.loads((source / "config.json").read_bytes())
+    config = read_configuration(source)
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")
         config |= {key: name for key in ("dtype", "torch_dtype") if key in config} or {"dtype": name}
+    if config != json.loads((source / "config.json").read_bytes()):
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(provenance.card(hashes, differing_files(members)), encoding="utf-8")
 
 
 def carried(folder: Path) -> list[Path]:
-    """The files beside the weights that a fused folder needs too; links are followed, folders are not.
+    """The files beside the weights that a fused folder needs too.
 
     Raises:
-        CheckpointError: one of them is larger than any such file should be.
+        CheckpointError: one of them is a link that leaves the folder, or larger than any such file should be.
     """
     found = sorted({file for pattern in CARRIED for file in folder.glob(pattern) if file.is_file()})
     for file in found:
+        check_inside(folder, file)
         if file.stat().st_size > LONGEST:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes; no tokenizer or configuration is so large")
     return found
@@ -212,11 +208,3 @@ def _picture(config: Any) -> tuple[int, int, int]:
 
 def _takes(network: nn.Module, name: str) -> bool:
     return name in inspect.signature(network.forward).parameters
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("Hugging Face folders need transformers: pip install 'neurograft[hf]'") from error
-    return transformers

@@ -13,8 +13,9 @@ import typer
 from neurograft.command_line.arguments import check_folder, check_output
 from neurograft.command_line.printing import say
 from neurograft.command_line.streaming import MemberFiles, Network, names_folder
-from neurograft.errors import CheckpointError, InputError
+from neurograft.errors import InputError
 from neurograft.escaping import terminal
+from neurograft.paths import is_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,14 +122,17 @@ def advise(
 
 def _check_targets(output: Path | None, page: Path | None, *, folders: bool, force: bool) -> None:
     """Find out before the search whether its results can be written."""
+    from neurograft.checkpoints.atomic import check_target
+
     if output is not None and folders:
-        check_folder(output)
-        if output.exists() and any(output.iterdir()) and not force:
-            raise CheckpointError(f"--output {output} exists and is not empty; give --force to write into it")
+        if not (force and is_folder(output)):
+            check_folder(output)
     elif output is not None:
         check_output(output, force=force)
-    if page is not None and (page.suffix != ".html" or not page.parent.is_dir()):
-        raise InputError(f"--page {page} must end in .html, in a folder that exists")
+    if page is not None:
+        if page.suffix != ".html":
+            raise InputError(f"--page {page} must end in .html")
+        check_target(page)
 
 
 def _networks(factory: str, checkpoints: list[Path], seed: int) -> "list[nn.Module]":
@@ -143,13 +147,13 @@ def _folder_network(folder: Path) -> "nn.Module":
     from neurograft.applying.huggingface import open_folder
 
     kind: Any = type(open_folder(folder).network)
-    network: nn.Module = kind.from_pretrained(str(folder), local_files_only=True)
+    network: nn.Module = kind.from_pretrained(str(folder), local_files_only=True, attn_implementation="eager")
     return network.eval()
 
 
 def _write_network(advice: "Advice", output: Path, factory: str, paths: list[Path], seed: int) -> None:
     from neurograft.applying.huggingface import carried
-    from neurograft.checkpoints import sha256, write_checkpoint
+    from neurograft.checkpoints import open_checkpoint, sha256, write_checkpoint
 
     network: Any = advice.network
     if names_folder(factory):
@@ -160,7 +164,9 @@ def _write_network(advice: "Advice", output: Path, factory: str, paths: list[Pat
         return
     recipe = advice.recipe
     record = {"network": factory, "recipe": recipe.name, "fused": advice.fuse, "seed": seed}
-    write_checkpoint(network, output, record | {"members": {path.name: sha256(path) for path in paths}})
+    files = {path.name: open_checkpoint(path).files for path in paths}
+    hashes = {name: {file.name: sha256(file) for file in own} for name, own in files.items()}
+    write_checkpoint(network, output, record | {"members": hashes})
 
 
 def _write_page(advice: "Advice", page: Path, images: Any, paths: list[Path], seed: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 
 from neurograft.errors import CheckpointError, InputError, NeurograftError, OptionError, closest
 from neurograft.factories import find_factory
+from neurograft.options import check_seed
+from neurograft.paths import is_folder, is_taken
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,7 +43,8 @@ Fixed = Annotated[
 ]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
-SHAPE = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?$")
+SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>[0-9]{1,12}(?:x[0-9]{1,12})*)(?::(?P<dtype>\w+))?")
+MOST_ENTRIES = 1 << 30  # of an example input
 
 
 def build(text: str, seed: int) -> "nn.Module":
@@ -53,6 +57,7 @@ def build(text: str, seed: int) -> "nn.Module":
     from torch import nn
 
     factory = find_factory(text)
+    check_seed(seed, "--seed")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -74,16 +79,9 @@ def example_inputs(shapes: Sequence[str], factory: str, seed: int) -> "Inputs":
     """
     import torch
 
+    check_seed(seed, "--seed")
     if not shapes:
-        module_name = factory.partition(":")[0]
-        try:
-            given: Inputs = find_factory(f"{module_name}:example_inputs")()
-        except InputError:
-            raise InputError(
-                f"no example inputs: give --input SHAPE, such as --input 1x3x32x32, or define example_inputs() "
-                f"in {module_name}"
-            ) from None
-        return given
+        return _given_inputs(factory.partition(":")[0])
     generator = torch.Generator().manual_seed(seed)
     parsed = [_example(text, generator) for text in shapes]
     named = {name: tensor for name, tensor in parsed if name}
@@ -95,16 +93,35 @@ def example_inputs(shapes: Sequence[str], factory: str, seed: int) -> "Inputs":
     return tensors[0] if len(tensors) == 1 else tensors
 
 
+def _given_inputs(module_name: str) -> "Inputs":
+    try:
+        function = find_factory(f"{module_name}:example_inputs")
+    except InputError:
+        raise InputError(
+            f"no example inputs: give --input SHAPE, such as --input 1x3x32x32, or define example_inputs() "
+            f"in {module_name}"
+        ) from None
+    try:
+        given: Inputs = function()
+    except NeurograftError:
+        raise
+    except Exception as error:
+        raise InputError(f"example_inputs() of {module_name} failed: {type(error).__name__}: {error}") from error
+    return given
+
+
 def _example(text: str, generator: Any) -> "tuple[str | None, Tensor]":
     import torch
 
-    match = SHAPE.match(text)
+    match = SHAPE.fullmatch(text)
     if match is None:
         raise InputError(f"--input {text!r} is no shape; write 1x3x32x32, 2x16:int64 or name=2x16:int64")
     dtype = match["dtype"] or "float32"
     if dtype not in DTYPES:
         raise InputError(f"--input {text!r}: unknown dtype {dtype!r}; {closest(dtype, DTYPES)}")
     sizes = tuple(int(size) for size in match["sizes"].split("x"))
+    if prod(sizes) > MOST_ENTRIES:
+        raise InputError(f"--input {text!r} has {prod(sizes):.3g} entries: a small example is all that is needed")
     kind: torch.dtype = getattr(torch, dtype)
     if kind.is_floating_point:
         return match["name"], torch.randn(sizes, generator=generator).to(kind)
@@ -135,7 +152,7 @@ def _option_value(text: str) -> Any:
         return text.lower() == "true"
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, thousands of digits or brackets
         pass
     try:
         return [float(part) for part in text.split(",")] if "," in text else text
@@ -161,27 +178,32 @@ FILES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".safetensor", ".npz", ".json",
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is named like a file of another kind, before any work is done.
+    """Find out before the work whether a folder can be written.
 
     Raises:
-        CheckpointError: for an ending such as .pt.
+        CheckpointError: for an ending such as .pt, and as `check_target`.
     """
-    if path.suffix.lower() in FILES and not path.is_dir():
+    from neurograft.checkpoints.atomic import check_target
+
+    if path.suffix.lower() in FILES and not is_folder(path):
         raise CheckpointError(
             f"--output {path} ends in {path.suffix}: the result is a .safetensors file, or a folder (a name without "
             "such an ending)"
         )
+    check_target(path, folder=True)
 
 
 def check_output(path: Path, *, force: bool) -> None:
     """Find out before the work whether the result can be written.
 
     Raises:
-        CheckpointError: if the name does not end in .safetensors, the file exists, or its folder is missing.
+        CheckpointError: if the name does not end in .safetensors, or something of that name exists (a link that leads
+            nowhere too), and as `check_target`.
     """
+    from neurograft.checkpoints.atomic import check_target
+
     if path.suffix != ".safetensors":
         raise CheckpointError(f"--output {path} must end in .safetensors")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"--output {path}: the folder {path.parent} does not exist")
-    if path.exists() and not force:
+    if is_taken(path) and not force:
         raise CheckpointError(f"--output {path} exists; give --force to replace it")
+    check_target(path)

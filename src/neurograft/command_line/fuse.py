@@ -18,6 +18,7 @@ from neurograft.command_line.arguments import (
 from neurograft.command_line.printing import say
 from neurograft.command_line.streaming import MaxMemory, MemberFiles, Network, names_folder
 from neurograft.errors import OptionError
+from neurograft.options import check_seed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,15 +99,18 @@ def fuse(
     recovery = None if recover == "none" else cast(Recovery, recover)
     check_recovery(recovery, calibration)
     check_output(output, force=force)
-    networks = [load_into(build(factory, seed), path) for path in members]
+    examples = example_inputs(inputs, factory, seed)
+    files = [open_checkpoint(path) for path in members]
+    networks = [load_into(build(factory, seed), file) for file in files]
     _check_numbers(networks, members)
     images = None if calibration is None else load_images(calibration, samples=CALIBRATION).train.batches()
-    given = example_inputs(inputs, factory, seed)
-    loaded = Members(networks, given, weights=shares, fixed=fixed, calibration=images)
+    loaded = Members(networks, examples, weights=shares, fixed=fixed, calibration=images)
     fusion = Fusion.of(loaded, chosen, seed=seed)
     decided = fusion.plan
-    files = [open_checkpoint(path) for path in members]
-    record = Provenance.of(decided, files, factory, fixed).record({path: sha256(path) for path in members})
+    hashes = {path: sha256(path) for file in files for path in file.files}
+    for file in files:
+        file.check_unchanged()
+    record = Provenance.of(decided, files, factory, fixed).record(hashes)
     fusion = fusion.recovered(recovery)
     last = fusion.report.recovery
     found = {"calibration": calibration, "recovery": None if last is None else last.recovery}
@@ -160,6 +164,7 @@ def _stream(
     from neurograft.methods.planner import plan_members
     from neurograft.plans.saving import SavedPlan, load_plan
 
+    check_seed(how.seed, "--seed")
     limit, size, wanted = (
         parse_size(max_memory, "--max-memory"),
         parse_size(shard_size, "--shard-size"),

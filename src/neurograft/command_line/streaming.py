@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neurograft.errors import InputError, OptionError, closest
+from neurograft.paths import is_there
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ MaxMemory = Annotated[
 ]
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-SIZE = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)$")
+SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[a-z]*)")
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -53,10 +54,13 @@ def parse_size(text: str | None, option: str) -> int | None:
     """
     if text is None:
         return None
-    match = SIZE.match(text.strip().lower())
+    match = SIZE.fullmatch(text.strip().lower())
     if match is None or match["unit"] not in UNITS:
         raise OptionError(f"{option} {text!r} is no size; write 4GB, 500MB or 2GiB")
-    return int(float(match["number"]) * UNITS[match["unit"]])
+    size = float(match["number"]) * UNITS[match["unit"]]
+    if not 1 <= size < 2**63:
+        raise OptionError(f"{option} {text!r:.40} is no size that a machine has; write 4GB, 500MB or 2GiB")
+    return int(size)
 
 
 def parse_dtype(text: str | None) -> "torch.dtype | None":
@@ -77,7 +81,7 @@ def parse_dtype(text: str | None) -> "torch.dtype | None":
 
 def names_folder(network: str) -> bool:
     """Whether the first argument is a member instead of a factory."""
-    return Path(network).exists()
+    return is_there(Path(network))
 
 
 def open_members(

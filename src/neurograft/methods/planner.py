@@ -15,7 +15,7 @@ from neurograft.members.graphs import check_unreached
 from neurograft.members.members import Members, members_of
 from neurograft.methods import METHODS, method_of
 from neurograft.methods.method import Method
-from neurograft.options import check_choice
+from neurograft.options import check_choice, check_seed
 from neurograft.plans.output_heads import Heads, freed_heads, graphs_for_methods, with_kept_heads
 from neurograft.plans.plan import FusionPlan, cut_warnings, read_shares, weight_warnings
 from neurograft.tracing.graph import NeuronGraph
@@ -55,7 +55,7 @@ def plan(
         The plan; `print(plan)` shows every group's kept shares and warnings.
 
     Raises:
-        OptionError: an unknown method or option (the message has the closest names).
+        OptionError: an unknown method or option (the message has the closest names), or a seed outside its range.
         MembersDiffer: members of different classes, tensors or shapes.
         BadWeights: NaN or infinite weights, or member weights that make no sense.
         Unreached: parameters beside moved neurons that the example inputs did not reach.
@@ -67,6 +67,7 @@ def plan(
         {'0.weight:0': 8}
     """
     chosen = method_of(method, options)
+    check_seed(seed)
     members = members_of(models, example_inputs, weights, graph, fixed, calibration)
     return plan_members(members, chosen, heads=heads, seed=seed)
 
@@ -74,6 +75,7 @@ def plan(
 def plan_members(members: Members, method: Method, *, heads: Heads = "average", seed: int = 0) -> FusionPlan:
     """`plan` for members that are there; a pass over weights on disk that finds bad numbers is left to the method."""
     check_choice("heads", heads, ("average", "keep"))
+    check_seed(seed)
     keep = heads == "keep"
     graphs = members.graphs
     laid_out = freed_heads(graphs) if keep else graphs

@@ -12,6 +12,7 @@ from neurograft.applying.application import assemble, is_applied
 from neurograft.errors import OptionError
 from neurograft.inputs import Batches, device_of
 from neurograft.members.members import Members
+from neurograft.options import check_seed
 from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.agreement import Agreement, agreement, merges
@@ -135,6 +136,7 @@ def refitted(
     """
     started = time.perf_counter()
     _check_options(ridge, positions, max_memory)
+    check_seed(seed)
     own = state_of_fused(plan, fused, members)
     samples = read_samples(batches, device_of(fused))
     total, memory = samples.total, MEMORY if max_memory is None else max_memory

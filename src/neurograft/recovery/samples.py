@@ -145,7 +145,7 @@ class Sampler:
         wanted = self.per_sample(available, inputs)
         if wanted == available:
             return torch.arange(available).expand(count, available)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + layer * 1_009 + batch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + layer * 1_009 + batch) % 2**63)
         return torch.rand(count, available, generator=generator).topk(wanted, dim=1).indices
 
 

@@ -14,6 +14,7 @@ from neurograft.axes.maps import Pairs
 from neurograft.axes.mixing import Mixings, occurrences
 from neurograft.errors import InputError
 from neurograft.inputs import Inputs, check_model
+from neurograft.options import check_seed
 from neurograft.tracing.bench import Bench, largest_change
 from neurograft.tracing.deep import deep_check
 from neurograft.tracing.dispatch import Dispatch
@@ -108,6 +109,7 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
         True
     """
     check_model(model)
+    check_seed(seed)
     examples = examples_of(example_inputs)
     if on_meta(model):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="meta device")
