@@ -21,6 +21,8 @@ NeurograftError
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_LISTED = 30  # known names in one message
+
 
 class NeurograftError(Exception):
     """Root of the tree: the command line shows its message and exits with code 2."""
@@ -96,4 +98,5 @@ def closest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = get_close_matches(name, names, n=2)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return f"{hint}known: {', '.join(names)}"
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return f"{hint}known: {', '.join(names[:MOST_LISTED])}{more}"

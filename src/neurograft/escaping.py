@@ -24,6 +24,17 @@ def terminal(text: str, *, lines: bool = False) -> str:
     return "".join(character if _shows(character, lines) else _spelt(character) for character in text)
 
 
+def named(name: str, most: int = 120) -> str:
+    r"""A name from a file for a message: on one line, and not longer than a line.
+
+    Example:
+        >>> named("layer\n1"), named("abcdef", most=4)
+        ('layer\\n1', 'abc…')
+    """
+    shown = terminal(name[:most])
+    return shown if len(name) <= most and len(shown) <= most else f"{shown[: most - 1]}…"
+
+
 def markdown(text: str) -> str:
     r"""Text for a paragraph or a table's cell in Markdown: it is shown as it is, on one line.
 

@@ -2,14 +2,13 @@
 
 import json
 import os
-import random
 import struct
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurograft.checkpoints import open_checkpoint
 from neurograft.checkpoints.header import DTYPES
@@ -96,7 +95,7 @@ BAD_HEADERS = {
     "fraction": (raw({"w": entry(shape=[2.0])}), r"w has the impossible shape \[2.0\]"),
     "enormous": (
         raw({"w": entry(shape=[1 << 40, 1 << 40])}, b"12345678"),
-        "w of dtype F32 .* needs 4.83570327846e.24 bytes",
+        r"w has the impossible shape \[1099511627776, 1099511627776\]",
     ),
     "offsets": (raw({"w": entry(offsets=[0])}, b"12345678"), r"w has the impossible data_offsets \[0\]"),
     "backwards": (raw({"w": entry(offsets=[8, 0])}, b"12345678"), "w of dtype F32 .* needs 8 bytes, .* give it -8"),
@@ -128,63 +127,6 @@ def test_lengths_that_look_like_other_formats(tmp_path, length):
     text = json.dumps({"w": entry()}).encode().ljust(length)
     (tmp_path / "a.safetensors").write_bytes(raw(text, b"\0" * 8))
     assert open_checkpoint(tmp_path / "a.safetensors").tensors["w"].tolist() == [0, 0]
-
-
-def damaged(stored: bytes, generator: random.Random) -> bytes:
-    """One of the ways in which files get damaged."""
-    kind, at = generator.randrange(6), generator.randrange(len(stored))
-    if kind == 0:
-        return stored[:at]
-    if kind == 1:
-        return stored[:at] + bytes([generator.randrange(256)]) + stored[at + 1 :]
-    if kind == 2:
-        return stored[:at] + generator.randbytes(generator.randrange(1, 20)) + stored[at:]
-    if kind == 3:
-        return stored[:at] + stored[at + generator.randrange(1, 20) :]
-    header = 8 + int.from_bytes(stored[:8], "little")
-    digits = [i for i in range(8, header) if chr(stored[i]).isdigit()]
-    at = generator.choice(digits) if kind == 4 else generator.randrange(8, header)
-    return stored[:at] + generator.choice(b'0123456789-[]{},:"eE').to_bytes(1, "little") + stored[at + 1 :]
-
-
-def test_thousands_of_damaged_files(tmp_path):
-    path, generator, refused = tmp_path / "a.safetensors", random.Random(0), []
-    save_file(tensors_of(), path, {"format": "pt"})
-    stored = path.read_bytes()
-    for _ in range(4000):
-        path.unlink()  # some file systems flush a file that is written over, which takes long
-        path.write_bytes(damaged(stored, generator))
-        try:
-            opened = open_checkpoint(path)
-            for name, tensor in opened.tensors.items():
-                assert tensor.numel() == 0 or tensor.flatten().view(torch.uint8).max() >= 0, name
-        except CheckpointError as error:
-            refused.append(str(error))
-    assert 2500 < len(refused) < 4000
-    assert all(str(path) in message for message in refused)
-
-
-def test_hundreds_of_damaged_pickles(tmp_path):
-    path, generator, refused = tmp_path / "a.pt", random.Random(0), []
-    torch.save(nn.Linear(3, 4).state_dict(), path)
-    stored = path.read_bytes()
-    for _ in range(300):
-        path.unlink()
-        path.write_bytes(damaged_pickle(stored, generator))
-        try:
-            tensors = open_checkpoint(path).tensors
-            assert all(isinstance(tensor.sum().item(), (int, float)) for tensor in tensors.values())
-        except CheckpointError as error:
-            refused.append(str(error))
-    assert 50 < len(refused) < 300
-    assert all(str(path) in message for message in refused)
-
-
-def damaged_pickle(stored: bytes, generator: random.Random) -> bytes:
-    at = generator.randrange(len(stored))
-    if generator.random() < 0.5:
-        return stored[:at]
-    return stored[:at] + bytes([generator.randrange(256)]) + stored[at + 1 :]
 
 
 class TestShards:

@@ -49,7 +49,7 @@ def test_signature_and_help_show_the_settings(name):
         ({"weight_decay": -1.0}, "weight_decay=-1.0: must be 0 or more"),
         ({"patience": 0, "validation": [BATCH]}, "patience=0: must be None or at least 1"),
         ({"patience": 2}, "patience stops on the validation score: pass validation="),
-        ({"seed": "a"}, "seed='a': must be an integer, 0 or more"),
+        ({"seed": "a"}, "seed='a': must be an integer from 0 to"),
         ({"schedule": "cosinus"}, "schedule='cosinus' is not known; did you mean 'cosine'"),
         ({"precision": "fp32"}, "precision='fp32' is not known; .*known: bf16, float32, fp16"),
         ({"device": "gpu"}, "device='gpu': Expected one of cpu, cuda"),

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from neurograft.checkpoints.inside import check_inside
 from neurograft.errors import CheckpointError, MissingExtra
+from neurograft.escaping import named
 
 LONGEST = 20_000_000  # bytes of a config.json
 LARGEST = 1 << 40  # of a whole number in it
@@ -46,15 +47,19 @@ def network_of(folder: Path, tensors: int) -> nn.Module:
         names = names if isinstance(names, list) else []
         kind = getattr(transformers, str(names[0]), None) if names else None
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-            named = f"names {names[0]!r:.80}, which" if names else "names no architecture, which"
-            raise CheckpointError(f"{folder}/config.json {named} transformers {transformers.__version__} does not know")
+            told = f"names {named(str(names[0]))!r}" if names else "names no architecture"
+            raise CheckpointError(
+                f"{folder}/config.json {told}, which transformers {transformers.__version__} does not know"
+            )
         try:
             config._attn_implementation = "eager"
             with torch.device("meta"), _Bounded(CALLS * (tensors + 1000)):
                 network: nn.Module = kind(config).eval()
                 network.tie_weights()  # type: ignore[operator]
         except Exception as error:  # whatever a class does with a configuration that it was not made for
-            raise CheckpointError(f"{folder}/config.json: {names[0]} cannot be built: {_first_line(error)}") from error
+            raise CheckpointError(
+                f"{folder}/config.json: {kind.__name__} cannot be built: {_first_line(error)}"
+            ) from error
     return network
 
 
@@ -74,7 +79,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it holds a JSON {type(content).__name__}, not an object")
         _check(content, "", 0)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error)[:200]}") from error
+        raise CheckpointError(f"{path} cannot be read: {named(str(error), 200)}") from error
     cleaned: dict[str, Any] = _cleaned(content)
     return cleaned
 
@@ -107,7 +112,7 @@ def _config(transformers: Any, folder: Path, content: dict[str, Any]) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    return named(next(iter(str(error).splitlines()), type(error).__name__), 300)
 
 
 class _Bounded(TorchFunctionMode):

@@ -12,7 +12,9 @@ import torch
 from neurograft.checkpoints.hashing import Stamp
 from neurograft.checkpoints.stored_tensor import Entry
 from neurograft.errors import CheckpointError
+from neurograft.escaping import named
 
+MOST_ENTRIES = 1 << 59  # of a tensor, counting sizes of 0 as 1; PyTorch counts bytes in 63 bits
 LONGEST_HEADER = 100_000_000  # bytes; the same limit as the format's own library
 DTYPES = {
     "F64": torch.float64,
@@ -75,7 +77,7 @@ def read_header(path: Path) -> Header:
     for entry in entries:
         if entry.start != at:
             what = "shares bytes with another tensor" if entry.start < at else f"leaves {entry.start - at} bytes unused"
-            raise CheckpointError(f"{path}: {entry.name} {what}; the header is damaged")
+            raise CheckpointError(f"{path}: {named(entry.name)} {what}; the header is damaged")
         at += entry.nbytes
     if at != stamp.size:
         raise CheckpointError(f"{path} has {stamp.size - at} bytes after its last tensor; it is damaged")
@@ -126,7 +128,7 @@ def _parsed(text: bytes, path: Path) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
-            raise CheckpointError(f"{path}: its header names {max(names, key=names.count)!r} twice")
+            raise CheckpointError(f"{path}: its header names {named(max(names, key=names.count))!r} twice")
         return found
 
     try:
@@ -154,24 +156,25 @@ def _metadata(found: Any, path: Path) -> dict[str, str]:
 
 
 def _entry(path: Path, name: str, described: Any, data: int, stamp: Stamp) -> Entry:
+    shown = named(name)
     if not isinstance(described, dict) or described.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{path}: {name} must be described by dtype, shape and data_offsets")
+        raise CheckpointError(f"{path}: {shown} must be described by dtype, shape and data_offsets")
     code, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
-        raise CheckpointError(f"{path}: {name} has dtype {code!r:.40}; known: {', '.join(DTYPES)}")
-    if not _naturals(shape) or len(shape) > 64:
-        raise CheckpointError(f"{path}: {name} has the impossible shape {shape!r:.80}")
+        raise CheckpointError(f"{path}: {shown} has dtype {code!r:.40}; known: {', '.join(DTYPES)}")
+    if not _naturals(shape) or len(shape) > 64 or prod(max(1, n) for n in shape) >= MOST_ENTRIES:
+        raise CheckpointError(f"{path}: {shown} has the impossible shape {shape!r:.80}")
     if not _naturals(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{path}: {name} has the impossible data_offsets {offsets!r:.80}")
+        raise CheckpointError(f"{path}: {shown} has the impossible data_offsets {offsets!r:.80}")
     needed, (begin, end) = prod(shape) * DTYPES[code].itemsize, offsets
     if end - begin != needed:
         raise CheckpointError(
-            f"{path}: {name} of dtype {code} and shape {shape!r:.80} needs {needed:.12g} bytes, "
+            f"{path}: {shown} of dtype {code} and shape {shape!r:.80} needs {needed:.12g} bytes, "
             f"but its data_offsets {begin}:{end} give it {end - begin}"
         )
     if data + end > stamp.size:
         raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {data + end}, but the file has {stamp.size} "
+            f"{path} is truncated: {shown} ends at byte {data + end}, but the file has {stamp.size} "
             f"({data + end - stamp.size} missing)"
         )
     return Entry(name, path, stamp, DTYPES[code], tuple(shape), data + begin, needed)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from neurograft.errors import CheckpointError
+from neurograft.escaping import named
 
 
 def check_inside(folder: Path, file: Path) -> None:
@@ -20,11 +21,12 @@ def check_inside(folder: Path, file: Path) -> None:
     try:
         root, real = folder.resolve(), file.resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {file.name!r:.120} cannot be found: {error}") from error
+        raise CheckpointError(f"{folder}: {named(file.name)!r} cannot be found: {error}") from error
     roots = [root]
     if root.parent.name == "snapshots":
         roots.append(root.parent.parent / "blobs")
     if not any(real.is_relative_to(place) for place in roots):
         raise CheckpointError(
-            f"{folder}: {file.name!r} leads outside its folder: it is a link to {real}; put the file itself there"
+            f"{folder}: {named(file.name)!r} leads outside its folder: it is a link to {real}; put the file itself "
+            "there"
         )

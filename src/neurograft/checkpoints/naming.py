@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from neurograft.checkpoints.reading import Checkpoint, Renamed
 from neurograft.checkpoints.torch_files import BETWEEN
 from neurograft.errors import CheckpointError, closest
+from neurograft.escaping import named
 
 WRAPPERS = {"module", "model", "net", "network", "state", "dict", "ema", "swa", "averaged", "student", "teacher"}
 AVERAGES = {"ema", "swa", "averaged"}
@@ -116,7 +117,9 @@ class _Wanted:
         self.own: dict[str, Tensor] = network.state_dict(keep_vars=True)
         for name, tensor in self.own.items():
             if not isinstance(tensor, Tensor):
-                raise CheckpointError(f"{self.kind} keeps {name!r}, which is no tensor; it is no member for files")
+                raise CheckpointError(
+                    f"{self.kind} keeps {named(name)!r}, which is no tensor; it is no member for files"
+                )
         first: dict[int, str] = {}
         self.first = {name: first.setdefault(id(tensor), name) for name, tensor in self.own.items()}
         wrapper = "module." if all(name.startswith("module.") for name in self.own) else ""
@@ -202,8 +205,8 @@ class _Wanted:
             found, expected = tuple(checkpoint.tensors[stored].shape), tuple(self.own[name].shape)
             if found != expected:
                 return (
-                    f"{checkpoint.path}: {stored} has shape {found}, but {self.kind} expects {expected}; make the "
-                    "factory build the network this checkpoint was saved from"
+                    f"{checkpoint.path}: {named(stored)} has shape {found}, but {self.kind} expects {expected}; make "
+                    "the factory build the network this checkpoint was saved from"
                 )
         return None
 
@@ -223,7 +226,7 @@ def _chosen(checkpoint: Checkpoint, fitting: Sequence[Reading]) -> Reading:
             parts = [reading.part for reading in networks if reading.part]
             raise CheckpointError(
                 f"{checkpoint.path} holds the network {len(networks)} times, with different numbers: "
-                f"{', '.join(repr(reading.part) for reading in networks)}; name one, such as "
+                f"{', '.join(repr(named(reading.part)) for reading in networks[:10])}; name one, such as "
                 f"{checkpoint.path.name}#{parts[-1]}"
             )
     return first
@@ -269,7 +272,7 @@ def _taken_text(checkpoint: Checkpoint, chosen: Reading, fitting: Sequence[Readi
 
 def _parts_text(names: Collection[str]) -> str:
     parts = sorted({re.split(rf"[.{BETWEEN}]", name)[0] for name in names})
-    return f"there are {', '.join(parts[:10])}{' and others' if len(parts) > 10 else ''}"
+    return f"there are {', '.join(map(named, parts[:10]))}{' and others' if len(parts) > 10 else ''}"
 
 
 def names_text(path: object, model: str, missing: Sequence[str], extra: Sequence[str]) -> str:
@@ -279,7 +282,7 @@ def names_text(path: object, model: str, missing: Sequence[str], extra: Sequence
         parts.append(f"lacks {first_of(missing)} that {model} has")
     if extra:
         parts.append(f"holds {first_of(extra)} that {model} does not have")
-    hint = f"; {closest(extra[0], missing)}" if missing and extra and len(missing) <= 10 else ""
+    hint = f"; {closest(named(extra[0]), map(named, missing))}" if missing and extra and len(missing) <= 10 else ""
     return f"{path} {' and '.join(parts)}{hint}"
 
 
@@ -291,4 +294,4 @@ def first_of(names: Sequence[str]) -> str:
         "'a' and 2 more tensors"
     """
     more = len(names) - 1
-    return f"{names[0]!r}" + (f" and {more} more tensor{'s' if more > 1 else ''}" if more else "")
+    return f"{named(names[0])!r}" + (f" and {more} more tensor{'s' if more > 1 else ''}" if more else "")

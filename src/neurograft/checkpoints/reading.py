@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
@@ -14,10 +15,12 @@ from neurograft.checkpoints.inside import check_inside
 from neurograft.checkpoints.stored_tensor import Entry, StoredTensors
 from neurograft.checkpoints.torch_files import read_torch_file
 from neurograft.errors import CheckpointError, closest
+from neurograft.escaping import named
 from neurograft.paths import is_file
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 LONGEST_INDEX = 200_000_000  # bytes
+MOST_COMPARED = 1000  # names, for one that comes close
 IN_FOLDER = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -140,10 +143,10 @@ def _inside(index: Path, file: str) -> Path:
     """The shard that an index names, which must lie in the index's folder (or in its hub cache's blobs)."""
     pure = PurePosixPath(file)
     if pure.is_absolute() or ".." in pure.parts or "\\" in file or ":" in file or "\0" in file or not pure.parts:
-        raise CheckpointError(f"{index} leads outside its folder: {file!r:.120}")
+        raise CheckpointError(f"{index} leads outside its folder: {named(file)!r}")
     check_inside(index.parent, index.parent / pure)
     if not is_file(index.parent / pure):
-        raise CheckpointError(f"{index} names {file!r:.120}, which is not there")
+        raise CheckpointError(f"{index} names {named(file)!r}, which is not there")
     return index.parent / pure
 
 
@@ -162,7 +165,8 @@ def _joined(path: Path, names: Mapping[Path, set[str] | None]) -> Checkpoint:
         else:
             held = read_torch_file(file)
         if wanted is not None and (missing := sorted(wanted - held.keys())):
-            raise CheckpointError(f"{path} says that {file.name} holds {missing[0]!r}; {closest(missing[0], held)}")
+            near = closest(named(missing[0]), map(named, islice(held, MOST_COMPARED)))
+            raise CheckpointError(f"{path} says that {named(file.name)} holds {named(missing[0])!r}; {near}")
         entries |= held if wanted is None else {name: entry for name, entry in held.items() if name in wanted}
     check_unchanged(stamps)
     return Checkpoint(path, StoredTensors(entries), stamps, metadata)

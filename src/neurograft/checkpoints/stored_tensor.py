@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from neurograft.checkpoints.hashing import Stamp, check_stamp
 from neurograft.errors import CheckpointError
+from neurograft.escaping import named
 
 SPAN = 1 << 26  # bytes of neighbouring rows that may be read at once where scattered rows are asked for
 APART = 1 << 14  # bytes that are read about as fast as a file is positioned anew
@@ -59,7 +60,9 @@ class Entry:
                     while left:
                         count = file.readinto(left[: 1 << 30])
                         if not count:
-                            raise CheckpointError(f"{self.file} shrank while it was read: {self.name} is not whole")
+                            raise CheckpointError(
+                                f"{self.file} shrank while it was read: {named(self.name)} is not whole"
+                            )
                         left = left[count:]
         except OSError as error:
             raise CheckpointError(f"{self.file} cannot be read: {error.strerror or error}") from error

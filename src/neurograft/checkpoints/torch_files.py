@@ -11,9 +11,11 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import torch
 
 from neurograft.checkpoints.hashing import Stamp
+from neurograft.checkpoints.header import MOST_ENTRIES
 from neurograft.checkpoints.pickles import Made, Named, Referred, read_pickle
 from neurograft.checkpoints.stored_tensor import Entry
 from neurograft.errors import CheckpointError
+from neurograft.escaping import named
 
 BETWEEN = "/"  # stands between the keys of nested dicts
 LONGEST_PICKLE = 500_000_000  # bytes
@@ -74,13 +76,15 @@ def read_torch_file(path: Path) -> dict[str, Entry]:
             entries: dict[str, Entry] = {}
             for name, tensor in found:
                 if isinstance(tensor, Unreadable) or name in entries:
-                    raise ValueError(f"{name!r:.200} {tensor if isinstance(tensor, Unreadable) else 'is there twice'}")
+                    raise ValueError(
+                        f"{named(name)!r} {tensor if isinstance(tensor, Unreadable) else 'is there twice'}"
+                    )
                 entries[name] = replace(_placed(tensor, path, stamp), name=name, swapped=swapped)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # `zipfile` raises errors of many kinds for damaged archives
         raise CheckpointError(
-            f"{path} cannot be read as tensors (is it truncated, or no file of torch.save?): {str(error)[:400]}"
+            f"{path} cannot be read as tensors (is it truncated, or no file of torch.save?): {named(str(error), 400)}"
         ) from error
     if not entries:
         raise CheckpointError(f"{path} holds no tensors; torch.save(model.state_dict(), …) writes such a file")
@@ -273,7 +277,7 @@ def _placed(found: Found, path: Path, stamp: Stamp) -> Entry:
     for numbers in ((offset,), shape, stride):
         if not isinstance(numbers, tuple) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
             raise ValueError(f"a tensor has the impossible offset, shape or stride {numbers!r:.80}")
-    if len(shape) != len(stride) or len(shape) > 64:
+    if len(shape) != len(stride) or len(shape) > 64 or prod(max(1, n) for n in shape) >= MOST_ENTRIES:
         raise ValueError(f"a tensor has the shape {shape!r:.80} and the stride {stride!r:.80}")
     count = prod(shape)
     reach = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if count else 0

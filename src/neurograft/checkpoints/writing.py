@@ -217,7 +217,15 @@ def provenance_of(path: Path) -> dict[str, Any] | None:
     """What neurograft recorded in a safetensors file, None if it is not from there.
 
     Raises:
-        CheckpointError: if the file cannot be read.
+        CheckpointError: if the file or its record cannot be read.
     """
     recorded = read_header(path).metadata.get(PROVENANCE)
-    return None if recorded is None else dict(json.loads(recorded))
+    if recorded is None:
+        return None
+    try:
+        found = json.loads(recorded)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its record of where it comes from is no JSON: {str(error)[:200]}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: its record of where it comes from is a JSON {type(found).__name__}")
+    return found

@@ -151,11 +151,11 @@ def _check_numbers(settings: Settings) -> None:
             raise OptionError(f"{name}={value!r}: must be {allowed}")
 
     number = (int, float)
-    require("epochs", settings["epochs"], int, lambda n: 0 <= n < 2**63, "an integer from 0 to 2^63 - 1")
+    require("epochs", settings["epochs"], int, lambda n: n >= 0, "an integer, 0 or more")
     require("lr", settings["lr"], number, lambda x: 0 < x < math.inf, "a number above 0")
     require("momentum", settings["momentum"], number, lambda x: 0 <= x < 1, "at least 0 and below 1")
     require("weight_decay", settings["weight_decay"], number, lambda x: 0 <= x < math.inf, "0 or more")
-    require("seed", settings["seed"], int, lambda n: n >= 0, "an integer, 0 or more")
+    require("seed", settings["seed"], int, lambda n: 0 <= n < 2**63, "an integer from 0 to 2^63 - 1")
     if settings["patience"] is not None:
         require("patience", settings["patience"], int, lambda n: n >= 1, "None or at least 1 epoch")
         if settings["validation"] is None:
