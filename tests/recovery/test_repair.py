@@ -65,6 +65,15 @@ def test_a_batch_norm_normalises_as_the_members_do_on_the_same_samples() -> None
         torch.testing.assert_close(found.std(1, unbiased=False), deviation / spread)
 
 
+def test_a_layer_that_not_only_its_batch_norm_reads_is_repaired_itself() -> None:
+    # the stem of a densely connected network is read by a BatchNorm and by concatenations
+    start, plan, members = fused("densenet", "average")
+    x = noise("densenet", 30, 1)
+    better = ng.repair(start, plan, members, [x])
+    planned = sum(outputs_of(m, lambda m: m.stem, x).std(1, unbiased=False) for m in members) / 2
+    torch.testing.assert_close(outputs_of(better, lambda m: m.stem, x).std(1, unbiased=False), planned)
+
+
 def test_transplanted_neurons_have_their_owners_statistics() -> None:
     start, plan, members = fused("mlp_bias")
     x = noise("mlp_bias", 50, 1)

@@ -1,7 +1,6 @@
 """Weights that are products of parameters (low rank, LoRA): what one factor makes, the other reads."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -9,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import neurograft as ng
-from neurograft.tracing.graph import Use
-from neurograft.tracing.observing import observe
+from neurograft.tracing.observing import Step, observe
 from tests.fusion import planned
 
 
@@ -174,11 +172,13 @@ def test_products_are_seen_in_use(kind: type[nn.Module], inputs: Callable[[], Te
     seen: list[tuple[str, int]] = []
 
     class Noting:
-        def before(self, use: Use, input: Any) -> None:
-            seen.append((use.tensor, use.nth))
+        def before(self, step: Step) -> None:
+            if step.reading is not None:
+                seen.append(step.reading.key)
 
-        def after(self, use: Use, input: Any, output: Tensor) -> None:
-            assert len(use.output) == output.dim()
+        def after(self, step: Step, result: Tensor) -> None:
+            if step.reading is not None and step.reading.use is not None:
+                assert len(step.reading.use.output) == result.dim()
 
     with torch.no_grad(), observe(model, graph, Noting()):
         model(inputs())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from neurograft.inputs import Batches, call, device_of, pair_note, split_labels,
 from neurograft.members.members import Members
 from neurograft.preserve_state import preserve_state
 from neurograft.tracing.graph import NeuronGraph, Use
-from neurograft.tracing.observing import observe
+from neurograft.tracing.observing import Step, observe
 
 When = Literal["pre", "post"]
 Side = Literal["input", "output"]
@@ -173,7 +173,7 @@ def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[
 def _made(graph: NeuronGraph, group: str) -> Iterator[tuple[Use, Side, int, Layout]]:
     """Outputs that hold the group, of norms if any norm makes it, since they come last before the nonlinearity."""
     makers = [use for use in graph.uses if roles_in(graph, use, group) & {"out", "elementwise"}]
-    norms = [use for use in makers if graph.tensors[use.tensor].kind == "scale"]
+    norms = [use for use in makers if graph.tensors[use.tensor].kind in ("scale", "mean")]
     for use in norms or makers:
         for dim, layout in enumerate(use.output):
             if group in sizes_along(layout):
@@ -249,13 +249,16 @@ class _Collector:
                 self.wanted.setdefault(use, []).append((place, rows, cells))
                 number += 1
 
-    def before(self, use: Use, input: Tensor | None) -> None:
+    def before(self, step: Step) -> None:
         """Nothing is taken before an op has run."""
 
-    def after(self, use: Use, input: Tensor | None, output: Tensor) -> None:
-        """Take what is wanted of this use."""
-        for place, rows, cells in self.wanted.get((use.tensor, use.nth), ()):
-            tensor = input if place.side == "input" else output
+    def after(self, step: Step, result: Any) -> None:
+        """Take what is wanted of this use of a weight."""
+        if step.reading is None:
+            return
+        output = result[0] if isinstance(result, (tuple, list)) else result
+        for place, rows, cells in self.wanted.get(step.reading.key, ()):
+            tensor = step.reading.operands.input if place.side == "input" else output
             if tensor is not None and tensor.dim() > place.dim and tensor.shape[place.dim] == layout_size(place.layout):
                 rows.add({inner: _rows_of(tensor, place.dim, positions) for inner, positions in cells.items()})
 

@@ -1,22 +1,22 @@
 """Which layers of a fused network can be brought towards the members, in which order, and what they write into."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from neurograft.axes.layout import sizes_along
 from neurograft.errors import OptionError, closest
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
-from neurograft.recovery.residual_branches import Addition, Trail, TrailWatcher
+from neurograft.recovery.residual_branches import Branch, streams
 from neurograft.recovery.ridge import bytes_for
 from neurograft.recovery.samples import Samples
-from neurograft.recovery.watching import Contraction, Key, Norm, run
+from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Watcher, norm_name, run
 from neurograft.tracing.graph import NeuronGraph, Use
+from neurograft.tracing.observing import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,62 +74,28 @@ class Survey:
     unseen: tuple[str, ...]
 
 
-class _Surveyor(TrailWatcher):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+class _Surveyor:
+    """Notes contractions and BatchNorms as they run, and the largest activation."""
+
+    def __init__(self) -> None:
         self.met: dict[Key, Contraction] = {}
-        self.events: list[Key | str] = []
         self.run: list[Key | str] = []
-        self.behind: dict[Key, str] = {}
-        self.streams: dict[Key, Trail] = {}
-        self.offered: set[Key] = set()
-        self.above: dict[int, frozenset[Key]] = {}
+        self.kept: list[Tensor] = []  # an activation that two layers read is known by its id
         self.largest = 0
 
     def before(self, contraction: Contraction) -> None:
         self.met[contraction.key] = contraction
-        self.events.append(contraction.key)
         self.run.append(contraction.key)
         self.kept.append(contraction.input)
 
-    def done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        results = [r for r in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(r, Tensor)]
-        above = frozenset().union(*(self.above.get(id(x), frozenset()) for x in pytree.tree_leaves((args, kwargs))))
-        for r in results:
-            self.above[id(r)] = above
-            self.kept.append(r)
-            self.largest = max(self.largest, r.numel() * r.element_size())
-        super().done(func, args, kwargs, result)
-
-    def ended(self, contraction: Contraction, output: Tensor) -> None:
-        self.above[id(output)] = self.above.get(id(contraction.input), frozenset()) | {contraction.key}
-        self.kept.append(output)
-
-    def normalising(self, norm: Norm) -> None:
-        if norm.name not in self.events:
-            self.events.append(norm.name)
+    def norm(self, norm: Norm) -> None:
+        if norm.name not in self.run:
             self.run.append(norm.name)
-        trail = self.trails.get(id(norm.input))
-        if trail is not None and not trail.steps and len(norm.mean) == trail.channels:
-            self.behind[trail.contraction.key] = norm.name
 
-    def adding(self, addition: Addition) -> None:
-        key, onto = addition.key, addition.onto
-        first = key not in self.offered
-        self.offered.add(key)
-        if not first or key in self.above.get(id(addition.other), ()):
-            return  # an activation function such as x + x³ is no stream
-        if onto is not None and _size(onto) > _size(addition.trail):
-            return  # the wider branch is settled last and corrects the sum
-        if onto is not None and _size(onto) == _size(addition.trail) and onto.contraction.key in self.streams:
-            return
-        self.streams[key] = addition.trail
-        self.events.remove(key)
-        self.events.append(key)
-
-
-def _size(trail: Trail) -> int:
-    return trail.contraction.weight.numel()
+    def done(self, _: Step, result: Any) -> None:
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        sizes = [r.numel() * r.element_size() for r in results if isinstance(r, Tensor)]
+        self.largest = max([self.largest, *sizes])
 
 
 def survey(
@@ -145,59 +111,96 @@ def survey(
     check_patterns(model, exclude, "exclude")
     inputs, count = samples.small()
     with preserve_state(model):
-        seen = _Surveyor(model)
-        run(model, inputs, seen, what="batches[0]")
+        seen = _Surveyor()
+        watcher = Watcher(before=seen.before, norm=seen.norm, done=seen.done)
+        run(model, plan.graph, inputs, watcher, what="batches[0]")
+    branches = streams(plan.graph, {key: c.weight.numel() for key, c in seen.met.items() if not c.skipped})
     reads: dict[int, int] = {}
     places = []
     for number, (key, contraction) in enumerate(seen.met.items()):
         shared = reads.setdefault(id(contraction.input), len(reads))
-        place = _place(number, contraction, shared, plan, seen)
+        place = _place(number, contraction, shared, plan, seen.met, branches.get(key))
         asked = any(fnmatch(key[0], p) for p in layers) and not any(fnmatch(key[0], p) for p in exclude)
         places.append(place if asked else replace(place, stream=False, skipped="not asked for"))
     contracted = (u.tensor for u in plan.graph.uses if u.input is not None and "norm" not in u.op)
-    unseen = tuple(dict.fromkeys(name for name in contracted if name not in seen.uses))
-    return Survey(tuple(places), tuple(seen.run), tuple(seen.events), -(-seen.largest // count), unseen)
+    met = {name for name, _ in seen.met}
+    unseen = tuple(dict.fromkeys(name for name in contracted if name not in met))
+    order = _settling_order(plan.graph, seen.run, branches)
+    return Survey(tuple(places), tuple(seen.run), order, -(-seen.largest // count), unseen)
 
 
-def _place(number: int, contraction: Contraction, reads: int, plan: FusionPlan, seen: _Surveyor) -> Place:
+def _settling_order(
+    graph: NeuronGraph, run: Sequence[Key | str], branches: Mapping[Key, Branch]
+) -> tuple[Key | str, ...]:
+    # as the run goes, but what writes into a stream at its addition
+    nodes: dict[Key | str, int] = {(use.tensor, use.nth): use.node for use in graph.uses}
+    for number, node in enumerate(graph.flow.nodes):
+        for mean in node.tensors:
+            if graph.tensors[mean].kind == "mean":
+                nodes.setdefault(norm_name(mean), number)
+    places: dict[Key | str, int] = {}
+    now = -1
+    for name in run:
+        now = places[name] = max(now, nodes.get(name, now))
+    places |= {key: branch.edge.target for key, branch in branches.items()}
+    return tuple(sorted(run, key=lambda name: (places[name], name in branches)))
+
+
+def _place(
+    number: int,
+    contraction: Contraction,
+    reads: int,
+    plan: FusionPlan,
+    met: Mapping[Key, Contraction],
+    branch: Branch | None,
+) -> Place:
     key, weight, geometry = contraction.key, contraction.weight, contraction.geometry
-    use, skipped = _use_of(contraction, plan, seen)
+    use, skipped = _use_of(contraction, plan, met)
+    branch = branch if use is not None else None
     if geometry is None:
         outputs = weight.shape[-1]
     else:
         outputs = weight.shape[1] * geometry.groups if geometry.transposed else weight.shape[0]
-    trail = seen.streams[key] if key in seen.streams and use is not None else None
     return Place(
         key,
         number,
         max(1, weight.numel() // max(1, outputs)),
         outputs,
         reads,
-        trail is not None,
-        trail.norms if trail is not None else (),
-        seen.behind.get(key, ""),
+        branch is not None,
+        branch.norms if branch is not None else (),
+        "" if use is None else followed_by(plan.graph, use),
         1 if geometry is None else geometry.groups,
         use,
         skipped,
     )
 
 
-def _use_of(contraction: Contraction, plan: FusionPlan, seen: _Surveyor) -> tuple[Use | None, str]:
+def followed_by(graph: NeuronGraph, use: Use) -> str:
+    """The BatchNorm that alone reads what a layer makes, "" if there is none."""
+    readers = graph.flow.readers(use.node)
+    if len(readers) != 1 or not readers[0].moves_only:
+        return ""
+    node = graph.flow.nodes[readers[0].target]
+    means = [name for name in node.tensors if graph.tensors[name].kind == "mean"]
+    return norm_name(means[0]) if means and node.op in BATCH_NORMS else ""
+
+
+def _use_of(contraction: Contraction, plan: FusionPlan, met: Mapping[Key, Contraction]) -> tuple[Use | None, str]:
     """The tracer's word on a contraction, or why it is left out."""
     if contraction.skipped:
         return None, contraction.skipped
     name, nth = contraction.key
     graph = plan.graph
-    uses = contractions_of(graph, name)
     if any(u.tensor == name and u.input is None for u in graph.uses):
         return None, "tied to an embedding"
-    same = [c for (other, _), c in seen.met.items() if other == name and _region(c) == _region(contraction)]
+    same = [c for (other, _), c in met.items() if other == name and _region(c) == _region(contraction)]
     if len(same) > 1:
         return None, f"used {len(same)} times in one run"
-    if nth >= len(uses):
+    use = graph.use(name, nth)
+    if use is None or use.input is None:
         return None, "the tracer did not see this use"
     dims = len(contraction.input.shape)
-    use = uses[nth]
     if len(use.output) != dims:
         return None, f"the tracer saw an output of {len(use.output)} dimensions, the run has {dims}"
     for d, layout in enumerate(use.output):
@@ -205,11 +208,6 @@ def _use_of(contraction: Contraction, plan: FusionPlan, seen: _Surveyor) -> tupl
         if moved and d != 1:
             return None, f"neurons of {min(moved)} lie along its rows"
     return use, ""
-
-
-def contractions_of(graph: NeuronGraph, tensor: str) -> list[Use]:
-    """The uses of a weight in contractions, in execution order."""
-    return [u for u in graph.uses if u.tensor == tensor and u.input is not None]
 
 
 def _region(contraction: Contraction) -> tuple[int, int]:

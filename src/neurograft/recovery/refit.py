@@ -183,10 +183,11 @@ class _Refit:
         with eval_mode(model):
             for names in _chunks(found, self.sampler, self.room):
                 fits, norms = self.targets(found, names, samples)
-                passes += settle(Work(model, samples, self.sampler, _in_order(found, fits, names, norms)))
+                items = _in_order(found, fits, names, norms)
+                passes += settle(Work(model, self.plan.graph, samples, self.sampler, items))
                 reports |= {fit.place.key: fit.report() for fit in fits}
                 corrected |= {name for fit in fits if fit.place.stream and fit.changed for name in fit.place.norms}
-            passes += settle_statistics(model, samples, corrected)
+            passes += settle_statistics(model, self.plan.graph, samples, corrected)
         unseen = [LayerRecovery(name, "left out", note="no plain product reads it") for name in found.unseen]
         lines = tuple(reports[place.key] for place in found.places) + tuple(unseen)
         return RecoveryReport("refit", lines, samples.total, passes, 0.0)

@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def repaired(
     by_name |= {name: NormFit(name, norms.get(name)) for name in names}
     items: list[Item] = [by_name[name] for name in found.run if name in by_name]
     with eval_mode(result):
-        passes = settle(Work(result, samples, Sampler(samples.total, None, 0), list(items)))
+        passes = settle(Work(result, plan.graph, samples, Sampler(samples.total, None, 0), list(items)))
     lines = tuple(_line(name, by_name.get(name), found) for name in found.run)
     bare = [line for line in lines if line.note == NO_BIAS]
     notes = (f"{len(bare)} layers have no bias and got the scale only",) if bare else ()
@@ -130,8 +131,9 @@ def _planned(
         found = {place.key: Statistics() for place in places}
         with preserve_state(model):
             for number, batch in enumerate(samples.batches):
-                listener = _Listener(model, found, f"member {m}, batches[{number}]")
-                run(model, to_device(batch, device_of(model)), listener, what=f"batches[{number}], member {m}")
+                pool = Watcher(after=partial(_pool, found, f"member {m}, batches[{number}]"))
+                where = f"batches[{number}], member {m}"
+                run(model, plan.graphs[m], to_device(batch, device_of(model)), pool, what=where)
         for place in places:
             statistics = found[place.key]
             assert statistics.mean is not None
@@ -143,14 +145,8 @@ def _planned(
     return planned
 
 
-class _Listener(Watcher):
-    """Pools the statistics of what layers make in one member."""
-
-    def __init__(self, model: nn.Module, found: dict[Key, Statistics], who: str) -> None:
-        super().__init__(model)
-        self.found, self.who = found, who
-
-    def after(self, contraction: Contraction, output: Tensor) -> None:
-        if contraction.key in self.found:
-            check_finite_output(output, contraction.tensor, self.who)
-            self.found[contraction.key].add(output)
+def _pool(found: Mapping[Key, Statistics], who: str, contraction: Contraction, output: Tensor) -> None:
+    # add up the statistics of what layers make in one member
+    if contraction.key in found:
+        check_finite_output(output, contraction.tensor, who)
+        found[contraction.key].add(output)

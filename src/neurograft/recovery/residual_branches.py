@@ -1,71 +1,131 @@
-"""Follow what a layer makes until it is added to a residual stream."""
+"""Layers whose outputs are added to a residual stream: which they are, and what happens on the way to the addition."""
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Watcher
+from neurograft.axes.layout import layout_size
+from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Owner, norm_name
+from neurograft.tracing.flow import Edge, Happening
+from neurograft.tracing.graph import NeuronGraph, Use
+from neurograft.tracing.observing import Step
 
-SAME = frozenset({"aten::clone", "aten::detach", "aten::alias", "aten::contiguous"})
-VIEWS = frozenset({"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias", "aten::unsqueeze"})
-ADDITIONS = frozenset({"aten::add", "aten::add_"})
+SAME = frozenset({"clone", "detach", "alias", "contiguous", "_to_copy"})
+VIEWS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze"})
+MOVES = VIEWS | {"transpose", "permute"}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One op on the way from a layer to the addition: `func(x, *rest)`, and how to undo it if it only moves entries."""
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A layer's way to an addition: the use of its weight, the BatchNorms between, and the edge to the addition."""
 
-    func: Any
-    rest: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    shape: tuple[int, ...]
-    name: str
+    use: Use
+    norms: tuple[str, ...]
+    edge: Edge
+
+
+def streams(graph: NeuronGraph, sizes: Mapping[Key, int]) -> dict[Key, Branch]:
+    """The layers that write into a residual stream, towards whose planned sum they are brought.
+
+    Of two layers that are added up, the one with the larger weight is, since it is settled last and corrects the sum.
+    An activation function such as x + x³ makes no stream.
+
+    Args:
+        graph: of the network.
+        sizes: entries of the weight of every layer that can be solved.
+    """
+    found: dict[Key, Branch] = {}
+    offered: set[Key] = set()
+    for node, ways in zip(graph.flow.nodes, graph.flow.into, strict=True):
+        if node.happening is not Happening.SUM or len(ways) > 2:  # another example may have come other ways
+            continue
+        branches = [_branch(graph, edge, sizes) for edge in ways]
+        for mine, onto, other in zip(branches, branches[::-1], ways[::-1], strict=True):
+            if mine is None or _key(mine) in offered:
+                continue
+            offered.add(_key(mine))
+            if graph.flow.depends(other.source, mine.use.node):
+                continue
+            if onto is not None and (sizes[_key(onto)], _key(onto) in found) > (sizes[_key(mine)], False):
+                continue
+            found[_key(mine)] = mine
+    return found
+
+
+def _key(branch: Branch) -> Key:
+    return branch.use.tensor, branch.use.nth
+
+
+def _branch(graph: NeuronGraph, edge: Edge, sizes: Collection[Key]) -> Branch | None:
+    # back from an addition through BatchNorms and factors per channel to the layer, None if there is more between
+    layers = {use.node: use for use in graph.uses if (use.tensor, use.nth) in sizes}
+    norms: list[str] = []
+    channels: set[int] = set()
+    way = edge
+    while MOVES.issuperset(way.ops):
+        node, use = graph.flow.nodes[way.source], layers.get(way.source)
+        if use is not None:
+            return Branch(use, tuple(reversed(norms)), edge) if channels <= {layout_size(use.output[1])} else None
+        means = [name for name in node.tensors if graph.tensors[name].kind == "mean"]
+        if len(graph.flow.into[way.source]) != 1 or not (
+            means if node.op in BATCH_NORMS else node.op == "mul" and len(node.tensors) == 1
+        ):
+            return None
+        norms += map(norm_name, means)
+        channels.add(_entries(graph, (means or node.tensors)[0]))
+        (way,) = graph.flow.into[way.source]
+    return None
+
+
+def _entries(graph: NeuronGraph, name: str) -> int:
+    shape = graph.tensors[name].shape
+    return int(torch.Size(shape).numel())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trail:
     """What happened to a contraction's output so far: y = A·z + B per channel, its entries moved about.
 
-    `scale` is A and `shift` is B, shape `(channels,)`; None stands for 1 and 0.
+    `steps` are the ops on the way and the shapes they were given. `scale` is A and `shift` is B, shape `(channels,)`;
+    None stands for 1 and 0.
     """
 
     contraction: Contraction
     channels: int
-    steps: tuple[Step, ...] = ()
+    steps: tuple[tuple[Step, tuple[int, ...]], ...] = ()
     scale: Tensor | None = None
     shift: Tensor | None = None
-    norms: tuple[str, ...] = ()
 
     def back(self, stream: Tensor) -> Tensor:
         """A tensor laid out like the stream, laid out like the contraction's output again; no number changes."""
-        for step in reversed(self.steps):
-            if step.name in VIEWS:
-                stream = stream.reshape(step.shape)
-            elif step.name == "aten::transpose":
-                stream = stream.transpose(*step.rest)
-            elif step.name == "aten::permute":
-                order = [d % len(step.shape) for d in step.rest[0]]
+        for step, shape in reversed(self.steps):
+            if step.op in VIEWS:
+                stream = stream.reshape(shape)
+            elif step.op == "transpose":
+                stream = stream.transpose(*step.args[1:])
+            elif step.op == "permute":
+                order = [d % len(shape) for d in step.args[1]]
                 stream = stream.permute([order.index(d) for d in range(len(order))])
         return stream
 
     def forth(self, output: Tensor) -> Tensor:
         """Run the steps again on another output of the contraction."""
-        for step in self.steps:
-            result = step.func(output, *step.rest, **step.kwargs)
+        for step, _ in self.steps:
+            result = step.func(output, *step.args[1:], **step.kwargs)
             output = result if isinstance(result, Tensor) else result[0]
         return output
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Addition:
-    """Two activations that are about to be added: the end of a trail, and another, which may end a trail `onto` too."""
+    """Two activations that are about to be added: the end of a trail, and another."""
 
     trail: Trail
     branch: Tensor
     other: Tensor
-    onto: Trail | None
 
     @property
     def key(self) -> Key:
@@ -73,20 +133,20 @@ class Addition:
         return self.trail.contraction.key
 
 
-class TrailWatcher(Watcher):
-    """A watcher that follows the outputs of chosen contractions and offers the additions they reach."""
+class Trails:
+    """Follows the outputs of chosen contractions as a network runs; calls `adding` at the additions they reach."""
 
-    def __init__(self, model: nn.Module, followed: set[Key] | None = None) -> None:
-        super().__init__(model)
-        self.followed = followed
+    def __init__(self, model: nn.Module, followed: Collection[Key], adding: Callable[[Addition], None]) -> None:
+        self.owner, self.followed, self.adding = Owner(model), followed, adding
         self.trails: dict[int, Trail] = {}
         self.kept: list[Tensor] = []  # ids stay unique while the tensors live
 
-    def adding(self, addition: Addition) -> None:
-        """The end of a trail is about to be added to another activation."""
+    def start(self, contraction: Contraction, output: Tensor) -> None:
+        """A contraction has made this output."""
+        if contraction.key in self.followed and not contraction.skipped:
+            self._follow(output, Trail(contraction, output.shape[1]))
 
-    def follow(self, tensor: Tensor, trail: Trail) -> None:
-        """Remember that this tensor is at the end of this trail."""
+    def _follow(self, tensor: Tensor, trail: Trail) -> None:
         self.trails[id(tensor)] = trail
         self.kept.append(tensor)
 
@@ -96,80 +156,62 @@ class TrailWatcher(Watcher):
         self.trails = {i: trail for i, trail in self.trails.items() if i not in gone}
         self.kept = [tensor for tensor in self.kept if id(tensor) not in gone]
 
-    def ended(self, contraction: Contraction, output: Tensor) -> Tensor | None:
-        """A contraction has run and may be followed; a tensor that is returned takes the place of its output."""
-
-    def after(self, contraction: Contraction, output: Tensor) -> Tensor | None:
-        """Start a trail."""
-        replaced = self.ended(contraction, output)
-        output = output if replaced is None else replaced
-        if not contraction.skipped and (self.followed is None or contraction.key in self.followed):
-            self.follow(output, Trail(contraction, output.shape[1]))
-        return output
-
-    def about(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def about(self, step: Step) -> None:
         """Offer an addition before it runs."""
-        if func._schema.name not in ADDITIONS or len(args) < 2 or kwargs.get("alpha", 1) != 1:
+        if step.op not in ("add", "add_") or len(step.args) < 2 or step.kwargs.get("alpha", 1) != 1:
             return
-        a, b = args[:2]
+        a, b = step.args[:2]
         if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape:
             return
-        if self.is_parameter(a) or self.is_parameter(b):
+        if self.owner.is_parameter(a) or self.owner.is_parameter(b):
             return
-        first, second = self.trails.get(id(a)), self.trails.get(id(b))
-        if first is not None:
-            self.adding(Addition(first, a, b, second))
-        if second is not None:
-            self.adding(Addition(second, b, a, first))
+        for branch, other, trail in ((a, b, self.trails.get(id(a))), (b, a, self.trails.get(id(b)))):
+            if trail is not None:
+                self.adding(Addition(trail, branch, other))
 
-    def done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def done(self, step: Step, result: Any) -> None:
         """Carry trails through an op that has run."""
         output = result[0] if isinstance(result, (tuple, list)) and result else result
         if not isinstance(output, Tensor) or not self.trails:
             return
-        trail = next((self.trails[id(a)] for a in args[:2] if id(a) in self.trails), None)
-        longer = None if trail is None else self._longer(trail, func, args, kwargs)
+        trail = next((self.trails[id(a)] for a in step.args[:2] if id(a) in self.trails), None)
+        longer = None if trail is None else self._longer(trail, step)
         if longer is not None:
-            self.follow(output, longer)
+            self._follow(output, longer)
         else:
             self.trails.pop(id(output), None)
 
-    def _longer(self, trail: Trail, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trail | None:
-        name = func._schema.name
-        x = args[0] if isinstance(args[0], Tensor) else None
-        if x is None or self.trails.get(id(x)) is not trail:
-            x = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None
-            if x is None or name != "aten::mul":
+    def _longer(self, trail: Trail, step: Step) -> Trail | None:
+        if self.trails.get(id(step.args[0])) is not trail:
+            if step.op != "mul":
                 return None
-            args = (args[1], args[0])
-        step = Step(func, tuple(args[1:]), kwargs, tuple(x.shape), name)
-        if name in SAME or name in VIEWS or name in ("aten::transpose", "aten::permute"):
-            return replace(trail, steps=(*trail.steps, step))
-        if name in BATCH_NORMS:
-            scale, shift, norm = self.normed(args, func)
-        elif name == "aten::mul" and self.is_parameter(args[1]) and args[1].numel() == trail.channels:
-            scale, shift, norm = args[1].flatten(), None, ""
+            step = replace(step, args=(step.args[1], step.args[0], *step.args[2:]))
+        steps = (*trail.steps, (step, tuple(step.args[0].shape)))
+        if step.op in SAME or step.op in MOVES:
+            return replace(trail, steps=steps)
+        norm = self.owner.norm(step)
+        if norm is not None:
+            scale, shift = _affine(norm)
+        elif step.op == "mul" and self.owner.is_parameter(step.args[1]):
+            scale, shift = step.args[1].flatten().clone(), None
         else:
             return None
-        if scale is None or scale.numel() != trail.channels:
+        if scale.numel() != trail.channels:
             return None
         return replace(
             trail,
-            steps=(*trail.steps, step),
-            scale=scale.clone() if trail.scale is None else trail.scale * scale,
+            steps=steps,
+            scale=scale if trail.scale is None else trail.scale * scale,
             shift=_joined(trail.shift, scale, shift),
-            norms=(*trail.norms, norm) if norm else trail.norms,
         )
 
-    def normed(self, args: tuple[Any, ...], func: Any) -> tuple[Tensor | None, Tensor | None, str]:
-        """Scale, shift and name of a BatchNorm op in eval mode."""
-        norm = self.norm(func, args)
-        if norm is None:
-            return None, None, ""
-        scale = (norm.variance + norm.eps).rsqrt()
-        scale = scale if norm.scale is None else scale * norm.scale
-        shift = -norm.mean * scale
-        return scale, shift if norm.shift is None else shift + norm.shift, norm.name
+
+def _affine(norm: Norm) -> tuple[Tensor, Tensor]:
+    # scale and shift of a BatchNorm in eval mode
+    scale = (norm.variance + norm.eps).rsqrt()
+    scale = scale if norm.scale is None else scale * norm.scale
+    shift = -norm.mean * scale
+    return scale, shift if norm.shift is None else shift + norm.shift
 
 
 def _joined(before: Tensor | None, scale: Tensor, shift: Tensor | None) -> Tensor | None:

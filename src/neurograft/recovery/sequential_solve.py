@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from neurograft.recovery.fitting import Fit
 from neurograft.recovery.rescaling import Rescale
-from neurograft.recovery.residual_branches import Addition, TrailWatcher
+from neurograft.recovery.residual_branches import Addition, Trails
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
 from neurograft.recovery.statistics import NormFit
-from neurograft.recovery.watching import Contraction, Key, Norm, Stop, run
+from neurograft.recovery.watching import Contraction, Key, Norm, Stop, Watcher, run
+from neurograft.tracing.graph import NeuronGraph
 
 Item: TypeAlias = Fit | NormFit | Rescale
 FAINT = 1e-3
@@ -41,6 +42,7 @@ class Work:
     """
 
     model: nn.Module
+    graph: NeuronGraph
     samples: Samples
     sampler: Sampler
     pending: list[Item]
@@ -74,7 +76,8 @@ def settle(work: Work) -> int:
         norms: dict[str, Norm] = {}
         for number, batch in enumerate(work.samples.batches):
             fitter = _Fitter(work, items, number, last, norms)
-            run(work.model, batch, fitter, what=f"batches[{number}], the fused network")
+            watcher = Watcher(fitter.before, fitter.after, fitter.norm, fitter.trails.about, fitter.trails.done)
+            run(work.model, work.graph, batch, watcher, what=f"batches[{number}], the fused network")
         if work.at_once:
             left = fitter.left
             if len(left) == len(items):
@@ -97,7 +100,7 @@ def _settle_gathered(item: Item, last: dict[Key, Contraction], norms: dict[str, 
             item.write(norms[item.name])
 
 
-class _Fitter(TrailWatcher):
+class _Fitter:
     """One run of the fused network over one batch."""
 
     def __init__(
@@ -108,7 +111,8 @@ class _Fitter(TrailWatcher):
         last: dict[Key, Contraction],
         norms: dict[str, Norm],
     ) -> None:
-        super().__init__(work.model, {i.place.key for i in items if isinstance(i, Fit) and i.place.stream})
+        followed = {i.place.key for i in items if isinstance(i, Fit) and i.place.stream}
+        self.trails = Trails(work.model, followed, self.adding)
         self.work, self.batch, self.last, self.norms_met = work, batch, last, norms
         self.left = list(items)
 
@@ -134,9 +138,10 @@ class _Fitter(TrailWatcher):
             item.solve(contraction)
         self.finished(item)
 
-    def ended(self, contraction: Contraction, output: Tensor) -> Tensor | None:
+    def after(self, contraction: Contraction, output: Tensor) -> Tensor | None:
         item = self.turn(contraction.key)
         if not isinstance(item, Rescale):
+            self.trails.start(contraction, output)
             return None
         check_finite_output(output, contraction.tensor, f"the fused network, batches[{self.batch}]")
         item.statistics.add(output)
@@ -156,7 +161,7 @@ class _Fitter(TrailWatcher):
         self.gather(item, contraction, self.left_for(item, addition, chosen), chosen)
         if self.work.at_once and item.solve(contraction):
             addition.branch.copy_(trail.forth(contraction.again()))
-        self.drop(contraction.key)
+        self.trails.drop(contraction.key)
         self.finished(item)
 
     def left_for(self, item: Fit, addition: Addition, chosen: Tensor) -> Tensor:
@@ -175,7 +180,7 @@ class _Fitter(TrailWatcher):
             return wanted
         return torch.where(faint, output_rows(trail.contraction.again(), chosen, count), wanted)
 
-    def normalising(self, norm: Norm) -> None:
+    def norm(self, norm: Norm) -> None:
         item = self.turn(norm.name)
         if not isinstance(item, NormFit):
             return

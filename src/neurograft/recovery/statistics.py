@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.errors import InputError
+from neurograft.inputs import device_of, to_device
 from neurograft.recovery.samples import Samples
 from neurograft.recovery.watching import Norm, Watcher, run
+from neurograft.tracing.graph import NeuronGraph
 
 SILENT = 1e-6
 """A neuron whose standard deviation is below this share of the layer's largest has no scale to repair."""
@@ -105,20 +107,25 @@ def running_statistics(norm: Norm) -> tuple[Tensor, Tensor]:
     return norm.mean.to(torch.float64, copy=True), (norm.variance.double() + norm.eps).sqrt()
 
 
-class _Reader(Watcher):
-    """Pools the statistics of what chosen BatchNorms read."""
+def read_statistics(
+    model: nn.Module, graph: NeuronGraph, samples: Samples, names: Collection[str], who: str = ""
+) -> dict[str, tuple[Norm, Statistics]]:
+    """What the named BatchNorms read on the samples, pooled, beside the norms themselves; `who` is for errors."""
+    found: dict[str, tuple[Norm, Statistics]] = {}
 
-    def __init__(self, model: nn.Module, found: dict[str, Statistics], norms: dict[str, Norm]) -> None:
-        super().__init__(model)
-        self.found, self.norms = found, norms
+    def add(norm: Norm) -> None:
+        if norm.name in names:
+            statistics = found[norm.name][1] if norm.name in found else Statistics()
+            statistics.add(norm.input)
+            found[norm.name] = norm, statistics
 
-    def normalising(self, norm: Norm) -> None:
-        if norm.name in self.found:
-            self.found[norm.name].add(norm.input)
-            self.norms[norm.name] = norm
+    device = device_of(model)
+    for number, batch in enumerate(samples.batches):
+        run(model, graph, to_device(batch, device), Watcher(norm=add), what=f"batches[{number}]{who}")
+    return found
 
 
-def settle_statistics(model: nn.Module, samples: Samples, names: Collection[str]) -> int:
+def settle_statistics(model: nn.Module, graph: NeuronGraph, samples: Samples, names: Collection[str]) -> int:
     """Make the named BatchNorms' statistics those of what they read, in place, without changing what they compute.
 
     Scale and shift take up the change, γ' = γ σ'/σ and β' = β + γ (μ' − μ)/σ; a BatchNorm without them stays as it is.
@@ -128,16 +135,13 @@ def settle_statistics(model: nn.Module, samples: Samples, names: Collection[str]
     """
     if not names:
         return 0
-    found = {name: Statistics() for name in names}
-    norms: dict[str, Norm] = {}
-    for number, batch in enumerate(samples.batches):
-        run(model, batch, _Reader(model, found, norms), what=f"batches[{number}]")
+    found = read_statistics(model, graph, samples, names)
     with torch.no_grad():
-        for name, norm in norms.items():
+        for name, (norm, statistics) in found.items():
             if norm.scale is None or norm.shift is None:
                 continue
             centre, before = running_statistics(norm)
-            NormFit(name, None, found[name]).write(norm)
+            NormFit(name, None, statistics).write(norm)
             mean, after = running_statistics(norm)
             scale = norm.scale.double()
             norm.shift.copy_(norm.shift + scale * (mean - centre) / before)

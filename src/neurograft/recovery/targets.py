@@ -10,11 +10,11 @@ from neurograft.axes.mixing import mix_along, unit_positions
 from neurograft.inputs import device_of, to_device
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
-from neurograft.recovery.layers import Place, contractions_of
-from neurograft.recovery.residual_branches import Addition, TrailWatcher
+from neurograft.recovery.layers import Place
+from neurograft.recovery.residual_branches import Addition, Trails
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
-from neurograft.recovery.statistics import PlannedNorm, Statistics, running_statistics
-from neurograft.recovery.watching import Contraction, Key, Norm, Stop, Watcher, run
+from neurograft.recovery.statistics import PlannedNorm, read_statistics, running_statistics
+from neurograft.recovery.watching import Contraction, Key, Stop, Watcher, run
 
 Targets = dict[Key, list[Tensor]]
 """A layer's key -> per batch the planned rows, shape `(samples · positions, outputs)`."""
@@ -35,8 +35,9 @@ def collect_targets(
         device = device_of(model)
         with preserve_state(model):
             for number, batch in enumerate(samples.batches):
-                watcher = _Listener(model, m, places, plan, targets, sampler, number, samples.counts[number])
-                run(model, to_device(batch, device), watcher, what=f"batches[{number}], member {m}")
+                listener = _Listener(model, m, places, plan, targets, sampler, number, samples.counts[number])
+                watcher = Watcher(after=listener.after, about=listener.trails.about, done=listener.trails.done)
+                run(model, plan.graphs[m], to_device(batch, device), watcher, what=f"batches[{number}], member {m}")
     return targets
 
 
@@ -47,12 +48,9 @@ def collect_norms(
     planned: dict[str, PlannedNorm] = {}
     names = [name for name in names if f"{name}.running_mean" in plan.graph.tensors]
     for m, model in enumerate(models) if names else ():
-        device = device_of(model)
         with preserve_state(model):
-            listener = _NormListener(model, names)
-            for number, batch in enumerate(samples.batches):
-                run(model, to_device(batch, device), listener, what=f"batches[{number}], member {m}")
-            for name, (norm, statistics) in listener.found.items():
+            found = read_statistics(model, plan.graphs[m], samples, names, f", member {m}")
+            for name, (norm, statistics) in found.items():
                 assert statistics.mean is not None
                 read = statistics.mean, statistics.variance(unbiased=False).sqrt()
                 rows = planned_buffer(torch.stack([*read, *running_statistics(norm)]), f"{name}.running_mean", plan, m)
@@ -98,31 +96,17 @@ def planned_part(rows: Tensor, own: Layout, fused: Layout, tensor: str, plan: Fu
     return rows if bool((c == 1).all()) else rows * c.to(rows.device)
 
 
-class _NormListener(Watcher):
-    """Pools what chosen BatchNorms of a member read."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__(model)
-        self.names = names
-        self.found: dict[str, tuple[Norm, Statistics]] = {}
-
-    def normalising(self, norm: Norm) -> None:
-        if norm.name in self.names:
-            statistics = self.found[norm.name][1] if norm.name in self.found else Statistics()
-            statistics.add(norm.input)
-            self.found[norm.name] = norm, statistics
-
-
 def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int) -> Tensor:
     """One member's part of the planned rows, c_m A_m z_m; `(rows, member's outputs)` becomes `(rows, outputs)`."""
     assert place.use is not None
-    name, nth = place.key
-    own: Layout = contractions_of(plan.graphs[member], name)[nth].output[1]
+    use = plan.graphs[member].use(*place.key)
+    assert use is not None
+    own: Layout = use.output[1]
     fused: Layout = place.use.output[1]
-    return planned_part(rows, own, fused, name, plan, member)
+    return planned_part(rows, own, fused, use.tensor, plan, member)
 
 
-class _Listener(TrailWatcher):
+class _Listener:
     """Takes the rows of every wanted layer of one member in one batch."""
 
     def __init__(
@@ -136,21 +120,22 @@ class _Listener(TrailWatcher):
         batch: int,
         samples: int,
     ) -> None:
-        super().__init__(model, {place.key for place in places if place.stream})
+        self.trails = Trails(model, {place.key for place in places if place.stream}, self.adding)
         self.member, self.plan, self.targets, self.sampler = member, plan, targets, sampler
         self.batch, self.samples = batch, samples
         self.wanted = {place.key: place for place in places}
 
-    def ended(self, contraction: Contraction, output: Tensor) -> None:
+    def after(self, contraction: Contraction, output: Tensor) -> None:
         place = self.wanted.get(contraction.key)
         if place is not None and not place.stream:
             self.take(place, output)
+        self.trails.start(contraction, output)
 
     def adding(self, addition: Addition) -> None:
         place = self.wanted.get(addition.key)
         if place is not None and place.stream:
             self.take(place, addition.trail.back(addition.branch + addition.other))
-            self.drop(place.key)
+            self.trails.drop(place.key)
 
     def take(self, place: Place, output: Tensor) -> None:
         check_finite_output(output, place.key[0], f"member {self.member}, batches[{self.batch}]")

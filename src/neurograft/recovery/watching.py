@@ -1,7 +1,6 @@
-"""Watch a network run: every weight at the moment it is used, every norm, every addition of two activations."""
+"""Watch a network run: every weight at the moment it is multiplied, every BatchNorm, and all ops between."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,19 +9,19 @@ from torch import Tensor, nn
 
 from neurograft.inputs import Inputs, call_on_batch
 from neurograft.recovery.patches import Geometry
-from neurograft.tracing.dispatch import Dispatch, facts_of, without_fast_paths
-from neurograft.tracing.observing import operands
+from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.observing import Step, observe
 
 Key: TypeAlias = tuple[str, int]
 CONTRACTIONS = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "_grouped_mm"})
 BATCH_NORMS = frozenset(
     {
-        "aten::native_batch_norm",
-        "aten::_native_batch_norm_legit",
-        "aten::_native_batch_norm_legit_no_training",
-        "aten::_batch_norm_no_update",
-        "aten::cudnn_batch_norm",
-        "aten::miopen_batch_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training",
+        "_batch_norm_no_update",
+        "cudnn_batch_norm",
+        "miopen_batch_norm",
     }
 )
 
@@ -32,8 +31,7 @@ class Contraction:
     """A weight about to be multiplied with an activation.
 
     Attributes:
-        tensor: the parameter's name.
-        nth: how many contractions with this parameter the run had before.
+        key: the parameter's name, and how many ops the run had before that read it.
         weight: the part of the parameter that the op sees, `(inputs, outputs)` or a convolution's weight; a view.
         bias: the bias the op adds, None without.
         input: the activation, `(rows, inputs)` or `(samples, channels, *spatial)`.
@@ -42,8 +40,7 @@ class Contraction:
         skipped: why such an op cannot be solved for, "" if it can.
     """
 
-    tensor: str
-    nth: int
+    key: Key
     weight: Tensor
     bias: Tensor | None
     input: Tensor
@@ -52,9 +49,9 @@ class Contraction:
     skipped: str = ""
 
     @property
-    def key(self) -> Key:
-        """What names this contraction in every run."""
-        return self.tensor, self.nth
+    def tensor(self) -> str:
+        """The parameter's name."""
+        return self.key[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -74,110 +71,119 @@ class Stop(Exception):
     """Ends a run early: everything that was wanted has been seen."""
 
 
-class Watcher:
-    """Changes nothing by itself; what it meets is offered to the methods below."""
+class Owner:
+    """Which parameter or buffer of a network a tensor is, or is a view of."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.uses: dict[str, int] = {}
-        self.owners = {_storage(p): name for name, p in model.named_parameters(remove_duplicate=True)}
+        self.parameters = {_storage(p): name for name, p in model.named_parameters(remove_duplicate=True)}
         self.buffers = {_storage(b): name for name, b in model.named_buffers(remove_duplicate=True)}
-
-    def before(self, contraction: Contraction) -> None:
-        """A contraction is about to run."""
-
-    def after(self, contraction: Contraction, output: Tensor) -> Tensor | None:
-        """A contraction has run; a tensor that is returned takes the place of its output."""
-
-    def normalising(self, norm: Norm) -> None:
-        """A BatchNorm is about to run."""
-
-    def about(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Any op is about to run."""
-
-    def done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Any op has run."""
 
     def is_parameter(self, value: Any) -> bool:
         """Whether the tensor is a parameter or a view of one."""
-        return isinstance(value, Tensor) and _storage(value) in self.owners
+        return isinstance(value, Tensor) and _storage(value) in self.parameters
 
-    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an op, and offer what it is."""
-        contraction = self._contraction(func, args, kwargs)
-        if contraction is not None:
-            self.before(contraction)
-            output = func(*args, **kwargs)
-            replaced = self.after(contraction, output)
-            return output if replaced is None else replaced
-        norm = self.norm(func, args)
-        if norm is not None:
-            self.normalising(norm)
-        self.about(func, args, kwargs)
-        result = func(*args, **kwargs)
-        self.done(func, args, kwargs, result)
-        return result
-
-    def norm(self, func: Any, args: tuple[Any, ...]) -> Norm | None:
+    def norm(self, step: Step) -> Norm | None:
         """What a BatchNorm op works on, None if it is no BatchNorm with running statistics."""
-        if func._schema.name not in BATCH_NORMS:
+        if step.op not in BATCH_NORMS:
             return None
-        values = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
-        mean, variance = values.get("running_mean"), values.get("running_var")
+        mean, variance = step.argument("running_mean"), step.argument("running_var")
         if mean is None or variance is None or _storage(mean) not in self.buffers:
             return None
-        eps = float(values["eps"] if "eps" in values else values["epsilon"])
-        name = self.buffers[_storage(mean)].rpartition(".")[0]
-        return Norm(name, values["input"], values.get("weight"), values.get("bias"), mean, variance, eps)
+        eps = step.argument("eps")
+        eps = float(step.argument("epsilon") if eps is None else eps)
+        name = norm_name(self.buffers[_storage(mean)])
+        return Norm(name, step.args[0], step.argument("weight"), step.argument("bias"), mean, variance, eps)
 
-    def _contraction(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Contraction | None:
-        op = facts_of(func).name
-        found = operands(op, args, self.is_parameter) if op in CONTRACTIONS else None
-        if found is None or found.input is None:
+    def contraction(self, step: Step) -> Contraction | None:
+        """What a contraction of a parameter with an activation works on, None for any other op."""
+        reading = step.reading
+        if reading is None or step.op not in CONTRACTIONS or not reading.active:
             return None
-        weight, x, bias, turned = found.weight, found.input, found.bias, found.turned
-        if self.is_parameter(x) or _storage(x) in self.buffers:
+        weight, x, bias, turned = reading.operands
+        if x is None or _storage(x) in self.buffers or self.parameters.get(_storage(weight)) != reading.tensor:
             return None
         geometry, why = None, ""
-        if op == "convolution":
-            stride, padding, dilation, transposed, extra, groups = args[3:]
-            kernel, step, around, apart = (tuple(value) for value in (weight.shape[2:], stride, padding, dilation))
-            geometry = Geometry(kernel, step, around, apart, groups, transposed, tuple(extra))
-        elif op in ("mm", "addmm"):
+        if step.op == "convolution":
+            stride, padding, dilation, transposed, extra, groups = step.args[3:]
+            kernel, steps, around, apart = (tuple(value) for value in (weight.shape[2:], stride, padding, dilation))
+            geometry = Geometry(kernel, steps, around, apart, groups, transposed, tuple(extra))
+        elif step.op in ("mm", "addmm"):
             if turned:
                 x, weight, why = x.t(), weight.t(), "its activation stands to the right of it"
-            if kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1 or (bias is not None and bias.dim() != 1):
+            scaled = step.kwargs.get("beta", 1) != 1 or step.kwargs.get("alpha", 1) != 1
+            if scaled or (bias is not None and bias.dim() != 1):
                 why = "its op adds something else than a bias"
         else:
-            why = f"it is used by {op}, many matrices or a vector at once"
+            why = f"it is used by {step.op}, many matrices or a vector at once"
         if bias is not None and not self.is_parameter(bias):
             why = "the bias its op adds is no parameter"
-        owner = self.owners[_storage(weight)]
-        nth = self.uses.get(owner, 0)
-        self.uses[owner] = nth + 1
-        return Contraction(owner, nth, weight, bias, x, geometry, lambda: func(*args, **kwargs), why)
+        return Contraction(reading.key, weight, bias, x, geometry, step.run, why)
+
+
+def norm_name(mean: str) -> str:
+    """What a BatchNorm is called, by its running mean."""
+    return mean.rpartition(".")[0]
 
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-@contextmanager
-def watched(watcher: Watcher) -> Iterator[None]:
-    """Run ops under the watcher, without gradients and without fused fast paths that would hide the weights."""
-    with torch.no_grad(), without_fast_paths(), Dispatch(watcher.meet):
-        yield
+@dataclass(frozen=True)
+class Watcher:
+    """What is called as a network runs; every part may be left out.
+
+    Attributes:
+        before: a contraction is about to run.
+        after: a contraction has run; a tensor that is returned takes the place of its output.
+        norm: a BatchNorm is about to run.
+        about: an op that is no contraction is about to run.
+        done: an op that is no contraction has run.
+    """
+
+    before: Callable[[Contraction], None] | None = None
+    after: Callable[[Contraction, Tensor], Tensor | None] | None = None
+    norm: Callable[[Norm], None] | None = None
+    about: Callable[[Step], None] | None = None
+    done: Callable[[Step, Any], None] | None = None
 
 
-def run(model: nn.Module, inputs: Inputs, make: Callable[[nn.Module], Watcher] | Watcher, *, what: str) -> Watcher:
-    """Run the model once under a watcher; a `Stop` ends it early.
+class _Calls:
+    """Tells a watcher what the observed ops are."""
+
+    def __init__(self, watcher: Watcher, owner: Owner) -> None:
+        self.watcher, self.owner = watcher, owner
+        self.contraction: Contraction | None = None
+
+    def before(self, step: Step) -> None:
+        watcher = self.watcher
+        self.contraction = self.owner.contraction(step)
+        if self.contraction is not None:
+            if watcher.before is not None:
+                watcher.before(self.contraction)
+            return
+        norm = self.owner.norm(step) if watcher.norm is not None else None
+        if watcher.norm is not None and norm is not None:
+            watcher.norm(norm)
+        if watcher.about is not None:
+            watcher.about(step)
+
+    def after(self, step: Step, result: Any) -> Tensor | None:
+        if self.contraction is not None:
+            return None if self.watcher.after is None else self.watcher.after(self.contraction, result)
+        if self.watcher.done is not None:
+            self.watcher.done(step, result)
+        return None
+
+
+def run(model: nn.Module, graph: NeuronGraph, inputs: Inputs, watcher: Watcher, *, what: str) -> None:
+    """Run the model once under a watcher, without gradients; a `Stop` ends it early.
 
     Raises:
         InputError: if the network cannot take the inputs; `what` says which batch and whose network it was.
     """
-    watcher = make if isinstance(make, Watcher) else make(model)
     try:
-        with watched(watcher):
+        with torch.no_grad(), observe(model, graph, _Calls(watcher, Owner(model))):
             call_on_batch(model, inputs, what)
     except Stop:
         pass
-    return watcher

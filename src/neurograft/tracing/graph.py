@@ -58,6 +58,14 @@ class NeuronGraph:
         return len(self.groups)
 
     @cached_property
+    def _uses(self) -> dict[tuple[str, int], Use]:
+        return {(use.tensor, use.nth): use for use in self.uses}
+
+    def use(self, tensor: str, nth: int) -> Use | None:
+        """The nth use of a weight in the run, None if there is none."""
+        return self._uses.get((tensor, nth))
+
+    @cached_property
     def free(self) -> tuple[Group, ...]:
         """The groups a permutation may move."""
         return tuple(group for group in self.groups if not group.fixed)

@@ -6,6 +6,7 @@ fused projection, a weight-norm product), just as tracing does it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ OPERANDS: dict[str, tuple[int | None, int, int | None]] = {
     "_embedding_bag_forward_only": (None, 0, None),
     "native_batch_norm": (0, 1, 2),
     "cudnn_batch_norm": (0, 1, 2),
+    "miopen_batch_norm": (0, 1, 2),
     "_native_batch_norm_legit_no_training": (0, 1, 2),
     "_native_batch_norm_legit": (0, 1, 2),
     "_batch_norm_with_update": (0, 1, 2),
@@ -70,30 +72,75 @@ def operands(op: str, args: tuple[Any, ...], is_weight: Callable[[Tensor], bool]
         return Operands(given, weight, bias, True)
     if "norm" in op and isinstance(bias, Tensor) and is_weight(bias):
         return Operands(bias, given, None, False)
+    if "batch_norm" in op and len(args) > 3 and isinstance(args[3], Tensor) and is_weight(args[3]):
+        return Operands(args[3], given, None, False)
     return None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """A weight that an op reads.
+
+    Attributes:
+        tensor: the parameter (of several that the weight is made from, the largest).
+        nth: how many ops the forward pass had before that read it.
+        use: the graph's own record of this use, None if tracing has not seen it.
+        operands: the weight as the op sees it, what stands beside it, the bias.
+        active: whether what stands beside it is an activation, or at least no weight.
+    """
+
+    tensor: str
+    nth: int
+    use: Use | None
+    operands: Operands
+    active: bool
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What names this use in every run."""
+        return self.tensor, self.nth
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """An op that is about to run, or has just run; `reading` is None if it reads no weight."""
+
+    op: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    reading: Reading | None
+
+    def run(self) -> Any:
+        """Run the op (once more), with its operands as they are now."""
+        return self.func(*self.args, **self.kwargs)
+
+    def argument(self, name: str) -> Any:
+        """The op's positional argument of that name; None if it has none."""
+        return next((x for a, x in zip(self.func._schema.arguments, self.args, strict=False) if a.name == name), None)
+
+
 class Observer(Protocol):
-    """What is called at every use of a weight.
+    """What is called at every op of a forward pass.
 
     Tensors are the network's own: read them at once, or clone them. A weight changed in place (`copy_`) in `before`
     is what the op then reads, as long as it reaches the op through views alone (`TensorInfo.curved` is False).
     """
 
-    def before(self, use: Use, input: Tensor | None) -> None:
-        """The op is about to read the weight; `input` is the activation beside it (None for a lookup)."""
+    def before(self, step: Step) -> None:
+        """The op is about to run."""
 
-    def after(self, use: Use, input: Tensor | None, output: Tensor) -> None:
-        """The op has run."""
+    def after(self, step: Step, result: Any) -> Any:
+        """The op has run; what is returned takes the place of its result, None keeps it."""
 
 
 class _Watch:
-    """Follows which tensors are parameters, made from parameters, or activations, and reports uses."""
+    """Follows which tensors are parameters, made from parameters, or activations, and calls the observer."""
 
     def __init__(self, model: nn.Module, graph: NeuronGraph, observer: Observer, path: Callable[[], str]):
         self.observer = observer
         self.path = path
-        self.uses = {(use.tensor, use.nth): use for use in graph.uses}
+        self.graph = graph
         self.products = frozenset(graph.products)
         self.own = tensors_of_model(model).by_name
         self.by_storage: dict[Any, str] = {}
@@ -122,21 +169,20 @@ class _Watch:
         return found or ()
 
     def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an op, and tell the observer if it uses a weight."""
-        facts = facts_of(func)
+        """Run an op between the two calls of the observer."""
+        op = facts_of(func).name
         taken = [*tensors_in(args), *tensors_in(kwargs.values())]
         own = sum(1 for x in taken if self.names(x))
         names = [n for x in taken for n in self.names(x)]
         active = any(x in self.active for x in taken)
         product = tuple(sorted(set(names))) in self.products
-        alone = bool(names) and not active and (product or not consumes(facts.name, self.path(), own))
-        use, given = (None, None) if alone or not names else self._use(facts.name, args)
-        if use is not None:
-            self.observer.before(use, given)
-        result = func(*args, **kwargs)
+        alone = bool(names) and not active and (product or not consumes(op, self.path(), own))
+        step = Step(op, func, args, kwargs, None if alone or not names else self._reading(op, args))
+        self.observer.before(step)
+        result = step.run()
+        replaced = self.observer.after(step, result)
+        result = result if replaced is None else replaced
         results = [r for r in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(r, Tensor)]
-        if use is not None:
-            self.observer.after(use, given, results[0])
         if alone:
             ordered = by_size(names, self.own)
             for r in results:
@@ -146,28 +192,33 @@ class _Watch:
                 self.active[r] = True
         return result
 
-    def _use(self, op: str, args: tuple[Any, ...]) -> tuple[Use | None, Tensor | None]:
+    def _reading(self, op: str, args: tuple[Any, ...]) -> Reading | None:
         found = operands(op, args, lambda x: bool(self.names(x)))
         if found is None:
-            return None, None
+            return None
         tensor = self.names(found.weight)[0]
         nth = self.counts.get(tensor, 0)
         self.counts[tensor] = nth + 1
-        return self.uses.get((tensor, nth)), found.input
+        active = found.input is not None and not self.names(found.input)
+        return Reading(tensor, nth, self.graph.use(tensor, nth), found, active)
 
 
 @contextmanager
 def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterator[None]:
-    """While the caller runs `model`, tell `observer` of every use of a weight, before and after its op.
+    """While the caller runs `model`, call `observer` before and after every op, with the weight that it reads.
 
-    The batch may have any size. Uses are those of `graph.uses`, found again by tensor and by how often the forward
-    pass has used it; every call of `model` starts the count anew.
+    The batch may have any size. Uses of weights are those of `graph.uses`, found again by tensor and by how often the
+    forward pass has used it; every call of `model` starts the count anew.
 
     Example:
         >>> import neurograft
         >>> class Shapes:
-        ...     def before(self, use, input): print(use.tensor, "reads", tuple(input.shape))
-        ...     def after(self, use, input, output): print("  and makes", tuple(output.shape))
+        ...     def before(self, step):
+        ...         if step.reading:
+        ...             print(step.reading.tensor, "reads", tuple(step.reading.operands.input.shape))
+        ...     def after(self, step, result):
+        ...         if step.reading:
+        ...             print("  and makes", tuple(result.shape))
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> graph = neurograft.trace(net, torch.randn(4, 3))
         >>> with torch.no_grad(), observe(net, graph, Shapes()):
@@ -187,4 +238,4 @@ def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterato
             hook.remove()
 
 
-__all__ = ["OPERANDS", "Observer", "Operands", "observe", "operands"]
+__all__ = ["OPERANDS", "Observer", "Operands", "Reading", "Step", "observe", "operands"]

@@ -24,11 +24,13 @@ def affine(
         for own, faced in dims.items():
             labels.unify(labels.of(parameter)[own], axes[faced])
             labels.role(parameter, own, "elementwise", kind)
-    weight, bias = parameters[0][0], parameters[1][0]
+    weight, bias, *statistics = (parameter for parameter, _ in parameters)
     if weight is not None:
         labels.use(weight, x, result, dims, dims, bias)
     elif bias is not None:
         labels.use(bias, x, result, dims, dims)
+    elif statistics and statistics[0] is not None:
+        labels.use(statistics[0], x, result, dims, dims)
 
 
 @rule("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm")
