@@ -21,7 +21,7 @@ class NeuronGraph:
     `groups` come in parameter order, `execution_order` names the free outermost groups as the run first makes
     them, `backward_order` as a depth-first walk from the output meets them (Torch-Pruning's order).
     `outputs` are the dotted paths of the returned tensors whose positions have a meaning ("" is the only one).
-    `products` names the parameters that are multiplied with each other before an activation meets them (U @ V).
+    `products` names the parameters of which an op makes one weight before an activation meets them (U @ V).
     `flow` says what every use of a weight reads and who reads what it makes.
     """
 

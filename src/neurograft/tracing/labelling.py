@@ -24,7 +24,7 @@ CONSUMING = {
     *("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_grouped_mm", "mkldnn_rnn_layer"),
     *("native_layer_norm", "native_batch_norm", "native_group_norm", "_fused_rms_norm"),
 }
-# contractions that may make a weight of two parameters
+# contractions that may make a weight of two parameters; so may norms (a standardised weight and its gain)
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot"}
 # contractions in which an activation's every position meets the same weight, and where that weight stands
 _READING = {"mm": (0, 1), "addmm": (1, 2), "linear": (0, 1), "mv": (0,), "addmv": (1,), "convolution": (1,)}
@@ -73,15 +73,16 @@ def consumes(name: str, module: str, parameters: int) -> bool:
     """Whether an op that sees parameters alone puts them to use, rather than making a weight of them.
 
     Learned queries enter layers as activations do; a parametrisation, or a norm that has no scale of its own and
-    standardises a weight, makes a weight. So may a product of parameters: see `makes_weight`.
+    standardises a weight, makes a weight. So may a product of parameters, or a norm with a scale: see `makes_weight`.
     """
     return name in CONSUMING and "parametrizations" not in module and not ("norm" in name and parameters < 2)
 
 
 def makes_weight(op: Op, later: Sequence[Op], is_active: Callable[[Tensor], bool]) -> bool:
-    """Whether a product of parameters alone is a weight: all that meets it first are activations that it multiplies.
+    """Whether an op makes a weight of parameters alone: all that meets it first are activations that it multiplies.
 
-    `linear(h, U @ V)` reads h with a weight of low rank; a learned query that goes through a layer is added to
+    `linear(h, U @ V)` reads h with a weight of low rank, `conv2d(h, batch_norm(w, gain))` with a standardised one; a
+    learned query that goes through a layer is added to
     activations, or compared with them head by head, and is one itself.
     """
     made = {id(r) for r in op.results if isinstance(r, Tensor)}
@@ -189,14 +190,14 @@ class Labelling:
         derived = [x for x in taken if self.private.known(x)]
         for x in derived:
             self.reached.update(self.private.names[id(x)])
-        product = (
-            op.name in _PRODUCTS
+        makes = (
+            (op.name in _PRODUCTS or ("norm" in op.name and op.name in CONSUMING))
             and bool(derived)
             and not is_active
             and "parametrizations" not in op.module
             and makes_weight(op, kept[at + 1 :], self.main.is_active)
         )
-        alone = product or (bool(derived) and not is_active and not consumes(op.name, op.module, len(derived)))
+        alone = makes or (bool(derived) and not is_active and not consumes(op.name, op.module, len(derived)))
         dealt = not alone and self._is_dealt(op, derived)
         old = [(x, self.main.raw(x)) for x in op.mutates] if op.name not in _RESHAPING else []
         result = self._apply(self.main, op, mixing=bool(derived) and not (alone or dealt))
@@ -208,7 +209,7 @@ class Labelling:
         if not alone:
             self._flow_on(op, derived)
         if alone:
-            self._derive(op, derived, product)
+            self._derive(op, derived, makes)
         elif dealt:
             # every row of the result is the whole weight of the unit that its number names
             self.main.notes.roles.append((self.private.of(derived[0])[0], "elementwise"))
@@ -244,13 +245,14 @@ class Labelling:
         meaning = None if chosen is None else self.main.numbers.moving(chosen)
         return meaning is not None and meaning.kind == "units"
 
-    def _derive(self, op: Op, derived: Sequence[Tensor], product: bool) -> None:
+    def _derive(self, op: Op, derived: Sequence[Tensor], makes: bool) -> None:
         # the result is computed from parameters alone
+        product = makes and op.name in _PRODUCTS
         names = by_size({n for x in derived for n in self.private.names[id(x)]}, self.tensors.by_name)
         self.private.multiplying = product
         self._assign(self.private, op, self._apply(self.private, op, mixing=False))
         self.private.multiplying = False
-        if product:
+        if makes and len(names) > 1:
             self.products.add(tuple(sorted(names)))
         if not product and not _is_linear(op, derived):
             self.curved.update(names)
