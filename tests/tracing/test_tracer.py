@@ -76,6 +76,41 @@ def test_layouts_cover_every_dimension(name: str) -> None:
         assert tuple(layout_size(layout) for layout in graph.tensors[key].layouts) == tuple(x.shape)
 
 
+class Policy(nn.Module):
+    """Draws no action, but makes a distribution of hidden neurons, which checks its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.spread, self.head = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.distributions.Normal(self.body(x), self.spread(x).exp())
+        return torch.distributions.Categorical(logits=self.head(hidden.mean + hidden.stddev)).logits
+
+
+def test_distributions_leave_neurons_free() -> None:
+    graph = ng.trace(Policy().eval(), torch.randn(4, 5), strict=True)
+    assert [group.size for group in graph.free] == [8]
+
+
+class Returning(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.register_buffer("classes", torch.rand(3))
+        self.scale = nn.Parameter(torch.rand(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.head(self.body(x).relu()), self.classes, self.scale
+
+
+def test_buffers_and_parameters_that_are_returned_are_reached() -> None:
+    graph = ng.trace(Returning(), torch.randn(4, 5))
+    assert graph.unreached == ()
+    assert graph["classes:0"].reason is graph["scale:0"].reason is FixedReason.OUTPUT
+    assert [group.name for group in graph.free] == ["body.weight:0"]
+
+
 def test_every_fixed_group_says_why() -> None:
     graph = ng.trace(build("tied"), example("tied"))
     assert graph["embed.weight:0"].why == "looked up by index: embedding in embed"

@@ -165,6 +165,8 @@ class Labelling:
         beside = unread_outputs(tape, kept) if outputs is None else ()
         for path, x in (*pinned_outputs(tape.outputs, outputs), *beside):
             self.pinned.append((tape, path, x))
+            if self.private.known(x):  # a parameter or buffer that is returned as it is
+                self.reached.update(self.private.names[id(x)])
             meaning = self.main.numbers.of(x)
             for axis in (*self.main.every_axis(x), *(() if meaning is None else (meaning.axis,))):
                 fix(axis, Why(FixedReason.OUTPUT, f"the output {path}".strip()))

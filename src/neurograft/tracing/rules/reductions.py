@@ -14,6 +14,7 @@ def _drop(axes: Axes, dims: tuple[int, ...], rank: int) -> Axes:
 
 
 @rule("sum", "mean", "amax", "amin", "any", "all", "prod", "logsumexp", "nansum", "count_nonzero")
+@rule("_is_all_true", "_is_any_true")
 def reduction(labels: Labels, op: Op) -> Result:
     """Out = f over a set of positions."""
     return _reduce(labels, op, arg(op, 1) if op.overload not in ("", "default") or op.name in _DIM_FIRST else None)
