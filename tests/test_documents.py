@@ -125,7 +125,7 @@ def test_sources_are_papers_or_headings_of_the_design_page():
         text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))
         for heading in re.findall(r"design\.md, \"(.*?)\"", text):
             assert heading in headings, f"{path}: {heading}"
-        for source in re.findall(r"\bSource: (.{100})", text) if path.suffix == ".py" else ():
+        for source in re.findall(r"(?<=[.\]] )Source: (.{100})", text) if path.suffix == ".py" else ():
             assert re.search(r"arXiv|design\.md|https://|\b(19|20)\d\d\b", source), f"{path}: {source}"
 
 

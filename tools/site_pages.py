@@ -18,9 +18,9 @@ LIBRARY = SOURCES / "neurograft"
 
 PUBLIC = {
     "Look at a network": ("trace", "verify", "permute", "NeuronGraph"),
-    "Fuse": ("fuse", "Members", "plan", "FusionPlan", "apply"),
+    "Fuse": ("fuse", "Members", "Fusion", "plan", "FusionPlan", "apply"),
     "Methods": ("Average", "Permutation", "OptimalTransport", "Transplant", "Zip"),
-    "Recover without training": ("refit", "repair", "reestimate_batch_norm", "recovery_report"),
+    "Recover without training": ("refit", "repair", "reestimate_batch_norm"),
     "Combine and prune": ("combine", "prune", "Ensemble"),
     "Measure and advise": ("evaluate", "barrier", "advise"),
     "Train": ("train", "finetune", "distill", "fuse_by_schedule"),
