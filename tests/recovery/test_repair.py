@@ -9,6 +9,7 @@ from tests.fusion import repair_and_report
 from tests.networks import MLP, build
 from tests.recovery.test_refit import fused, noise, output
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import neurograft as ng
 from neurograft.errors import InputError, PlanError
@@ -63,6 +64,32 @@ def test_a_batch_norm_normalises_as_the_members_do_on_the_same_samples() -> None
         ]
         torch.testing.assert_close(found.mean(1), (mean - centre) / spread)
         torch.testing.assert_close(found.std(1, unbiased=False), deviation / spread)
+
+
+class Functional(nn.Module):
+    """Two BatchNorms whose statistics are buffers of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 2)
+        for name, channels in (("1", 6), ("2", 5)):
+            self.register_buffer(f"mean{name}", torch.rand(channels))
+            self.register_buffer(f"spread{name}", torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(self.c1(x), self.mean1, self.spread1).relu()
+        x = F.batch_norm(self.c2(x), self.mean2, self.spread2).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("recover", [ng.repair, ng.refit])
+def test_batch_norms_of_one_module_are_told_apart(recover: Callable[..., nn.Module]) -> None:
+    # members that are one network stay it, on samples whose statistics are others than the running ones
+    net = Functional().double().eval()
+    members, x = [net, copy.deepcopy(net)], torch.randn(40, 3, 8, 8, dtype=torch.float64)
+    plan = ng.plan(members, x[:2], "average")
+    better = recover(ng.apply(plan, members), plan, members, [x])
+    torch.testing.assert_close(better(x), net(x))
 
 
 def test_a_layer_that_not_only_its_batch_norm_reads_is_repaired_itself() -> None:

@@ -12,6 +12,7 @@ from neurograft.members.states import State
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.report import LayerRecovery, RecoveryReport
 from neurograft.recovery.targets import planned_part
+from neurograft.recovery.watching import shown
 from neurograft.tracing.flow import MOVING
 from neurograft.tracing.graph import Kind, NeuronGraph, Use
 
@@ -40,7 +41,7 @@ def repair_without_data(own: State, plan: FusionPlan, members: Members, started:
             share = (size / planned.clamp_min(torch.finfo(torch.float32).tiny)).clamp(max=1)
             own[names[1]].copy_(size * power)
             own[names[0]].copy_(mean * share if plan.owned else mean)
-            lines.append(LayerRecovery(names[0].rpartition(".")[0], "statistics", note="from the members' statistics"))
+            lines.append(LayerRecovery(shown(names[0]), "statistics", note="from the members' statistics"))
     seconds = time.perf_counter() - started
     notes = () if lines else ("no BatchNorm stands right behind a layer: nothing was changed",)
     return RecoveryReport("repair without data", tuple(lines), 0, 0, seconds, notes)

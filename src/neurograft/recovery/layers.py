@@ -14,7 +14,7 @@ from neurograft.preserve_state import preserve_state
 from neurograft.recovery.residual_branches import Branch, streams
 from neurograft.recovery.ridge import bytes_for
 from neurograft.recovery.samples import Samples
-from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Watcher, norm_name, run
+from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Watcher, run
 from neurograft.tracing.graph import NeuronGraph, Use
 from neurograft.tracing.observing import Step
 
@@ -137,7 +137,7 @@ def _settling_order(
     for number, node in enumerate(graph.flow.nodes):
         for mean in node.tensors:
             if graph.tensors[mean].kind == "mean":
-                nodes.setdefault(norm_name(mean), number)
+                nodes.setdefault(mean, number)
     places: dict[Key | str, int] = {}
     now = -1
     for name in run:
@@ -183,7 +183,7 @@ def followed_by(graph: NeuronGraph, use: Use) -> str:
         return ""
     node = graph.flow.nodes[readers[0].target]
     means = [name for name in node.tensors if graph.tensors[name].kind == "mean"]
-    return norm_name(means[0]) if means and node.op in BATCH_NORMS else ""
+    return means[0] if means and node.op in BATCH_NORMS else ""
 
 
 def _use_of(contraction: Contraction, plan: FusionPlan, met: Mapping[Key, Contraction]) -> tuple[Use | None, str]:

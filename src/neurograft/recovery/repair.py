@@ -18,12 +18,12 @@ from neurograft.recovery.data_free import repair_without_data
 from neurograft.recovery.layers import Place, Survey, survey
 from neurograft.recovery.refit import MEMORY, left_out
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
-from neurograft.recovery.rescaling import NO_BIAS, Rescale
+from neurograft.recovery.rescaling import Rescale
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, read_samples
 from neurograft.recovery.sequential_solve import Item, Work, eval_mode, settle
 from neurograft.recovery.statistics import NormFit, Statistics
 from neurograft.recovery.targets import collect_norms, planned_rows
-from neurograft.recovery.watching import Contraction, Key, Watcher, run
+from neurograft.recovery.watching import Contraction, Key, Watcher, run, shown
 
 
 def repair(
@@ -96,8 +96,8 @@ def repaired(
     with eval_mode(result):
         passes = settle(Work(result, plan.graph, samples, Sampler(samples.total, None, 0), list(items)))
     lines = tuple(_line(name, by_name.get(name), found) for name in found.run)
-    bare = [line for line in lines if line.note == NO_BIAS]
-    notes = (f"{len(bare)} layers have no bias and got the scale only",) if bare else ()
+    bare = sum(isinstance(item, Rescale) and not item.biased for item in items)
+    notes = (f"{bare} layers have no bias and got the scale only",) if bare else ()
     seconds = time.perf_counter() - started
     return Recovered(result, RecoveryReport("repair", lines, samples.total, passes, seconds, notes))
 
@@ -114,11 +114,11 @@ def _line(name: Key | str, item: Rescale | NormFit | None, found: Survey) -> Lay
     if isinstance(item, Rescale):
         return item.report()
     if isinstance(item, NormFit):
-        return LayerRecovery(item.name, "statistics", rows=item.statistics.count, note="re-estimated")
+        return LayerRecovery(shown(item.name), "statistics", rows=item.statistics.count, note="re-estimated")
     place = next(place for place in found.places if place.key == name)
     if place.skipped:
         return left_out(place)
-    note = f"normalised by {place.followed}" if place.followed else "makes outputs"
+    note = f"normalised by {shown(place.followed)}" if place.followed else "makes outputs"
     return LayerRecovery(place.key[0], "left out", note=note)
 
 

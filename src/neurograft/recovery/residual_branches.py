@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.axes.layout import layout_size
-from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Owner, norm_name
+from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Owner
 from neurograft.tracing.flow import Edge, Happening
 from neurograft.tracing.graph import NeuronGraph, Use
 from neurograft.tracing.observing import Step
@@ -74,7 +74,7 @@ def _branch(graph: NeuronGraph, edge: Edge, sizes: Collection[Key]) -> Branch | 
             means if node.op in BATCH_NORMS else node.op == "mul" and len(node.tensors) == 1
         ):
             return None
-        norms += map(norm_name, means)
+        norms += means
         channels.add(_entries(graph, (means or node.tensors)[0]))
         (way,) = graph.flow.into[way.source]
     return None

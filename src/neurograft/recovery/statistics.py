@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from neurograft.errors import InputError
 from neurograft.inputs import device_of, to_device
 from neurograft.recovery.samples import Samples
-from neurograft.recovery.watching import Norm, Watcher, run
+from neurograft.recovery.watching import Norm, Watcher, run, shown
 from neurograft.tracing.graph import NeuronGraph
 
 SILENT = 1e-6
@@ -87,7 +87,7 @@ class NormFit:
 
     def write(self, norm: Norm) -> None:
         """Put the running statistics in place."""
-        check_statistics(self.statistics, self.name)
+        check_statistics(self.statistics, shown(self.name))
         assert self.statistics.mean is not None
         mean, variance = self.statistics.mean, self.statistics.variance(unbiased=False)
         if self.planned is None:

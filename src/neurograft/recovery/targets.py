@@ -46,14 +46,14 @@ def collect_norms(
 ) -> dict[str, PlannedNorm]:
     """What the members' BatchNorms read and hold, mixed as the plan says; those the plan does not know are left out."""
     planned: dict[str, PlannedNorm] = {}
-    names = [name for name in names if f"{name}.running_mean" in plan.graph.tensors]
+    names = [name for name in names if name in plan.graph.tensors]
     for m, model in enumerate(models) if names else ():
         with preserve_state(model):
             found = read_statistics(model, plan.graphs[m], samples, names, f", member {m}")
             for name, (norm, statistics) in found.items():
                 assert statistics.mean is not None
                 read = statistics.mean, statistics.variance(unbiased=False).sqrt()
-                rows = planned_buffer(torch.stack([*read, *running_statistics(norm)]), f"{name}.running_mean", plan, m)
+                rows = planned_buffer(torch.stack([*read, *running_statistics(norm)]), name, plan, m)
                 part = PlannedNorm(*rows)
                 planned[name] = planned[name] + part if name in planned else part
     return planned

@@ -56,7 +56,10 @@ class Contraction:
 
 @dataclass(slots=True, eq=False)
 class Norm:
-    """A BatchNorm about to run in eval mode: its input, and the parameters and buffers themselves."""
+    """A BatchNorm about to run in eval mode: its input, and the parameters and buffers themselves.
+
+    `name` is that of the running mean: two BatchNorms of one module are two.
+    """
 
     name: str
     input: Tensor
@@ -91,7 +94,7 @@ class Owner:
             return None
         eps = step.argument("eps")
         eps = float(step.argument("epsilon") if eps is None else eps)
-        name = norm_name(self.buffers[_storage(mean)])
+        name = self.buffers[_storage(mean)]
         return Norm(name, step.args[0], step.argument("weight"), step.argument("bias"), mean, variance, eps)
 
     def contraction(self, step: Step) -> Contraction | None:
@@ -120,9 +123,9 @@ class Owner:
         return Contraction(reading.key, weight, bias, x, geometry, step.run, why)
 
 
-def norm_name(mean: str) -> str:
-    """What a BatchNorm is called, by its running mean."""
-    return mean.rpartition(".")[0]
+def shown(norm: str) -> str:
+    """What a report calls a BatchNorm: its module's path, where the running mean has its usual name."""
+    return norm.removesuffix(".running_mean")
 
 
 def _storage(tensor: Tensor) -> int:
