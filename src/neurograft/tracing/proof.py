@@ -22,7 +22,7 @@ from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo
 from neurograft.tracing.permutation import permuted_tensor
 from neurograft.tracing.tape import on_meta
 
-# largest relative change that counts as rounding, by the dtype of the outputs
+# largest relative change that counts as rounding, by the lowest precision of the outputs and of what they are made of
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 _UNREPEATED = (
     "the outputs do not repeat: two runs of the unchanged network on the same inputs are {:.1g} apart (relative); it "
@@ -71,12 +71,13 @@ class Proof:
 
 @contextmanager
 def _precisions() -> Iterator[set[torch.dtype]]:
-    # the dtypes of everything that is computed meanwhile
+    # the dtypes of everything that is computed meanwhile from numbers of any precision
     seen: set[torch.dtype] = set()
 
     def meet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        seen.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
+        if any(x.is_floating_point() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)):
+            seen.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
         return result
 
     with Dispatch(meet):
@@ -118,9 +119,8 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
         base = bench.run({})
     if any(x.is_floating_point() and bool(torch.isnan(x).any()) for x in base):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="the outputs are NaN: look at the weights and the inputs")
-    # many norms compute in float32 whatever they are given: then float64 outputs are no more exact than that
-    inside = {torch.float32} & seen if any(x.dtype == torch.float64 for x in base) else set()
-    tolerance = max((_TOLERANCE.get(dtype, 0.0) for dtype in [*inside, *(x.dtype for x in base)]), default=0.0) or 1e-4
+    # norms that compute in float32, layers under bfloat16 autocast: what is cast back is no more exact than that
+    tolerance = max((_TOLERANCE.get(dtype, 0.0) for dtype in [*seen, *(x.dtype for x in base)]), default=0.0) or 1e-4
     repeated = largest_change(base, bench.run({}))
     if repeated > tolerance:
         return Proof(True, repeated, 0.0, tolerance, 0, 0, unproven=_UNREPEATED.format(repeated), repeats=False)

@@ -56,16 +56,21 @@ def as_found(model: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if buffer.device.type != "meta"]
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     cudnn = torch.backends.cudnn.enabled
+    caching = torch.is_autocast_cache_enabled()
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad(), without_fast_paths():
             # cuDNN runs a recurrent layer as one op on packed weights, which no rule can look into
             torch.backends.cudnn.enabled = cudnn and not recurrent
+            # weights that an autocast around us has cast before are not those the network has now
+            torch.clear_autocast_cache()
+            torch.set_autocast_cache_enabled(False)
             for module, _ in modes:
                 module.training = False
             yield
     finally:
         torch.backends.cudnn.enabled = cudnn
+        torch.set_autocast_cache_enabled(caching)
         for module, training in modes:
             module.training = training
         with torch.no_grad():
