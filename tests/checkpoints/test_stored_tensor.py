@@ -61,6 +61,10 @@ OPERATIONS = {
     "the last": lambda t: t[-1],
     "all": lambda t: t[...],
     "columns": lambda t: t[:, 1:3],
+    "parts": lambda t: t[1::2, ::2],
+    "few of many": lambda t: t[::1000],
+    "none of many": lambda t: t[5:2:3, 1:],
+    "as a tuple": lambda t: t[(slice(None, None, 3),)],
     "some rows": lambda t: t[torch.tensor([4, 0, 0, 2])],
     "rows from behind": lambda t: t[torch.tensor([-1, 0])],
     "no rows": lambda t: t[torch.tensor([], dtype=torch.long)],
@@ -124,6 +128,17 @@ def test_rows_are_read_alone(tensors, stored, read):
     assert torch.equal(stored["matrix"][torch.tensor([3, 2])], tensors["matrix"][[3, 2]])
     assert torch.equal(stored["matrix"].reshape(-1)[1:3], tensors["matrix"].flatten()[1:3])
     assert read == [2 * row, 2 * row, 8]
+
+
+def test_parts_are_read_in_blocks_of_rows(tmp_path, monkeypatch, read):
+    monkeypatch.setattr("neurograft.checkpoints.stored_tensor.SPAN", 40_000)
+    large = torch.arange(300 * 100, dtype=torch.float32).view(300, 100)
+    save_file({"large": large}, tmp_path / "a.safetensors")
+    found = open_checkpoint(tmp_path / "a.safetensors").tensors["large"]
+    assert torch.equal(found[:, ::7], large[:, ::7])
+    assert read == [40_000, 40_000, 40_000]
+    assert torch.equal(found[::30, 1:], large[::30, 1:])
+    assert max(read) == 40_000
 
 
 def test_scattered_rows_of_a_large_tensor_are_read_one_by_one(tmp_path, read):

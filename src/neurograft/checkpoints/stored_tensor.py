@@ -14,7 +14,7 @@ from neurograft.checkpoints.hashing import Stamp, check_stamp
 from neurograft.errors import CheckpointError
 from neurograft.escaping import named
 
-SPAN = 1 << 26  # bytes of neighbouring rows that may be read at once where scattered rows are asked for
+SPAN = 1 << 26  # bytes of neighbouring rows that are read at once where a part of them is asked for
 APART = 1 << 14  # bytes that are read about as fast as a file is positioned anew
 
 
@@ -79,6 +79,16 @@ class Entry:
         each = self.nbytes // self.shape[0]
         numbers = self._numbers(self.read(start * each, (stop - start) * each))
         return numbers.view(stop - start, *self.shape[1:])
+
+    def part(self, slices: tuple[slice, ...]) -> Tensor:
+        """What slices with positive steps leave of an entry without a stride, made of blocks of rows."""
+        rows = range(*slices[0].indices(self.shape[0]))
+        if rows.step == 1 and len(slices) == 1:
+            return self.rows(rows.start, max(rows.start, rows.stop))
+        count = max(1, SPAN // max(1, self.nbytes // self.shape[0]))
+        index = [rows[start : start + count] for start in range(0, len(rows), count)]
+        blocks = [self.rows_at(torch.tensor(own))[(slice(None), *slices[1:])] for own in index]
+        return torch.cat(blocks) if blocks else self.rows(0, 0)[(slice(None), *slices[1:])]
 
     def rows_at(self, index: Tensor) -> Tensor:
         """The rows of an entry without a stride at the places `index`, int64 and not negative."""
@@ -166,9 +176,9 @@ def _partly(func: Any, stored: StoredTensor, *how: Any) -> Tensor | None:
         return StoredTensor(replace(entry, shape=(prod(entry.shape),)))
     if func is Tensor.__getitem__ and len(how) == 1:
         (index,) = how
-        if isinstance(index, slice) and index.step in (None, 1):
-            start, stop, _ = index.indices(entry.shape[0])
-            return entry.rows(start, max(start, stop))
+        slices = index if isinstance(index, tuple) else (index,)
+        if len(slices) <= len(entry.shape) and all(isinstance(i, slice) and (i.step or 1) > 0 for i in slices):
+            return entry.part(slices)
     elif func in (Tensor.index_select, torch.index_select) and len(how) == 2 and how[0] == 0:
         index = how[1]
     else:

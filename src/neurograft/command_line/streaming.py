@@ -29,7 +29,7 @@ MemberFiles = Annotated[
     list[Path],
     typer.Argument(
         metavar="MEMBERS...",
-        help="The members' checkpoints: .safetensors, an index of shards, .pt with only tensors, or model folders.",
+        help="The members' checkpoints: .safetensors, an index, .pt, or model folders; `FILE#ema` takes a part.",
     ),
 ]
 MaxMemory = Annotated[

@@ -13,9 +13,7 @@ def trace(
     factory: Factory,
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[CHECKPOINT]", help="Weights for the proof (.safetensors, or .pt with nothing but tensors)."
-        ),
+        typer.Argument(metavar="[CHECKPOINT]", help="Weights for the proof: .safetensors or .pt."),
     ] = None,
     inputs: InputShapes = [],  # noqa: B006 - typer reads the default, nothing writes to it
     fixed: Fixed = [],  # noqa: B006 - as above
