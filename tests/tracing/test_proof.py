@@ -10,10 +10,10 @@ from torch import Tensor, nn
 import neurograft as ng
 from neurograft.errors import ProofFailed
 from neurograft.tracing import rules
+from neurograft.tracing.bench import culprits
 from neurograft.tracing.graph import FixedReason, NeuronGraph, Role, slots_by_group
 from neurograft.tracing.labelling import _FOUND
 from neurograft.tracing.labels import Labels
-from neurograft.tracing.proof import culprits
 from neurograft.tracing.tape import Op
 from tests.networks import NETWORKS, build, example
 

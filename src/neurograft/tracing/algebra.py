@@ -6,10 +6,11 @@ becomes a product (`reshape`) or a sum (`cut`), or its positions get a meaning a
 is free in the end is exactly what no operation objected to. Nothing here knows of tensors.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TypeAlias
 
+from neurograft.axes.layout import Factor, Layout
 from neurograft.tracing.reasons import SINGLE, Because, FixedReason, Why
 from neurograft.tracing.reasons import why as reason_of
 
@@ -361,6 +362,14 @@ def divide(axis: Axis, sizes: Sequence[int], why: Because) -> list[Axis]:
     return found
 
 
+def layout_of(axis: Axis, names: Mapping[Var, str]) -> Layout:
+    """The axis as a layout, its variables replaced by the names of groups."""
+    return tuple(
+        tuple(Factor(names.get(var), var.size) if var.expr is None else layout_of(var.expr, names) for var in segment)
+        for segment in canon(axis)
+    )
+
+
 def show(axis: Axis) -> str:
     """The axis in sizes, fixed ones marked: `3*4! + 8`."""
 
@@ -382,6 +391,7 @@ __all__ = [
     "fix",
     "fixed",
     "free",
+    "layout_of",
     "leaves",
     "merge",
     "reason",

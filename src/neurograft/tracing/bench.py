@@ -1,10 +1,11 @@
 """A copy of a network whose tensors can be replaced, and how much that changes what it returns."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from neurograft.errors import TraceError
 from neurograft.inputs import Inputs, call
@@ -13,11 +14,18 @@ from neurograft.tracing.tape import as_found
 
 
 class Bench:
-    """A copy of the network whose tensors can be replaced and that can be run again and again."""
+    """A copy of the network, in float64 if asked, whose tensors can be replaced and that can be run again and again."""
 
-    def __init__(self, model: nn.Module, examples: Sequence[Inputs], outputs: tuple[str, ...], seed: int):
-        self.model = copied(model)
-        self.examples = examples
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Sequence[Inputs],
+        outputs: tuple[str, ...],
+        seed: int,
+        double: bool = False,
+    ):
+        self.model = copied(model).double() if double else copied(model)
+        self.examples = [pytree.tree_map(_doubled, x) for x in examples] if double else examples
         self.outputs = outputs
         self.seed = seed
         self.tensors = tensors_of_model(self.model).by_name
@@ -54,6 +62,10 @@ class Bench:
                 found += [x.detach().clone() for _, x in pinned_outputs(outputs, self.outputs or None)]
         self.put({})
         return found
+
+
+def _doubled(leaf: object) -> object:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -97,4 +109,34 @@ def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     return max((change(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
 
 
-__all__ = ["Bench", "change", "copied", "largest_change"]
+def culprits(
+    names: Sequence[str], measure: Callable[[Sequence[str]], float], tolerance: float, errors: dict[str, float]
+) -> list[str]:
+    """The names without which all others together stay within the tolerance; halves first, then one by one."""
+
+    def search(part: Sequence[str]) -> list[str]:
+        error = measure(part)
+        if error <= tolerance:
+            return []
+        if len(part) <= 1:
+            errors.update(dict.fromkeys(part, error))
+            return list(part)
+        middle = len(part) // 2
+        return search(part[:middle]) + search(part[middle:])
+
+    guilty = search(names)
+    rest = [name for name in names if name not in guilty]
+    if guilty and measure(rest) <= tolerance:
+        return guilty
+    kept: list[str] = []
+    for name in rest:
+        error = measure([*kept, name])
+        if error <= tolerance:
+            kept.append(name)
+        else:
+            errors[name] = error
+            guilty.append(name)
+    return guilty
+
+
+__all__ = ["Bench", "change", "copied", "culprits", "largest_change"]

@@ -84,6 +84,15 @@ def filled(label: Label) -> Label:
     return label
 
 
+def blocks_of(label: Label) -> Iterator[Axes]:
+    """The axes of every block."""
+    if isinstance(label, Blocks):
+        for part in label.parts:
+            yield from blocks_of(part)
+    elif not isinstance(label, Blank):
+        yield label
+
+
 def axes_at(label: Label, dim: int) -> Iterator[Axis]:
     """What dim `dim` is in every block."""
     if isinstance(label, Blocks):

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from neurograft.axes.maps import Pairs
 from neurograft.axes.mixing import axis_order
-from neurograft.tracing.algebra import Axis, Var, axis_size, leaves
+from neurograft.tracing.algebra import Axis, Var, axis_size, layout_of, leaves
 from neurograft.tracing.bench import Bench, change
 from neurograft.tracing.blocks import Blank, Blocks, Label, lengths_of, looked
-from neurograft.tracing.graph_builder import build_graph, layout_of
+from neurograft.tracing.graph_builder import build_graph
 from neurograft.tracing.index_semantics import Numbers, Order
 from neurograft.tracing.labelling import Labelling
 from neurograft.tracing.permutation import permuted_tensor

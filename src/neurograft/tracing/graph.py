@@ -96,9 +96,9 @@ class NeuronGraph:
             return outer(self[name].inside) if name in asked else name
 
         groups = tuple(
-            replace(g, reason=FixedReason.ASKED, why=asked[g.name], inside=None)
+            replace(g, reason=FixedReason.ASKED, why=asked[g.name], inside=None, per_unit=False)
             if g.name in asked
-            else replace(g, inside=outer(g.inside))
+            else replace(g, inside=outer(g.inside), per_unit=g.per_unit and g.inside not in asked)
             for g in self.groups
         )
         return replace(

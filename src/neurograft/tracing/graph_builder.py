@@ -7,12 +7,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from neurograft.axes.layout import Factor, Layout, sizes_along, terms
+from neurograft.axes.layout import Layout, sizes_along
 from neurograft.axes.mixing import occurrences, unit_positions
-from neurograft.tracing.algebra import Axis, Var, axis_size, canon, fix, free, leaves, reason, segment_size, unify
+from neurograft.tracing.algebra import (
+    Axis,
+    Var,
+    axis_size,
+    fix,
+    free,
+    layout_of,
+    leaves,
+    reason,
+    segment_size,
+    unify,
+)
 from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Use, slots_by_group
 from neurograft.tracing.labelling import Labelling, resolved
 from neurograft.tracing.labels import Axes, UseNote
+from neurograft.tracing.nesting import nesting, varying
 from neurograft.tracing.ordering import backward_order, execution_order
 from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.tying import find_tied
@@ -42,7 +54,8 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
     bilinear = _notes_by_group(labelling.main.notes.bilinear, named)
     ranked = _notes_by_group([(axis, why) for axis, why, _ in labelling.main.notes.ranked], named)
     least = _least(labelling, named)
-    inside = _nesting(tensors, named)
+    inside = nesting(tensors, named.variables)
+    per_unit = varying(tensors, named.variables, inside, labelling)
     groups = tuple(
         Group(
             name,
@@ -55,6 +68,7 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
             bilinear.get(name, ()),
             ranked.get(name, ()),
             least.get(name, 1),
+            name in per_unit,
         )
         for name, var in named.variables.items()
     )
@@ -126,14 +140,6 @@ def name_groups(labelling: Labelling) -> Named:
             for i, var in enumerate(new):
                 names[var] = f"{tensor}:{dim}" + (f".{i}" if i else "")
     return Named({name: var for var, name in names.items()}, names)
-
-
-def layout_of(axis: Axis, names: Mapping[Var, str]) -> Layout:
-    """The axis with variables replaced by group names."""
-    return tuple(
-        tuple(Factor(names.get(var), var.size) if var.expr is None else layout_of(var.expr, names) for var in segment)
-        for segment in canon(axis)
-    )
 
 
 def layouts_of(axes: Axes, names: Mapping[Var, str]) -> tuple[Layout, ...]:
@@ -233,55 +239,6 @@ def _least(labelling: Labelling, named: Named) -> dict[str, int]:
     return found
 
 
-def _nesting(tensors: Mapping[str, TensorInfo], named: Named) -> dict[str, str]:
-    # a group is inside the free group whose units hold it wherever it is made: channels of heads, never
-    # the channels beside tokens, which are made on their own somewhere; or along which all is stacked that it
-    # has a place in: the hidden neurons of experts
-    order = {name: i for i, name in enumerate(named.variables)}
-    made: dict[str, list[set[str]]] = {}
-    anywhere: dict[str, list[set[str]]] = {}
-    stacked: dict[str, list[set[str]]] = {}
-    for info in tensors.values():
-        for dim, layout in enumerate(info.layouts):
-            stacks = _stacks(info, dim)
-            for name, outer in _outer_groups(layout):
-                anywhere.setdefault(name, []).append(outer)
-                stacked.setdefault(name, []).append(stacks)
-                if "out" in info.roles[dim][name] and info.kind == "weight":
-                    made.setdefault(name, []).append(outer)
-    inside: dict[str, str] = {}
-    for name in named.variables:
-        if named.variables[name].fixed:
-            continue
-        places = made.get(name) or anywhere.get(name) or [set()]
-        shared = set.intersection(*places) | set.intersection(*stacked.get(name, [set()]))
-        outer_names = [
-            o for o in shared if o != name and not named.variables[o].fixed and name not in _chain(inside, o)
-        ]
-        if outer_names:
-            inside[name] = min(outer_names, key=order.__getitem__)
-    return inside
-
-
-def _stacks(info: TensorInfo, dim: int) -> set[str]:
-    # the groups that a tensor is a stack along: one weight per unit
-    above = (group for roles in info.roles[:dim] for group, played in roles.items() if "in" not in played)
-    return set(above)
-
-
-def _chain(inside: Mapping[str, str], name: str) -> Iterator[str]:
-    while name in inside:
-        name = inside[name]
-        yield name
-
-
-def _outer_groups(layout: Layout) -> Iterator[tuple[str, set[str]]]:
-    for term in terms(layout):
-        groups = [factor.group for factor in term.factors if factor.group is not None]
-        for i, group in enumerate(groups):
-            yield group, set(groups[:i])
-
-
 def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:
     seen: set[tuple[str, int]] = set()
     places = labelling.flow.places()
@@ -327,4 +284,4 @@ def _own_dims(labelling: Labelling, note: UseNote) -> list[tuple[int, int]]:
     return pairs
 
 
-__all__ = ["Named", "build_graph", "layout_of", "layouts_of", "name_groups", "unreached"]
+__all__ = ["Named", "build_graph", "layouts_of", "name_groups", "unreached"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.inputs import check_model
-from neurograft.tracing.algebra import Axis, canon, fix, fixed, free, leaves
+from neurograft.tracing.algebra import Axis, Var, canon, fix, fixed, free, leaves
 from neurograft.tracing.blocks import Axes, Blank, Label, sizes_of, written
 from neurograft.tracing.flow_builder import FlowBuilder
 from neurograft.tracing.labels import Labels
@@ -132,6 +132,8 @@ class Labelling:
         self.curved: set[str] = set()
         self.products: set[tuple[str, ...]] = set()
         self.steps: list[Op] = []
+        self.seen: dict[int, Label] = {}  # of every tensor that a step takes or gives, by identity
+        self.alike: set[Var] = set()  # inner units that the proof has found to be ordered alike in all outer ones
         self.starts: list[int] = []
         self.rewritten: set[int] = set()
         self.flow = FlowBuilder()
@@ -157,6 +159,7 @@ class Labelling:
         for i, op in enumerate(kept):
             self._step(op, kept, i)
             self.steps.append(op)
+        self.seen.update(self.main.axes)
         self.main.turns.finish()
         self.flow.end(tensors_of(tape.outputs))
         for path, x in tensors_of(tape.outputs):

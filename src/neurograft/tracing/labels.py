@@ -59,6 +59,7 @@ class Notes:
     """What rules note beside axes: reductions, bilinear contractions, roles (on private axes), kinds and uses."""
 
     reduced: list[tuple[Axis, str]] = field(default_factory=list)
+    reducing: list[tuple[Op, Axis]] = field(default_factory=list)
     bilinear: list[tuple[Axis, str]] = field(default_factory=list)
     ranked: list[tuple[Axis, str, int]] = field(default_factory=list)
     roles: list[tuple[Axis, Role]] = field(default_factory=list)
@@ -246,6 +247,8 @@ class Labels:
         """The op reduces over the units of `axis`."""
         if self.private is not None:
             self.notes.reduced.append((axis, self.why))
+            if self.op is not None:
+                self.notes.reducing.append((self.op, axis))
 
     def ranked(self, axis: Axis, count: int) -> None:
         """The op chooses `count` units of `axis`, those with the largest values."""

@@ -46,7 +46,9 @@ class Group:
     group whose units contain these (the channels of a head). `reduced_by` lists ops that reduce over the
     units (LayerNorm, softmax, mean) and `bilinear` ops that contract two activations over them (q·k). `ranked_by`
     lists those of the former that choose units by their values (the experts of a mixture, by `topk`): there must
-    be at least as many as they choose, `least`.
+    be at least as many as they choose, `least`. `per_unit` says that every unit of the group they lie `inside` may hold
+    them in an order of its own (the channels of each head); otherwise all units share one (a norm over the channels of
+    any head has one weight for all).
     """
 
     name: str
@@ -59,6 +61,7 @@ class Group:
     bilinear: tuple[str, ...] = ()
     ranked_by: tuple[str, ...] = ()
     least: int = 1
+    per_unit: bool = False
 
     @property
     def fixed(self) -> bool:

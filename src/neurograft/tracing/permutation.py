@@ -7,13 +7,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from neurograft.axes.maps import Pairs
+from neurograft.axes.maps import Mixing, Pairs, PerUnit
 from neurograft.axes.mixing import Mixings, mix_along
 from neurograft.errors import OptionError
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import tensors_of_model
 
-Permutation: TypeAlias = "Tensor | Sequence[int]"
+Permutation: TypeAlias = "Tensor | Sequence[int] | Sequence[Sequence[int]]"
 
 
 def permuted_tensor(x: Tensor, info: TensorInfo, moved: Mixings) -> Tensor:
@@ -26,7 +26,9 @@ def permuted_tensor(x: Tensor, info: TensorInfo, moved: Mixings) -> Tensor:
 def permute(model: nn.Module, graph: NeuronGraph, permutations: Mapping[str, Permutation]) -> nn.Module:
     """A copy of the network with neurons in another order: new neuron i is old neuron `permutation[i]`.
 
-    The copy computes the same function.
+    A group that may be ordered differently in every unit it lies inside (`Group.per_unit`) takes one permutation for
+    all units, or one for each: shape `(units, neurons)`, by the numbers of the old units. The copy computes the same
+    function.
 
     Example:
         >>> import neurograft
@@ -39,7 +41,7 @@ def permute(model: nn.Module, graph: NeuronGraph, permutations: Mapping[str, Per
     Raises:
         OptionError: for an unknown or fixed group, or something that is no permutation of its units.
     """
-    moved = {name: Pairs.permutation(_checked(graph, name, order)) for name, order in permutations.items()}
+    moved = {name: _checked(graph, name, permutation) for name, permutation in permutations.items()}
     other = copy.deepcopy(model)
     with torch.no_grad():
         for name, x in tensors_of_model(other).by_name.items():
@@ -55,14 +57,21 @@ def _format(x: Tensor) -> Any:
     return torch.channels_last if dense else torch.contiguous_format
 
 
-def _checked(graph: NeuronGraph, name: str, permutation: Permutation) -> Tensor:
+def _checked(graph: NeuronGraph, name: str, permutation: Permutation) -> Mixing:
     group = graph[name]
     if group.fixed:
         raise OptionError(f"group {name!r} is fixed ({group.why}): its neurons cannot be permuted")
     index = torch.as_tensor(permutation, dtype=torch.long).cpu()
-    if index.shape != (group.size,) or not torch.equal(index.sort().values, torch.arange(group.size)):
-        raise OptionError(f"group {name!r} needs a permutation of 0 … {group.size - 1}, got {index.tolist()[:12]}")
-    return index
+    each = index.dim() == 2 and group.inside is not None
+    if each and not group.per_unit:
+        raise OptionError(
+            f"the units of {group.inside!r} share one order of group {name!r}: give one permutation for all"
+        )
+    shape = (graph[group.inside].size, group.size) if each and group.inside is not None else (group.size,)
+    if index.shape != shape or not bool((index.sort(-1).values == torch.arange(group.size)).all()):
+        many = f"{shape[0]} permutations" if each else "a permutation"
+        raise OptionError(f"group {name!r} needs {many} of 0 … {group.size - 1}, got {index.tolist()[:12]}")
+    return PerUnit.permutations(group.inside, index) if each and group.inside is not None else Pairs.permutation(index)
 
 
 def _refresh(model: nn.Module) -> None:

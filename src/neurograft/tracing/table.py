@@ -33,7 +33,7 @@ def _state(group: Group) -> str:
         return f"fixed: {group.why}"
     notes = ["free"]
     if group.inside:
-        notes.append(f"inside {group.inside}")
+        notes.append(f"inside {group.inside}" + (", in each by itself" if group.per_unit else ""))
     if group.ranked_by:
         notes.append(f"chosen from by {group.ranked_by[0]}" + _others(group.ranked_by))
     elif group.reduced_by:

@@ -140,20 +140,22 @@ def _proven(
         if strict:
             raise ProofFailed(f"the graph of {graph.model_class} cannot be proven: {proof.unproven}")
         warnings.warn(f"the graph cannot be proven: {proof.unproven}", stacklevel=3)
-    # fixing one group may uncover another; every round fixes at least one
+    # fixing one group may uncover another; every round fixes at least one, or takes a freedom from it
     while not proof.passed:
         guilty = [*proof.guilty, *proof.wrong_roles]
-        if strict or not guilty:
+        labelling.alike.update(variables[name] for name in proof.alike)
+        if (strict and guilty) or not (guilty or proof.alike):
             raise ProofFailed(f"moving neurons of {graph.model_class} changed its outputs:\n{proof}")
         for name in guilty:
             error = proof.errors.get(name, proof.error)
             why = Why(FixedReason.PROOF, f"proof: moving its neurons moved the outputs by {error:.1g}")
             fix(((variables[name],),), why)
-        warnings.warn(
-            f"these groups moved the outputs and are fixed now: {', '.join(guilty)}; a rule may be wrong, or the "
-            "network reads activations in a way that tracing cannot see (tolist, numpy)",
-            stacklevel=3,
-        )
+        if guilty:
+            warnings.warn(
+                f"these groups moved the outputs and are fixed now: {', '.join(guilty)}; a rule may be wrong, or the "
+                "network reads activations in a way that tracing cannot see (tolist, numpy)",
+                stacklevel=3,
+            )
         graph, variables = _built(labelling, model, graph.outputs)
         proof = prove(model, graph, example_inputs)
     return replace(graph, proven=_words(proof))
