@@ -86,7 +86,7 @@ def graph_named(name):
 
 
 def test_plans_graphs_and_tables_are_plain_text():
-    plan = FusionPlan("average", (graph_named(NASTY),) * 2, {}, (0.5, 0.5), owned=False, warnings=(NASTY,))
+    plan = FusionPlan("average", (graph_named(NASTY),) * 2, {}, (0.5, 0.5), warnings=(NASTY,))
     table = text_table([NASTY], [[NASTY]], width=1000)
     for shown in (str(plan), str(graph_named(NASTY)), table, paragraph(NASTY)):
         assert not [c for c in shown if category(c) in ("Cc", "Cf", "Cs") and c != "\n"]

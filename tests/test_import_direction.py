@@ -11,6 +11,7 @@ _version errors escaping paths
 text_table
 inputs preserve_state checkpoints factories options plugins
 axes
+operators
 tracing
 members
 plans

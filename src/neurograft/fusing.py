@@ -11,10 +11,11 @@ from neurograft.applying.application import apply
 from neurograft.applying.resizing import check_runs
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Batches, Inputs
-from neurograft.members.members import Members, members_of
-from neurograft.methods import method_of
+from neurograft.members.members import Members, Weights, members_of
+from neurograft.methods import choice_of
 from neurograft.methods.method import Method
 from neurograft.methods.planner import plan_members
+from neurograft.operators.operator import Operator
 from neurograft.plans.output_heads import Heads
 from neurograft.plans.plan import FusionPlan
 from neurograft.plans.shares import member_shares, nearly_all, shares_text
@@ -88,9 +89,10 @@ class Fusion:
     def of(
         cls,
         members: Members,
-        method: str | Method = "transplant",
+        method: str | Method | Operator = "transplant",
         *,
-        weights: Sequence[float] | None = None,
+        align: str | Method | None = None,
+        weights: Weights | None = None,
         calibration: Batches | None = None,
         recover: Recovery | None = None,
         heads: Heads = "average",
@@ -102,10 +104,10 @@ class Fusion:
         Raises:
             NeurograftError: as `fuse`.
         """
-        chosen = method_of(method, options)
+        chosen, operator = choice_of(method, options, align)
         members = members_of(members, None, weights, calibration=calibration)
         check_recovery(recover, members.calibration)
-        decided = plan_members(members, chosen, heads=heads, seed=seed)
+        decided = plan_members(members, chosen, operator, heads=heads, seed=seed)
         model = apply(decided, members)
         if any(size != decided.graphs[0][name].size for name, size in decided.sizes.items()):
             check_runs(model, members.example_inputs, decided.sizes)
@@ -172,12 +174,13 @@ class Fusion:
 def fuse(
     models: Sequence[nn.Module] | Members,
     example_inputs: Inputs | None = None,
-    method: str | Method = "transplant",
-    weights: Sequence[float] | None = None,
+    method: str | Method | Operator = "transplant",
+    weights: Weights | None = None,
     graph: NeuronGraph | None = None,
     calibration: Batches | None = None,
     recover: Recovery | None = "auto",
     *,
+    align: str | Method | None = None,
     fixed: Sequence[str] = (),
     heads: Heads = "average",
     seed: int = 0,
@@ -191,14 +194,15 @@ def fuse(
     Args:
         models: at least two networks of one class, or `Members`, which carry example inputs, graph and fixed patterns.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name.
-        weights: one number per member, normalised to sum to 1.
+        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name; or an operator.
+        weights: one number per member, normalised to sum to 1, or patterns of tensor names -> one number per member.
         graph: the graph of `models[0]` if it was traced before.
         calibration: a re-iterable of batches, for methods and recovery that look at activations.
         recover: what is done without training to the fused network. "refit", "repair" or "batch_norm" on the
             calibration batches; None for nothing; "auto" refits if there are any, repairs the statistics of
             BatchNorms from the members' own if there are none and neurons were merged (a transplant and the vanilla
             average stay as published; ask for "repair" to have it there too).
+        align: for an operator, the method that brings members into one basis first; see `plan`.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too, "keep" leaves every member its own; see `plan`.
         seed: the only source of randomness.
@@ -214,10 +218,10 @@ def fuse(
         >>> ng.fuse(nets, torch.randn(1, 4))[0].weight.shape
         torch.Size([8, 4])
     """
-    chosen = method_of(method, options)
+    choice_of(method, options, align)  # refused before the networks are traced
     check_recovery(recover, models.calibration if isinstance(models, Members) and calibration is None else calibration)
     members = members_of(models, example_inputs, weights, graph, fixed, calibration)
-    fusion = Fusion.of(members, chosen, recover=recover, heads=heads, seed=seed)
+    fusion = Fusion.of(members, method, align=align, recover=recover, heads=heads, seed=seed, **options)
     shares = fusion.report.shares
     if nearly_all(shares) is not None:
         warnings.warn(f"{shares_text(shares)}; see `Fusion` for a report", stacklevel=2)

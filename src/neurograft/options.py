@@ -1,6 +1,9 @@
-"""Checks of single options that several methods share."""
+"""Options of methods and operators: fields of frozen dataclasses, checked when an object is made."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from types import NoneType
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from neurograft.errors import OptionError, closest
 
@@ -43,3 +46,67 @@ def check_count(option: str, value: object) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise OptionError(f"{option} is a whole number of at least 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method or an operator: a frozen dataclass whose fields are its options, with its name as a class attribute.
+
+    Unknown options are refused with the closest names, and values of declared kinds (switches, numbers, words) are
+    checked when an object is made. A subclass checks ranges in its own `__post_init__`, after
+    `super().__post_init__()`.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Scaled(Choice):
+        ...     name: ClassVar[str] = "scaled"
+        ...     factor: float = 1.0
+        >>> print(Scaled(factor=2.0), Scaled(factor=2.0).options, Scaled())
+        scaled(factor=2.0) {'factor': 2.0} scaled
+    """
+
+    name: ClassVar[str]
+    what: ClassVar[str] = "method"
+
+    def __new__(cls, **options: object) -> Self:
+        """Refuse an option that there is not, with the closest names."""
+        known = cls.option_names()
+        for option in options:
+            if option not in known:
+                hint = closest(option, known) if known else "it has none"
+                raise OptionError(f"{cls.what} {cls.name!r} has no option {option!r}; {hint}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for field in fields(self):
+            _check_kind(field.name, kinds[field.name], getattr(self, field.name))
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """The names of all its options."""
+        return tuple(field.name for field in fields(cls))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are not at their defaults."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{option}={value!r}" for option, value in self.options.items())
+        return f"{self.name}({given})" if given else self.name
+
+
+def _check_kind(name: str, kind: Any, value: object) -> None:
+    """Refuse what is no switch, number or known word where an option is declared as one."""
+    if get_origin(kind) is Literal:
+        check_choice(name, value, get_args(kind))
+    if kind is bool and not isinstance(value, bool):
+        raise OptionError(f"{name} is True or False, got {value!r}")
+    declared = set(get_args(kind) or (kind,))
+    if value is None or declared not in ({float}, {float, NoneType}, {int, NoneType}):
+        return
+    whole = float not in declared
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise OptionError(f"{name} is a {'whole ' if whole else ''}number, got {value!r}")

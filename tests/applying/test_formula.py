@@ -7,6 +7,7 @@ from torch import Tensor
 from neurograft.applying.formula import FusedRows, fuse_tensor
 from neurograft.axes.layout import layout_size
 from neurograft.axes.maps import Mixing, NeuronMap, Pairs
+from neurograft.operators.owned import Owned
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import Factor, Group, Layout, NeuronGraph, Role, TensorInfo, slots_by_group
 
@@ -108,7 +109,7 @@ def test_the_formula_against_explicit_matrices(case: str, kind: str) -> None:
         )
         for g in "abc"
     }
-    plan = FusionPlan("test", tuple(graphs), maps, (0.25, 0.75), owned=False)
+    plan = FusionPlan("test", tuple(graphs), maps, (0.25, 0.75))
     tensors = [torch.randn(g.tensors["w"].shape, generator=generator, dtype=torch.float64) for g in graphs]
 
     expected = torch.zeros(plan.graph.tensors["w"].shape, dtype=torch.float64)
@@ -131,13 +132,13 @@ def test_owned_neurons_enter_unscaled_where_they_are_made(case: str, owned: bool
     shape, roles = CASES[case]
     graph = graph_of(shape, roles, SIZES[0])
     maps = {g: (NeuronMap.permutation(torch.arange(n)),) * 2 for g, n in SIZES[0].items()}
-    plan = FusionPlan("test", (graph, graph), maps, (0.25, 0.75), owned=True)
+    plan = FusionPlan("test", (graph, graph), maps, (0.25, 0.75), Owned())
     assert plan.coefficients("w") == ((1.0, 1.0) if owned else (0.25, 0.75))
 
 
 def test_a_wrong_output_shape_is_refused() -> None:
     graph = graph_of(*CASES["linear"], SIZES[0])
-    plan = FusionPlan("test", (graph,), {}, (1.0,), owned=False)
+    plan = FusionPlan("test", (graph,), {}, (1.0,))
     with pytest.raises(ValueError, match=r"w: out has shape \(2, 2\), the plan says \(4, 3\)"):
         fuse_tensor([torch.zeros(4, 3, dtype=torch.float64)], plan, "w", torch.zeros(2, 2, dtype=torch.float64))
 
@@ -147,7 +148,7 @@ def test_the_aligned_blocks_of_members_are_there_whatever_they_weigh() -> None:
     graph = graph_of(*CASES["linear"], SIZES[0])
     first = NeuronMap.selection(torch.tensor([0, 2]), torch.tensor([3, 1]), 4, 4)
     second = NeuronMap.permutation(torch.tensor([1, 0, 3, 2]))
-    plan = FusionPlan("test", (graph, graph), {"a": (first, second)}, (0.0, 1.0), owned=False)
+    plan = FusionPlan("test", (graph, graph), {"a": (first, second)}, (0.0, 1.0))
     tensors = [torch.randn(4, 3).bfloat16() for _ in range(2)]
     rows = FusedRows(tensors, plan, "w")
     selected, permuted = rows.aligned(1, 3)

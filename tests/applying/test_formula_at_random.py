@@ -10,6 +10,8 @@ from torch import Tensor
 
 from neurograft.applying.formula import FusedRows, fuse_tensor
 from neurograft.axes.maps import NeuronMap
+from neurograft.operators.mean import Mean
+from neurograft.operators.owned import Owned
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import Role
 
@@ -87,7 +89,7 @@ def test_random_tensors(seed: int, owned: bool) -> None:
         )
         for g in "abc"
     }
-    plan = FusionPlan("test", tuple(graphs), maps, WEIGHTS, owned=owned)
+    plan = FusionPlan("test", tuple(graphs), maps, WEIGHTS, Owned() if owned else Mean())
     tensors = [torch.randn(g.tensors["w"].shape, generator=generator, dtype=torch.float64) for g in graphs]
     expected = expected_of(plan, tensors, roles)
     whole = fuse_tensor(tensors, plan, "w", torch.zeros(expected.shape, dtype=torch.float64))

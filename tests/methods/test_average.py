@@ -40,7 +40,10 @@ def test_every_tensor_is_the_weighted_mean(network: str) -> None:
 def test_patterns_give_tensors_weights_of_their_own() -> None:
     members = [build("mlp_bias", seed) for seed in range(2)]
     own = {"layers.*.bias": [1, 3], "layers.0.*": [1, 0]}
-    fused = planned(members, X, "average", tensor_weights=own).state_dict()
+    plan = ng.plan(members, X, "average", weights=own)
+    assert plan.weights == (0.5, 0.5)
+    assert plan.options == {"weights": {pattern: tuple(shares) for pattern, shares in own.items()}}
+    fused = ng.apply(plan, members).state_dict()
     first, second = (net.state_dict() for net in members)
     torch.testing.assert_close(fused["layers.0.bias"], first["layers.0.bias"])
     torch.testing.assert_close(fused["layers.0.weight"], first["layers.0.weight"])
@@ -102,9 +105,10 @@ def test_different_widths_cannot_be_averaged() -> None:
     [
         ({"exclude": ["layer.0.*"]}, OptionError, "exclude fits no tensor: 'layer.0.\\*'; did you mean"),
         ({"exclude": "layers.0.*"}, OptionError, "exclude is a list of patterns"),
-        ({"tensor_weights": {"nothing": [1, 1]}}, OptionError, "tensor_weights fits no tensor: 'nothing'"),
-        ({"tensor_weights": {"*": [1]}}, BadWeights, "tensor_weights\\['\\*'\\] has 1 entries for 2 members"),
-        ({"tensor_weights": {"*": [1, -1]}}, BadWeights, "tensor_weights\\['\\*'\\] must be finite"),
+        ({"weights": {"nothing": [1, 1]}}, OptionError, "weights fit no tensor: 'nothing'"),
+        ({"weights": {"*": [1]}}, BadWeights, "weights\\['\\*'\\] has 1 entries for 2 members"),
+        ({"weights": {"*": [1, -1]}}, BadWeights, "weights\\['\\*'\\] must be finite"),
+        ({"tensor_weights": {"*": [1, 1]}}, OptionError, "method 'average' has no option 'tensor_weights'"),
         ({"weights": [0, 0]}, BadWeights, "weights must be finite, not negative and not all zero"),
     ],
 )

@@ -116,7 +116,7 @@ class Reversed(Method):
             maps[group.name] = tuple(
                 NeuronMap.permutation(places if m == 0 else places.flip(0)) for m in range(len(members))
             )
-        return Filling(maps=maps, weights=members.weights_or(), owned=False)
+        return Filling(maps=maps, weights=members.weights_or())
 
 
 def test_a_method_of_ones_own_needs_one_class_and_may_have_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

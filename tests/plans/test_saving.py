@@ -52,7 +52,7 @@ def test_a_loaded_plan_is_the_saved_one(tmp_path, nets, method, options):
 
 
 def test_what_cannot_be_saved(tmp_path):
-    plan = FusionPlan("x", (NeuronGraph((), {}),), {}, (1.0,), False, details={"model": nn.Linear(1, 1)})
+    plan = FusionPlan("x", (NeuronGraph((), {}),), {}, (1.0,), details={"model": nn.Linear(1, 1)})
     with pytest.raises(PlanError, match="a plan with a Linear in its options or details cannot be saved"):
         save_plan(SavedPlan(plan), tmp_path / "plan.safetensors")
     assert not list(tmp_path.iterdir())

@@ -90,7 +90,7 @@ def test_where_nothing_is_merged_or_too_little_is_known_the_plan_stays() -> None
     x = torch.randn(100, 12, dtype=torch.float64)
     assert found_for(ng.plan(members, x[:2], "transplant"), members, x) is None
     assert found_for(ng.plan(members, x[:2], "average"), members, x, rows=10) is None
-    own = ng.plan(members, x[:2], "average", tensor_weights={"layers.0.*": [1, 3]})
+    own = ng.plan(members, x[:2], "average", weights={"layers.0.*": [1, 3]})
     assert found_for(own, members, x) is None
 
 

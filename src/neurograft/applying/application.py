@@ -15,7 +15,7 @@ from neurograft.errors import PlanError
 from neurograft.members.members import Members
 from neurograft.members.parametrised import write_back
 from neurograft.members.states import State, state_of
-from neurograft.plans.check_members import members_for
+from neurograft.plans.check_members import base_state, members_for
 from neurograft.plans.plan import FusionPlan
 
 
@@ -51,7 +51,11 @@ def apply(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> nn.Module:
 
 def assemble(plan: FusionPlan, members: Members) -> tuple[nn.Module, list[Declaration]]:
     """The network of a plan whose members were checked, and the declared sizes that had to change with its widths."""
-    fused = {name: fuse_named(name, [state[name] for state in members.states], plan) for name in members.states[0]}
+    base = base_state(plan, members)
+    fused = {
+        name: fuse_named(name, [state[name] for state in members.states], plan, base.get(name))
+        for name in members.states[0]
+    }
     model = rebuild(members.networks[0], fused)
     changed = declare_sizes(model, plan.graphs[0], plan.graph)
     write_back(model)
@@ -70,19 +74,20 @@ def is_applied(own: State, plan: FusionPlan, members: Members) -> bool:
     if any(is_parametrized(module) for module in members.networks[0].modules()):  # what acts is not what is written
         made = state_of(assemble(plan, members)[0])
         return all(torch.equal(tensor, made[name].to(tensor.device)) for name, tensor in own.items() if name in made)
+    base = base_state(plan, members)
     return all(
-        _blocks_are(own[name], name, [state[name] for state in members.states], plan)
+        _blocks_are(own[name], name, [state[name] for state in members.states], plan, base.get(name))
         for name in own
         if name in members.states[0]
     )
 
 
-def _blocks_are(own: Tensor, name: str, tensors: Sequence[Tensor], plan: FusionPlan) -> bool:
+def _blocks_are(own: Tensor, name: str, tensors: Sequence[Tensor], plan: FusionPlan, base: Tensor | None) -> bool:
     """Whether a tensor is what the plan makes, block by block."""
     first = tensors[0]
     if not (first.dtype.is_floating_point or first.dtype.is_complex):
-        return torch.equal(own, fuse_named(name, tensors, plan).to(own.device))
-    rows = FusedRows([tensor.to(first.device) for tensor in tensors], plan, name)
+        return torch.equal(own, fuse_named(name, tensors, plan, base).to(own.device))
+    rows = FusedRows([tensor.to(first.device) for tensor in tensors], plan, name, _beside(base, first))
     for start in range(0, rows.count, rows.step):
         stop = min(start + rows.step, rows.count)
         part = own[start:stop] if own.dim() else own
@@ -91,7 +96,7 @@ def _blocks_are(own: Tensor, name: str, tensors: Sequence[Tensor], plan: FusionP
     return True
 
 
-def fuse_named(name: str, tensors: Sequence[Tensor], plan: FusionPlan) -> Tensor:
+def fuse_named(name: str, tensors: Sequence[Tensor], plan: FusionPlan, base: Tensor | None = None) -> Tensor:
     """One fused tensor in the members' own dtype and on member 0's device."""
     first = tensors[0]
     if not (first.dtype.is_floating_point or first.dtype.is_complex):
@@ -102,8 +107,12 @@ def fuse_named(name: str, tensors: Sequence[Tensor], plan: FusionPlan) -> Tensor
     shape = tuple(first.shape) if info is None else info.shape
     narrow = first.dtype in (torch.float16, torch.bfloat16)
     out = torch.zeros(shape, dtype=torch.float32 if narrow else first.dtype, device=first.device)
-    fuse_tensor([t.to(first.device) for t in tensors], plan, name, out)
+    fuse_tensor([t.to(first.device) for t in tensors], plan, name, out, _beside(base, first))
     return out.to(first.dtype)
+
+
+def _beside(base: Tensor | None, first: Tensor) -> Tensor | None:
+    return None if base is None else base.to(first.device)
 
 
 def rebuild(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:

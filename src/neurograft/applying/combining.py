@@ -17,7 +17,9 @@ from neurograft.inputs import Inputs, call
 from neurograft.members.checks import check_fixed_widths
 from neurograft.members.graphs import check_unreached
 from neurograft.members.members import Members
-from neurograft.plans.plan import FusionPlan, made_by
+from neurograft.operators.owned import Owned
+from neurograft.plans.joint import made_by
+from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
 from neurograft.tracing.graph import FixedReason, NeuronGraph
 from neurograft.tracing.labelling import pinned_outputs
@@ -86,7 +88,7 @@ def combined_plan(graphs: Sequence[NeuronGraph], weights: tuple[float, ...]) -> 
             NeuronMap.selection(torch.arange(start, start + n), torch.arange(n), sum(sizes), n)
             for start, n in zip(starts, sizes, strict=True)
         )
-    return FusionPlan("combine", tuple(graphs), maps, weights, owned=True)
+    return FusionPlan("combine", tuple(graphs), maps, weights, Owned())
 
 
 def segment_norms(wide: nn.Module, models: Sequence[nn.Module], plan: FusionPlan, inputs: Inputs) -> None:

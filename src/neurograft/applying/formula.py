@@ -1,4 +1,6 @@
-"""The one formula, for one tensor: W_fused = Σ_m c_m · (A_m on each out or elementwise axis) W_m (B_m on each in axis).
+"""The one formula, for one tensor: aligned_m = (A_m on each out or elementwise axis) W_m (B_m on each in axis).
+
+W_fused = Σ_m c_m aligned_m, or whatever else the plan's operator makes of the aligned members.
 
 A_m and B_mᵀ both have shape `(fused, member)`, so on every axis the same thing happens: the axis is multiplied
 from the left by a matrix that is either sparse pairs (a gather and a scatter) or dense.
@@ -11,42 +13,53 @@ from math import prod
 import torch
 from torch import Tensor
 
+from neurograft.applying.scatter import (
+    AxisPairs,
+    as_slice,
+    at_targets,
+    between,
+    length,
+    part_of_index,
+    scatter,
+    whole_axis,
+)
 from neurograft.axes.layout import Layout, layout_size
 from neurograft.axes.maps import Mixing, Pairs
 from neurograft.axes.mixing import Mixings, axis_pairs, is_sparse, mix_along, roles_mixing
-from neurograft.plans.plan import FusionPlan, carries_weights, enters_whole, shared_positions
+from neurograft.errors import PlanError
+from neurograft.plans.joint import carries_weights, enters_whole, made_by, shared_positions
+from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import TensorInfo
 
 BLOCK = 1 << 20  # entries gathered at a time: bounds the working memory, and fits the cache
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class AxisPairs:
-    """A sparse matrix over the positions of one axis, targets in order: `target`, `source`, `weight` (None: ones)."""
-
-    target: Tensor | slice
-    source: Tensor | slice
-    weight: Tensor | None
-
-
-def fuse_tensor(tensors: Sequence[Tensor], plan: FusionPlan, name: str, out: Tensor) -> Tensor:
+def fuse_tensor(
+    tensors: Sequence[Tensor], plan: FusionPlan, name: str, out: Tensor, base: Tensor | None = None
+) -> Tensor:
     """Write the fused tensor into `out` and return it.
 
     Args:
         tensors: the members' tensors of this name, in the plan's order; they are only read.
         plan: the fusion plan.
         name: the tensor's name.
-        out: zeros of the fused shape, in the precision the sum is to be computed in.
+        out: zeros of the fused shape, in the precision the members are to be combined in.
+        base: the ancestor's tensor, for operators that need it.
 
     Raises:
         ValueError: `out` has another shape than the plan gives the tensor.
 
     Source: docs/design.md, "One formula".
     """
-    rows = FusedRows(tensors, plan, name)
+    rows = FusedRows(tensors, plan, name, base)
     if tuple(out.shape) != rows.shape:
         raise ValueError(f"{name}: out has shape {tuple(out.shape)}, the plan says {rows.shape}")
-    rows.add_to(out, 0, rows.count)
+    if rows.summed:
+        rows.add_to(out, 0, rows.count)
+        return out
+    for start in range(0, rows.count, rows.step):
+        stop = min(start + rows.step, rows.count)
+        (out[start:stop] if out.dim() else out).copy_(rows.combined(start, stop))
     return out
 
 
@@ -57,24 +70,35 @@ class FusedRows:
         tensors: the members' tensors of one name, in memory or mapped from files; they are only read.
         plan: the fusion plan.
         name: the tensor's name.
+        base: the ancestor's tensor, for operators that need it.
+
+    Attributes:
+        summed: whether the members are added up, which is the fast way; else the plan's operator combines them.
 
     Example:
         >>> from neurograft.tracing.graph import NeuronGraph
-        >>> plan = FusionPlan("average", (NeuronGraph((), {}),) * 2, {}, (0.5, 0.5), owned=False)
+        >>> plan = FusionPlan("average", (NeuronGraph((), {}),) * 2, {}, (0.5, 0.5))
         >>> rows = FusedRows([torch.zeros(3, 2), torch.ones(3, 2)], plan, "weight")
         >>> rows.block(1, 3)
         tensor([[0.5000, 0.5000],
                 [0.5000, 0.5000]])
     """
 
-    def __init__(self, tensors: Sequence[Tensor], plan: FusionPlan, name: str):
+    def __init__(self, tensors: Sequence[Tensor], plan: FusionPlan, name: str, base: Tensor | None = None):
         infos = [graph.tensors.get(name) for graph in plan.graphs]
         fused = plan.graph.tensors.get(name)
         first = tensors[0]
-        self.dtype = first.dtype
+        self.name, self.dtype = name, first.dtype
         self.shape = tuple(first.shape) if fused is None else fused.shape
         self.count = self.shape[0] if self.shape else 1
         self._aligned = [_part_of(tensor, infos[m], fused, plan, m) for m, tensor in enumerate(tensors)]
+        # outputs that are kept side by side are made of all members together, whatever combines the rest
+        self.summed = plan.operator.sums or (fused is not None and made_by(fused, plan.joint))
+        self._operator = plan.operator
+        self._weights = tuple(plan.weight(name, m) for m in range(plan.members))
+        self._base = None
+        if base is not None and plan.base is not None and not self.summed:
+            self._base = _part_of(base, plan.base.graphs[0].tensors.get(name), fused, plan.base, 0)
         shared = _shared(fused, plan)
         self._parts = [
             part
@@ -87,8 +111,9 @@ class FusedRows:
 
     @property
     def whole(self) -> bool:
-        """Whether a matrix mixes all rows, so that the tensor can only be made in one piece."""
-        return not self.shape or any(mixed.dim == 0 for part in self._aligned for mixed in part.mixed)
+        """Whether the tensor can only be made in one piece: a matrix mixes all rows, or the operator looks at all."""
+        mixed = any(mixed.dim == 0 for part in self._aligned for mixed in part.mixed)
+        return not self.shape or mixed or (self._operator.whole and not self.summed)
 
     @property
     def step(self) -> int:
@@ -97,31 +122,53 @@ class FusedRows:
 
     @property
     def working_bytes(self) -> int:
-        """Memory that making one block takes, about: the sum in float32 or wider, and what is multiplied into it."""
+        """Memory that making one block takes, about: what is made in float32 or wider, and what is mixed into it."""
         entries = min(self.step, self.count) * prod(self.shape[1:])
         mixed = any(part.mixed for part in self._parts)
-        return entries * max(4, self.dtype.itemsize) * (4 if mixed else 2) + BLOCK * 8
+        blocks = 4 if mixed else 2
+        if not self.summed:  # every member's block is there, the ancestor's, and what the operator makes of them
+            blocks += 2 * len(self._aligned) + 2
+        return entries * max(4, self.dtype.itemsize) * blocks + BLOCK * 8
 
     def block(self, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` in the members' own dtype, computed in float32 where that is narrower."""
+        if not self.summed:
+            return self.combined(start, stop).to(self.dtype)
         out = self._zeros(start, stop, self.dtype if self._exact else self._wide)
         self.add_to(out, start, stop)
         return out.to(self.dtype)
+
+    def combined(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` as the operator combines them, in float32 where the members' dtype is narrower.
+
+        Raises:
+            PlanError: the operator gives another shape.
+        """
+        aligned = self.aligned(start, stop)
+        base = None if self._base is None else self._block_of(self._base, start, stop)
+        found = self._operator.combine(self.name, aligned, self._weights, base)
+        if found.shape != aligned[0].shape:
+            raise PlanError(
+                f"{self.name}: {self._operator} makes the shape {tuple(found.shape)} of members' blocks of shape "
+                f"{tuple(aligned[0].shape)}"
+            )
+        return found
 
     def aligned(self, start: int, stop: int) -> list[Tensor]:
         """Rows `start` to `stop` of A_m W_m B_m for every member, unscaled, in float32 where its dtype is narrower.
 
         Each has the fused shape; where a member has no neuron for a fused one (a selection), its entries are 0.
         """
-        blocks = []
-        for part in self._aligned:
-            blocks.append(self._zeros(start, stop, self._wide))
-            part.add_to(blocks[-1], start, stop)
-        return blocks
+        return [self._block_of(part, start, stop) for part in self._aligned]
+
+    def _block_of(self, part: "_Part", start: int, stop: int) -> Tensor:
+        out = self._zeros(start, stop, self._wide)
+        part.add_to(out, start, stop)
+        return out
 
     @property
     def _wide(self) -> torch.dtype:
-        # what sums are computed in
+        # what members are combined in
         return torch.float32 if self.dtype.is_floating_point and self.dtype.itemsize < 4 else self.dtype
 
     def _zeros(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -129,7 +176,7 @@ class FusedRows:
         return torch.zeros(shape, dtype=dtype, device=self._aligned[0].tensor.device)
 
     def add_to(self, out: Tensor, start: int, stop: int) -> None:
-        """Add rows `start` to `stop` to `out`."""
+        """Add rows `start` to `stop` of the sum to `out`."""
         for part in self._parts:
             part.add_to(out, start, stop)
         if self._mass:
@@ -162,27 +209,27 @@ class _Part:
             return
         tensor, first = self.tensor, self.axes[0]
         if not any(mixed.dim == 0 for mixed in self.mixed):
-            first = _between(first, start, stop)
-            if self.mixed and _length(first.source):
-                tensor = tensor[_part(first.source, 0, _length(first.source), tensor.device)]
+            first = between(first, start, stop)
+            if self.mixed and length(first.source):
+                tensor = tensor[part_of_index(first.source, 0, length(first.source), tensor.device)]
                 first = AxisPairs(first.target, slice(0, len(tensor)), first.weight)
-        if not _length(first.source):
+        if not length(first.source):
             return
         for mixed in self.mixed:
             tensor = mix_along(tensor.to(out), mixed.dim, mixed.layout, mixed.fused, mixed.mixings)
-        _scatter(out, tensor, (first, *self.axes[1:]), self.c)
+        scatter(out, tensor, (first, *self.axes[1:]), self.c)
 
 
 def _part_of(tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, plan: FusionPlan, m: int) -> _Part:
     if info is None or fused is None or not tensor.dim():
-        return _Part(tensor, tuple(_identity(n) for n in tensor.shape), ())
+        return _Part(tensor, tuple(whole_axis(n) for n in tensor.shape), ())
     axes: list[AxisPairs] = []
     dense: list[_Mixed] = []
     for dim in range(tensor.dim()):
         mixings = axis_mixings(info, dim, plan, m)
         if not is_sparse(mixings):
             dense.append(_Mixed(dim, info.layouts[dim], fused.layouts[dim], mixings))
-            axes.append(_identity(fused.shape[dim]))
+            axes.append(whole_axis(fused.shape[dim]))
         else:
             axes.append(_of_axis(info.layouts[dim], fused.layouts[dim], mixings))
     return _Part(tensor, tuple(axes), tuple(dense))
@@ -194,7 +241,7 @@ def _mass(parts: Sequence[_Part], fused: TensorInfo | None, plan: FusionPlan) ->
     On one axis the members' shares of a fused neuron sum to 1. On two (a table of positions by channels) only the
     products within a member are there, Σ_m (A_m 1) ⊗ (A_m 1) < 1, and the entries are to be their mean.
     """
-    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.chosen):
+    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.joint):
         return []
     made = [
         {g for g, roles in dim.items() if g in plan.chosen and roles & {"out", "elementwise"}} for dim in fused.roles
@@ -229,10 +276,10 @@ def _mass_of(mass: Sequence[Sequence[Tensor | None]], start: int, stop: int) -> 
 
 
 def _shared(fused: TensorInfo | None, plan: FusionPlan) -> dict[int, Tensor]:
-    """Where a tensor of owned neurons is shared by all members: positions per dimension, empty for most tensors."""
-    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.chosen):
+    """Where a tensor of joint groups is shared by all members: positions per dimension, empty for most tensors."""
+    if fused is None or not enters_whole(fused, plan.graphs[0], plan.joint):
         return {}
-    return shared_positions(fused, plan.chosen)
+    return shared_positions(fused, plan.joint)
 
 
 def _apart(part: _Part, shared: Mapping[int, Tensor], weight: float) -> list[_Part]:
@@ -241,34 +288,10 @@ def _apart(part: _Part, shared: Mapping[int, Tensor], weight: float) -> list[_Pa
         return [part]
     pieces, axes = [], list(part.axes)
     for dim, there in shared.items():
-        own = [_where(axis, ~there) if d == dim else axis for d, axis in enumerate(axes)]
+        own = [at_targets(axis, ~there) if d == dim else axis for d, axis in enumerate(axes)]
         pieces.append(_Part(part.tensor, tuple(own), part.mixed, part.c))
-        axes[dim] = _where(axes[dim], there)
+        axes[dim] = at_targets(axes[dim], there)
     return [*pieces, _Part(part.tensor, tuple(axes), part.mixed, weight)]
-
-
-def _where(axis: AxisPairs, targets: Tensor) -> AxisPairs:
-    """The pairs whose targets are among those marked."""
-    target, source = (torch.arange(x.start, x.stop) if isinstance(x, slice) else x for x in (axis.target, axis.source))
-    chosen = targets[target]
-    weight = None if axis.weight is None else axis.weight[chosen]
-    return AxisPairs(_as_slice(target[chosen]), _as_slice(source[chosen]), weight)
-
-
-def _between(axis: AxisPairs, start: int, stop: int) -> AxisPairs:
-    """The pairs whose targets lie from `start` to before `stop`, with targets counted from `start`."""
-    if isinstance(axis.target, slice):
-        low, high = (min(max(x - axis.target.start, 0), _length(axis.target)) for x in (start, stop))
-        target: Tensor | slice = slice(axis.target.start + low - start, axis.target.start + high - start)
-    else:
-        low, high = (int(torch.searchsorted(axis.target, x)) for x in (start, stop))
-        target = axis.target[low:high] - start
-    source = (
-        slice(axis.source.start + low, axis.source.start + high)
-        if isinstance(axis.source, slice)
-        else axis.source[low:high]
-    )
-    return AxisPairs(target, source, None if axis.weight is None else axis.weight[low:high])
 
 
 def _disjoint(parts: Sequence[_Part], shape: tuple[int, ...]) -> bool:
@@ -302,78 +325,6 @@ def axis_mixings(info: TensorInfo, dim: int, plan: FusionPlan, m: int) -> dict[s
 
 def _of_axis(layout: Layout, fused: Layout, mixings: Mixings) -> AxisPairs:
     if not mixings:
-        return _identity(layout_size(layout))
+        return whole_axis(layout_size(layout))
     pairs = axis_pairs(layout, fused, mixings)
-    return AxisPairs(_as_slice(pairs.target), _as_slice(pairs.source), pairs.weight)
-
-
-def _identity(size: int) -> AxisPairs:
-    return AxisPairs(slice(0, size), slice(0, size), None)
-
-
-def _as_slice(index: Tensor) -> Tensor | slice:
-    if len(index) and bool((index[1:] - index[:-1] == 1).all()):
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index
-
-
-def _scatter(out: Tensor, tensor: Tensor, axes: Sequence[AxisPairs], c: float) -> None:
-    """out[targets] += c · weights · tensor[sources], a block of rows at a time."""
-    first, *rest = axes
-    count = _length(first.source)
-    per_row = prod(_length(axis.source) for axis in rest)
-    if not count or not per_row:
-        return
-    step = max(1, BLOCK // 4 // per_row)  # what is gathered, widened and scaled one after the other stays in the cache
-    for start in range(0, count, step):
-        stop = min(start + step, count)
-        block = tensor[_part(first.source, start, stop, tensor.device)]
-        for dim, axis in enumerate(rest, 1):
-            block = _take(block, dim, axis.source)
-        wide = block.to(out.dtype)
-        scale: Tensor | float = c
-        for dim, axis in enumerate(axes):
-            if axis.weight is not None:
-                weight = axis.weight[start:stop] if dim == 0 else axis.weight
-                scale = scale * weight.to(out).reshape(-1, *[1] * (out.dim() - dim - 1))
-        if isinstance(scale, Tensor) or scale != 1:
-            wide = wide * scale if wide is block else wide.mul_(scale)
-        _put(out, wide, [_part(first.target, start, stop, out.device), *(axis.target for axis in rest)])
-
-
-def _length(index: Tensor | slice) -> int:
-    return index.stop - index.start if isinstance(index, slice) else len(index)
-
-
-def _part(index: Tensor | slice, start: int, stop: int, device: torch.device) -> Tensor | slice:
-    if isinstance(index, slice):
-        return slice(index.start + start, index.start + stop)
-    return index[start:stop].to(device)
-
-
-def _take(block: Tensor, dim: int, source: Tensor | slice) -> Tensor:
-    if isinstance(source, slice):
-        return block.narrow(dim, source.start, source.stop - source.start)
-    return block.index_select(dim, source.to(block.device))
-
-
-def _put(out: Tensor, block: Tensor, targets: list[Tensor | slice]) -> None:
-    if all(isinstance(target, slice) for target in targets):
-        out[tuple(targets)] += block
-        return
-    moved = [d for d, target in enumerate(targets) if not isinstance(target, slice)]
-    view = out
-    for d, target in enumerate(targets):
-        if isinstance(target, slice):
-            view = view.narrow(d, target.start, target.stop - target.start)
-    if len(moved) == 1:
-        index = targets[moved[0]]
-        assert isinstance(index, Tensor)
-        view.index_add_(moved[0], index.to(out.device), block)
-        return
-    grid = []
-    for d in range(out.dim()):
-        target = targets[d]
-        index = torch.arange(block.shape[d]) if isinstance(target, slice) else target
-        grid.append(index.to(out.device).reshape(-1, *[1] * (out.dim() - d - 1)))
-    view.index_put_(tuple(grid), block, accumulate=True)
+    return AxisPairs(as_slice(pairs.target), as_slice(pairs.source), pairs.weight)

@@ -30,13 +30,19 @@ class Provenance:
     network: str
     members: Sequence[Checkpoint]
     fixed: tuple[str, ...] = ()
+    base: Checkpoint | None = None
 
     @classmethod
     def of(
-        cls, plan: FusionPlan, members: Sequence[Checkpoint], network: str, fixed: Sequence[str] = ()
+        cls,
+        plan: FusionPlan,
+        members: Sequence[Checkpoint],
+        network: str,
+        fixed: Sequence[str] = (),
+        base: Checkpoint | None = None,
     ) -> "Provenance":
-        """The record of a plan that is applied to checkpoints."""
-        return cls(plan.method, plan.options, plan.weights, plan.seed, network, tuple(members), tuple(fixed))
+        """The record of a plan that is applied to checkpoints; `base` is the ancestor if the plan reads it."""
+        return cls(plan.method, plan.options, plan.weights, plan.seed, network, tuple(members), tuple(fixed), base)
 
     def record(self, hashes: Mapping[Path, str]) -> dict[str, Any]:
         """Everything as JSON values; a file without a hash gets 64 zeros, so that all records have one length."""
@@ -49,10 +55,8 @@ class Provenance:
             "weights": list(self.weights),
             "fixed": list(self.fixed),
             "seed": self.seed,
-            "members": [
-                {"name": member.path.name, "sha256": {file.name: hashes.get(file, UNKNOWN) for file in member.files}}
-                for member in self.members
-            ],
+            "members": [_source(member, hashes) for member in self.members],
+            **({} if self.base is None else {"base": _source(self.base, hashes)}),
         }
 
     def card(self, hashes: Mapping[Path, str], notes: Sequence[str] = ()) -> str:
@@ -89,8 +93,14 @@ class Provenance:
             "| member | weight | file | SHA-256 |",
             "| --- | --- | --- | --- |",
         ]
-        for member, weight in zip(record["members"], self.weights, strict=False):
-            for file, digest in member["sha256"].items():
-                lines.append(f"| {markdown(member['name'])} | {weight:.4g} | {markdown(file)} | `{digest}` |")
+        sources = list(zip(record["members"], [f"{weight:.4g}" for weight in self.weights], strict=False))
+        sources += [(record["base"], "base")] if "base" in record else []
+        for source, weight in sources:
+            for file, digest in source["sha256"].items():
+                lines.append(f"| {markdown(source['name'])} | {weight} | {markdown(file)} | `{digest}` |")
         lines += ["", *(f"> {markdown(note)}\n" for note in notes), "```json", json.dumps(record, indent=2), "```", ""]
         return "\n".join(lines)
+
+
+def _source(source: Checkpoint, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    return {"name": source.path.name, "sha256": {file.name: hashes.get(file, UNKNOWN) for file in source.files}}

@@ -20,7 +20,12 @@ from neurograft.plans.saving import SavedPlan
 
 
 def open_files(
-    paths: Sequence[Path], build: Callable[[], nn.Module], name: str, inputs: Inputs, fixed: Sequence[str] = ()
+    paths: Sequence[Path],
+    build: Callable[[], nn.Module],
+    name: str,
+    inputs: Inputs,
+    fixed: Sequence[str] = (),
+    base: Path | None = None,
 ) -> Members:
     """Open checkpoints of one network, which `build` makes; it is made on the meta device.
 
@@ -30,6 +35,7 @@ def open_files(
         name: how provenance names it.
         inputs: what it takes.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
+        base: the checkpoint that all members were trained from, for operators that need it.
 
     Raises:
         CheckpointError: a checkpoint cannot be read or belongs to another network.
@@ -40,11 +46,17 @@ def open_files(
     with torch.device("meta"):
         network = build()
     members = [stored_member(open_checkpoint(path), network) for path in paths]
-    return Members.on_disk(members, (network,) * len(paths), to_device(inputs, "meta"), name, fixed=fixed)
+    ancestor = None if base is None else (stored_member(open_checkpoint(base), network), network)
+    given = to_device(inputs, "meta")
+    return Members.on_disk(members, (network,) * len(paths), given, name, fixed=fixed, base=ancestor)
 
 
-def open_folders(paths: Sequence[Path], inputs: Inputs | None = None, fixed: Sequence[str] = ()) -> Members:
+def open_folders(
+    paths: Sequence[Path], inputs: Inputs | None = None, fixed: Sequence[str] = (), base: Path | None = None
+) -> Members:
     """Open Hugging Face model folders of one class; `inputs` are found from the configuration if None.
+
+    `base` is the folder of the model that all were trained from, for operators that need it.
 
     Raises:
         CheckpointError: a folder cannot be read.
@@ -57,7 +69,16 @@ def open_folders(paths: Sequence[Path], inputs: Inputs | None = None, fixed: Seq
     first = folders[0]
     given = example_inputs(first.network) if inputs is None else to_device(inputs, "meta")
     members, networks = [folder.member for folder in folders], [folder.network for folder in folders]
-    return Members.on_disk(members, networks, given, first.network_name, fixed=fixed, folders=paths)
+    ancestor = None if base is None else open_folder(base)
+    return Members.on_disk(
+        members,
+        networks,
+        given,
+        first.network_name,
+        fixed=fixed,
+        folders=paths,
+        base=None if ancestor is None else (ancestor.member, ancestor.network),
+    )
 
 
 def fuse_stored(
@@ -79,7 +100,9 @@ def fuse_stored(
     plan = saved.plan
     if saved.network and saved.network != members.name:
         raise PlanError(f"the plan was made for {saved.network}, these members are {members.name}")
-    provenance = Provenance.of(plan, [member.checkpoint for member in members.stored], members.name, saved.fixed)
+    sources = [member.checkpoint for member in members.stored]
+    base = members.base.stored[0].checkpoint if plan.base is not None and members.base is not None else None
+    provenance = Provenance.of(plan, sources, members.name, saved.fixed, base)
     finish = None
     if members.folders:
         if output.suffix == ".safetensors":
@@ -105,7 +128,7 @@ def fuse_stored(
 def _expected(saved: SavedPlan, members: Members) -> dict[Path, str]:
     """The hashes that the plan was made for, by the files that are there now."""
     expected = {}
-    for m, (files, member) in enumerate(zip(saved.hashes, members.stored, strict=False)):
+    for m, (files, member) in enumerate(zip(saved.hashes, members.files, strict=False)):
         there = {file.name: file for file in member.checkpoint.files}
         if len(there) != len(files):
             raise PlanError(

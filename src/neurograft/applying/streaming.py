@@ -32,7 +32,7 @@ from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, Option
 from neurograft.members.checks import check_finite
 from neurograft.members.members import Members
 from neurograft.members.states import State
-from neurograft.plans.check_members import members_for
+from neurograft.plans.check_members import base_state, members_for
 from neurograft.plans.plan import FusionPlan
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -96,16 +96,17 @@ def stream(
     """
     begun = time.perf_counter()
     states = members_for(plan, members).states
-    checkpoints = [member.checkpoint for member in members.stored]
+    base = base_state(plan, members)
+    checkpoints = [member.checkpoint for member in (members.files if base else members.stored)]
     names = members.stored[0].in_reading_order()
     specs = {stored: _spec(name, states, plan, dtype) for stored, name in names.items()}
     folder = output.suffix != ".safetensors"
     _check_output(output, folder, sum(map(nbytes, specs.values())))
     if max_memory is not None:
-        _check_memory(plan, states, names.values(), max_memory)
+        _check_memory(plan, states, base, names.values(), max_memory)
     parts = shards(specs, shard_size) if folder and shard_size else shards(specs, sum(map(nbytes, specs.values())) + 1)
     metadata = {PROVENANCE: json.dumps(provenance.record({}), sort_keys=True)}
-    total = sum(state[name].nbytes for state in states for name in names.values())
+    total = sum(state[name].nbytes for state in (*states, *([base] if base else [])) for name in names.values())
     with ExitStack() as stack:
         stack.enter_context(core_left_over())
         part = stack.enter_context(whole(output, folder=folder))
@@ -115,7 +116,7 @@ def stream(
         for shard in parts:
             with TensorWriter(_place(part, shard, folder), shard.tensors, metadata) as writer:
                 for stored, (wanted, _) in shard.tensors.items():
-                    for block, share in _named_blocks(names[stored], members, plan):
+                    for block, share in _named_blocks(names[stored], members, plan, base):
                         writer.write(stored, _converted(block, wanted, stored))
                         done += share
                         if progress is not None:
@@ -150,7 +151,7 @@ def core_left_over() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fused_blocks(name: str, states: Sequence[State], plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
+def fused_blocks(name: str, states: Sequence[State], plan: FusionPlan, base: State) -> Iterator[tuple[Tensor, int]]:
     """One fused tensor block by block from the first row to the last, with the members' bytes it stands for.
 
     Raises:
@@ -158,11 +159,12 @@ def fused_blocks(name: str, states: Sequence[State], plan: FusionPlan) -> Iterat
         MembersDiffer: an integer tensor with more than one entry differs between the members (quantised weights).
     """
     tensors = [state[name] for state in states]
-    read = sum(tensor.nbytes for tensor in tensors)
+    ancestor = base.get(name)
+    read = sum(tensor.nbytes for tensor in (*tensors, *([] if ancestor is None else [ancestor])))
     if not (tensors[0].dtype.is_floating_point or tensors[0].dtype.is_complex):
         yield _whole_numbers(name, tensors), read
         return
-    rows = FusedRows(tensors, plan, name)
+    rows = FusedRows(tensors, plan, name, ancestor)
     for start in range(0, rows.count, rows.step):
         stop = min(start + rows.step, rows.count)
         block = rows.block(start, stop)
@@ -171,10 +173,10 @@ def fused_blocks(name: str, states: Sequence[State], plan: FusionPlan) -> Iterat
         yield block, read * stop // rows.count - read * start // rows.count
 
 
-def _named_blocks(name: str, members: Members, plan: FusionPlan) -> Iterator[tuple[Tensor, int]]:
+def _named_blocks(name: str, members: Members, plan: FusionPlan, base: State) -> Iterator[tuple[Tensor, int]]:
     """The fused blocks; where numbers are bad, the error names the file."""
     try:
-        yield from fused_blocks(name, members.states, plan)
+        yield from fused_blocks(name, members.states, plan, base)
     except BadWeights:
         for m, state in enumerate(members.states):
             check_finite(name, state[name], members.owner(m))
@@ -235,13 +237,15 @@ def _check_output(output: Path, folder: bool, size: int) -> None:
         raise CheckpointError(f"{output} needs {size_text(size)}, but only {size_text(free)} of the disk are free")
 
 
-def _check_memory(plan: FusionPlan, states: Sequence[State], names: Iterable[str], max_memory: int) -> None:
+def _check_memory(
+    plan: FusionPlan, states: Sequence[State], base: State, names: Iterable[str], max_memory: int
+) -> None:
     for name in names:
         if states[0][name].dtype.is_floating_point:
-            needed = FusedRows([state[name] for state in states], plan, name).working_bytes
+            needed = FusedRows([state[name] for state in states], plan, name, base.get(name)).working_bytes
             if needed > max_memory:
                 raise OptionError(
-                    f"{name} needs {size_text(needed)} at once, because soft maps mix all of its rows; "
+                    f"{name} needs {size_text(needed)} at once, because all of its rows are looked at together; "
                     f"max_memory is {size_text(max_memory)}"
                 )
 

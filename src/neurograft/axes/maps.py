@@ -189,6 +189,19 @@ def kept_share(maps: tuple[NeuronMap, ...], outer: tuple[NeuronMap, ...] | None 
     return tuple(x / total for x in mass)
 
 
+def row_sums(mixing: Mixing) -> Tensor:
+    """What every fused neuron is made of in all, A·1, shape `(fused,)`, float32.
+
+    Example:
+        >>> row_sums(Pairs(torch.tensor([0, 0]), torch.tensor([2, 0]), 2, 3))
+        tensor([2., 0.])
+    """
+    assert not isinstance(mixing, PerUnit)
+    if isinstance(mixing, Tensor):
+        return mixing.sum(1).float()
+    return torch.zeros(mixing.fused).index_add_(0, mixing.target, _entries(mixing).float())
+
+
 def _entries(mixing: Plain) -> Tensor:
     if isinstance(mixing, Tensor):
         return mixing

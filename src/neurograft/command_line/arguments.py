@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from neurograft.inputs import Inputs
+    from neurograft.members.members import Weights
 
 Factory = Annotated[
     str,
@@ -160,18 +161,28 @@ def _option_value(text: str) -> Any:
         return text
 
 
-def parse_weights(text: str | None) -> list[float] | None:
-    """Member weights given as `0.7,0.3`.
+def parse_weights(text: str | None) -> "Weights | None":
+    """Member weights given as `0.7,0.3`, or by patterns of tensor names as JSON: `{"*": [1, 1], "head.*": [3, 1]}`.
 
     Raises:
         OptionError: if one is no number.
+
+    Example:
+        >>> parse_weights("0.7,0.3"), parse_weights('{"head.*": [3, 1]}')
+        ([0.7, 0.3], {'head.*': [3, 1]})
     """
     if text is None:
         return None
     try:
+        if text.lstrip().startswith("{"):
+            by_pattern: dict[str, list[float]] = json.loads(text)
+            return by_pattern
         return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise OptionError(f"--weights {text!r} must be numbers with commas between them, such as 0.7,0.3") from None
+    except (ValueError, RecursionError):
+        raise OptionError(
+            f"--weights {text!r} must be numbers with commas between them, such as 0.7,0.3, or JSON that gives "
+            'patterns such numbers, {"*": [1, 1], "head.*": [3, 1]}'
+        ) from None
 
 
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".safetensor", ".npz", ".json", ".onnx", ".h5")

@@ -23,6 +23,7 @@ from neurograft.options import check_seed
 if TYPE_CHECKING:
     from torch import nn
 
+    from neurograft.members.members import Weights
     from neurograft.methods.method import Method
 
 CALIBRATION = 2000
@@ -39,7 +40,12 @@ def fuse(
     method: Annotated[
         str | None, typer.Option(help="How to fuse: average, transplant, …", show_default="transplant")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="One number per member, such as `0.7,0.3`.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="One number per member, such as `0.7,0.3`; or JSON that gives patterns of tensors such numbers."
+        ),
+    ] = None,
     option: Annotated[
         list[str],
         typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; repeat it for several."),
@@ -139,7 +145,7 @@ def _check_decided(given: Mapping[str, object]) -> None:
 @dataclass(frozen=True)
 class _How:
     method: "Method"
-    weights: list[float] | None
+    weights: "Weights | None"
     fixed: tuple[str, ...]
     seed: int
 

@@ -19,7 +19,12 @@ def plan(
     ] = None,
     inputs: InputShapes = [],  # noqa: B006 - typer reads the default, nothing writes to it
     method: Annotated[str, typer.Option(help="How to fuse: average, transplant, …")] = "transplant",
-    weights: Annotated[str | None, typer.Option(help="One number per member, such as `0.7,0.3`.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="One number per member, such as `0.7,0.3`; or JSON that gives patterns of tensors such numbers."
+        ),
+    ] = None,
     option: Annotated[
         list[str],
         typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; repeat it for several."),

@@ -176,6 +176,8 @@ def barrier(
     if not isinstance(points, int) or points < 2:
         raise OptionError(f"points counts the networks along the line, ends included: at least 2, got {points!r}")
     aligning = method_of(method, options)
+    if not aligning.aligns:
+        raise OptionError(f"{aligning.name} makes neurons of both networks together, so it has no line between them")
     check_batches(batches)
     if example_inputs is None:
         example_inputs = _first_inputs(batches)
@@ -183,8 +185,6 @@ def barrier(
     members = Members([a, b], example_inputs, graph=graph, calibration=calibration)
     straight = plan_members(members, Average(), seed=seed)
     aligned = plan_members(members, aligning, seed=seed)
-    if aligned.owned:
-        raise OptionError(f"{aligning.name} gives every fused neuron one owner, so it has no line between networks")
 
     def line(way: FusionPlan) -> Line:
         scores = [_measured(way, members, s, batches, recover, loss, metric) for s in shares]

@@ -1,11 +1,12 @@
 """Members are checked against each other before any work is done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
 
-from neurograft.errors import BadWeights, MembersDiffer, PlanError
+from neurograft.errors import BadWeights, MembersDiffer, OptionError, PlanError, closest
 from neurograft.members.states import State
 from neurograft.tracing.graph import FixedReason, NeuronGraph
 
@@ -50,25 +51,26 @@ def check_values(model: nn.Module, owner: str) -> None:
         )
 
 
-def check_names(states: Sequence[State]) -> None:
+def check_names(states: Sequence[State], owners: Sequence[str] | None = None) -> None:
     """Members must hold the same tensors with the same number of dimensions and the same kind of numbers.
 
     Raises:
         MembersDiffer: names the first tensor that is missing, extra or of another rank.
     """
-    for m, state in enumerate(states[1:], 1):
+    owners = [f"models[{m}]" for m in range(len(states))] if owners is None else owners
+    for owner, state in zip(owners[1:], states[1:], strict=True):
         if missing := [name for name in states[0] if name not in state]:
-            raise MembersDiffer(f"models[{m}] lacks {missing[0]!r}" + _more(missing))
+            raise MembersDiffer(f"{owner} lacks {missing[0]!r}" + _more(missing))
         if extra := [name for name in state if name not in states[0]]:
-            raise MembersDiffer(f"models[{m}] has {extra[0]!r}, which models[0] lacks" + _more(extra))
+            raise MembersDiffer(f"{owner} has {extra[0]!r}, which {owners[0]} lacks" + _more(extra))
         for name, tensor in state.items():
             first = states[0][name]
             if tensor.dim() != first.dim():
                 raise MembersDiffer(
-                    f"{name} has shape {tuple(tensor.shape)} in models[{m}] but {tuple(first.shape)} in models[0]"
+                    f"{name} has shape {tuple(tensor.shape)} in {owner} but {tuple(first.shape)} in {owners[0]}"
                 )
             if tensor.dtype.is_floating_point != first.dtype.is_floating_point:
-                raise MembersDiffer(f"{name} is {tensor.dtype} in models[{m}] but {first.dtype} in models[0]")
+                raise MembersDiffer(f"{name} is {tensor.dtype} in {owner} but {first.dtype} in {owners[0]}")
 
 
 def _more(names: list[str]) -> str:
@@ -105,7 +107,7 @@ def differing_constants(states: Sequence[State]) -> tuple[str, ...]:
     return (f"{names[0]!r}{_more(names)}: whole numbers that differ between the members; member 0's are taken",)
 
 
-def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None:
+def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph], owner: str = "") -> None:
     """Every tensor must have the shape that its member's graph says, untraced ones the shape they have in member 0.
 
     Raises:
@@ -116,28 +118,67 @@ def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph]) -> None
             expected = graph.tensors[name].shape if name in graph.tensors else tuple(states[0][name].shape)
             if tuple(tensor.shape) != expected:
                 raise MembersDiffer(
-                    f"{name} has shape {tuple(tensor.shape)} in models[{m}], expected {expected}; "
+                    f"{name} has shape {tuple(tensor.shape)} in {owner or f'models[{m}]'}, expected {expected}; "
                     "members may differ only in the widths of free groups"
                 )
 
 
-def check_fixed_widths(graphs: Sequence[NeuronGraph]) -> None:
+def check_fixed_widths(graphs: Sequence[NeuronGraph], owners: Sequence[str] | None = None) -> None:
     """Dimensions that must not change agree between members.
 
     Raises:
         MembersDiffer: names the tensor, both sizes and why they must agree.
     """
+    owners = [f"models[{m}]" for m in range(len(graphs))] if owners is None else owners
     for group in graphs[0].groups:
         if not group.fixed and group.inside is None:
             continue
-        for m, graph in enumerate(graphs[1:], 1):
+        for owner, graph in zip(owners[1:], graphs[1:], strict=True):
             if graph[group.name].size != group.size:
                 where = group.slots[0].tensor if group.slots else group.name
                 raise MembersDiffer(
-                    f"{where} has {graph[group.name].size} positions in models[{m}], {group.size} in models[0] along "
+                    f"{where} has {graph[group.name].size} positions in {owner}, {group.size} in {owners[0]} along "
                     f"an axis that must not change ({group.why or 'inside ' + str(group.inside)})"
                     + ('; for different label sets use heads="keep"' if group.reason is FixedReason.OUTPUT else "")
                 )
+
+
+def member_weights(
+    weights: Sequence[float] | Mapping[str, Sequence[float]] | None, members: int, names: Iterable[str]
+) -> tuple[tuple[float, ...] | None, dict[str, tuple[float, ...]]]:
+    """The members' weights, and those of single tensors that patterns name.
+
+    Args:
+        weights: one number per member; or fnmatch patterns of tensor names -> one number per member, of which the last
+            that fits counts and "*" stands for the members' weights everywhere else.
+        members: number of members.
+        names: of all tensors.
+
+    Returns:
+        The weights, normalised to sum to 1, None where the method may choose; and those of single tensors by name.
+
+    Raises:
+        BadWeights: as `check_member_weights`.
+        OptionError: a pattern fits no tensor.
+
+    Example:
+        >>> member_weights({"*": [1, 1], "head.*": [3, 1]}, 2, ["stem.weight", "head.weight"])
+        ((0.5, 0.5), {'head.weight': (0.75, 0.25)})
+    """
+    if not isinstance(weights, Mapping):
+        return check_member_weights(weights, members), {}
+    known, overall = list(names), None
+    single: dict[str, tuple[float, ...]] = {}
+    for pattern, own in weights.items():
+        shares = check_member_weights(own, members, f"weights[{pattern!r}]")
+        fits = [name for name in known if fnmatch(name, pattern)]
+        if not fits or shares is None:
+            raise OptionError(f"weights fit no tensor: {pattern!r}; {closest(str(pattern), known)}")
+        if pattern == "*":
+            overall, single = shares, {}
+        else:
+            single |= dict.fromkeys(fits, shares)
+    return overall, single
 
 
 def check_member_weights(

@@ -3,27 +3,30 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from neurograft.checkpoints.hashing import Hashing
-from neurograft.errors import InputError, OptionError
+from neurograft.errors import InputError, MembersDiffer, OptionError
 from neurograft.inputs import Batches, Inputs, check_batches
 from neurograft.members.checks import (
     check_finite,
-    check_member_weights,
     check_models,
     check_names,
     check_shapes,
     check_values,
     differing_constants,
+    member_weights,
 )
 from neurograft.members.graphs import graphs_of
 from neurograft.members.settings import differing_settings
 from neurograft.members.states import State, state_of
 from neurograft.members.stored import StoredMember
 from neurograft.tracing.graph import NeuronGraph
+
+Weights: TypeAlias = Sequence[float] | Mapping[str, Sequence[float]]
+"""One number per member, or patterns of tensor names -> one number per member."""
 
 
 class Members:
@@ -32,13 +35,19 @@ class Members:
     Args:
         models: at least two networks of one class; widths of free groups may differ. They are only read.
         example_inputs: what they take: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal).
+        weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal). Or patterns
+            of tensor names -> one number per member, of which the last that fits counts: `{"*": [1, 1], "head.*":
+            [3, 1]}`, where "*" stands for all the rest.
+        base: the network they were all trained from, for operators that need it; it is aligned along with them.
         graph: the graph of `models[0]` if it was traced before.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         calibration: a re-iterable of batches, for methods and recovery that look at activations.
 
     Attributes:
         networks: the modules; of members on disk they are on the meta device, where no weight exists.
+        weights: one number per member that sum to 1, None where the method may choose.
+        tensor_weights: tensor name -> the weights there, where they are others.
+        base: the ancestor as a member of its own, None without one.
         states: of every member its parameters and persistent buffers by name, in memory or mapped from files.
         stored: of members on disk their checkpoints, empty in memory.
         name: of members on disk how their network is built, a factory `module:function` or `transformers:Class`.
@@ -48,6 +57,7 @@ class Members:
         PlanError: fewer than two networks, or networks without values.
         MembersDiffer: members of different classes, tensors or shapes.
         BadWeights: member weights that make no sense.
+        OptionError: a pattern of weights fits no tensor.
         TraceError: a network that cannot be traced.
 
     Example:
@@ -63,6 +73,9 @@ class Members:
     states: tuple[State, ...]
     example_inputs: Inputs | None
     weights: tuple[float, ...] | None
+    tensor_weights: Mapping[str, tuple[float, ...]]
+    patterns: Mapping[str, tuple[float, ...]]
+    base: "Members | None"
     fixed: tuple[str, ...]
     calibration: Batches | None
     stored: tuple[StoredMember, ...]
@@ -74,17 +87,21 @@ class Members:
         models: Sequence[nn.Module],
         example_inputs: Inputs,
         *,
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
+        base: nn.Module | None = None,
         graph: NeuronGraph | None = None,
         fixed: Sequence[str] = (),
         calibration: Batches | None = None,
     ) -> None:
         check_models(models)
-        shares = check_member_weights(weights, len(models))
         if calibration is not None:
             check_batches(calibration, name="calibration")
-        self._set(models, [state_of(model) for model in models], example_inputs, fixed, shares, calibration)
+        self._set(models, [state_of(model) for model in models], example_inputs, fixed, calibration)
         check_names(self.states)
+        self._weigh(weights)
+        if base is not None:
+            check_values(base, "the base")
+            self._descend([base], [state_of(base)])
         self._trace(graph)
 
     @classmethod
@@ -102,7 +119,7 @@ class Members:
         if calibration is not None:
             check_batches(calibration, name="calibration")
         made = cls.__new__(cls)
-        made._set([model], [state_of(model)], example_inputs, fixed, (1.0,), calibration)
+        made._set([model], [state_of(model)], example_inputs, fixed, calibration)
         made._trace(graph)
         return made
 
@@ -125,12 +142,17 @@ class Members:
         *,
         fixed: Sequence[str] = (),
         folders: Sequence[Path] = (),
+        base: tuple[StoredMember, nn.Module] | None = None,
     ) -> "Members":
         """Checkpoints and their networks on the meta device; they are traced when somebody asks for their graphs."""
         made = cls.__new__(cls)
         made._set(networks, [member.state for member in stored], example_inputs, fixed)
         made.stored, made.name, made.folders = tuple(stored), name, tuple(folders)
         check_names(made.states)
+        if base is not None:
+            made._descend([base[1]], [base[0].state])
+            assert made.base is not None
+            made.base.stored = (base[0],)
         return made
 
     def _set(
@@ -139,12 +161,27 @@ class Members:
         states: Sequence[State],
         example_inputs: Inputs | None = None,
         fixed: Sequence[str] = (),
-        weights: tuple[float, ...] | None = None,
         calibration: Batches | None = None,
     ) -> None:
         self.networks, self.states, self.example_inputs = tuple(networks), tuple(states), example_inputs
-        self.fixed, self.weights, self.calibration = tuple(fixed), weights, calibration
+        self.fixed, self.calibration, self.base = tuple(fixed), calibration, None
         self.stored, self.name, self.folders = (), "", ()
+        self.weights, self.tensor_weights, self.patterns = None, {}, {}
+
+    def _weigh(self, weights: Weights | None) -> None:
+        self.weights, self.tensor_weights = member_weights(weights, len(self), self.states[0])
+        if isinstance(weights, Mapping):
+            self.patterns = {str(pattern): tuple(map(float, own)) for pattern, own in weights.items()}
+
+    def _descend(self, networks: Sequence[nn.Module], states: Sequence[State]) -> None:
+        """Take in the ancestor, which is of the members' class and has their tensors."""
+        if type(networks[0]) is not type(self.networks[0]):
+            raise MembersDiffer(
+                f"the base is a {type(networks[0]).__name__} but the members are {type(self.networks[0]).__name__}"
+            )
+        check_names((self.states[0], states[0]), ("models[0]", "the base"))
+        self.base = Members.__new__(Members)
+        self.base._set(networks, states, self.example_inputs, self.fixed)
 
     def _trace(self, graph: NeuronGraph | None) -> None:
         assert self.example_inputs is not None
@@ -162,6 +199,27 @@ class Members:
         """
         self._trace(None)
         return self.graphs
+
+    @cached_property
+    def base_graph(self) -> NeuronGraph:
+        """The graph of the ancestor, that of member 0 where their shapes agree."""
+        assert self.base is not None
+        shapes = [
+            {name: tensor.shape for name, tensor in state.items()} for state in (self.states[0], *self.base.states)
+        ]
+        return self.graph if shapes[0] == shapes[1] else self.base.graph
+
+    def with_base(self) -> "Members":
+        """The same members and their ancestor as the last one, of weight 0."""
+        assert self.base is not None
+        return self.changed(
+            networks=(*self.networks, *self.base.networks),
+            states=(*self.states, *self.base.states),
+            stored=(*self.stored, *self.base.stored),
+            graphs=(*self.graphs, self.base_graph),
+            weights=(*self.weights_or(), 0.0),
+            base=None,
+        )
 
     @property
     def graph(self) -> NeuronGraph:
@@ -205,19 +263,28 @@ class Members:
         for m, state in enumerate(self.states):
             for name, tensor in state.items():
                 check_finite(name, tensor, self.owner(m))
+        if self.base is not None:
+            owner = self.base.owner(0) if self.stored else "the base"
+            for name, tensor in self.base.states[0].items():
+                check_finite(name, tensor, owner)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What a fusion of these members loses: whole numbers and settings in which they differ."""
         return differing_constants(self.states) + differing_settings(self.networks)
 
-    def weighted(self, weights: Sequence[float] | None) -> "Members":
-        """The same members with these weights, normalised to sum to 1; with their own if None.
+    def weighted(self, weights: Weights | None) -> "Members":
+        """The same members with these weights; with their own if None.
 
         Raises:
             BadWeights: no numbers, the wrong number of them, negative, not finite, or all zero.
+            OptionError: a pattern fits no tensor.
         """
-        return self if weights is None else self.changed(weights=check_member_weights(weights, len(self)))
+        if weights is None:
+            return self
+        made = self.changed(patterns={})
+        made._weigh(weights)
+        return made
 
     def changed(self, **fields: Any) -> "Members":
         """The same members with other attributes, such as `weights`, `calibration` or `graphs`."""
@@ -228,19 +295,24 @@ class Members:
 
     def hashing(self) -> Hashing:
         """Start to hash the members' files in the background; use it as a context manager around plan and fuse."""
-        return Hashing([member.checkpoint.files for member in self.stored])
+        return Hashing([member.checkpoint.files for member in self.files])
 
     def hashes(self) -> tuple[Mapping[str, str], ...]:
         """The SHA-256 hash of every member's files, by file name."""
         with self.hashing() as hashing:
             found = hashing.results()
-        return tuple({file.name: found[file] for file in member.checkpoint.files} for member in self.stored)
+        return tuple({file.name: found[file] for file in member.checkpoint.files} for member in self.files)
+
+    @property
+    def files(self) -> tuple[StoredMember, ...]:
+        """The members on disk, and their ancestor after them."""
+        return self.stored if self.base is None else (*self.stored, *self.base.stored)
 
 
 def members_of(
     models: Sequence[nn.Module] | Members,
     example_inputs: Inputs | None,
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
     graph: NeuronGraph | None = None,
     fixed: Sequence[str] = (),
     calibration: Batches | None = None,

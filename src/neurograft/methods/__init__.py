@@ -10,6 +10,7 @@ from neurograft.methods.optimal_transport import OptimalTransport
 from neurograft.methods.permutation import Permutation
 from neurograft.methods.transplant import Transplant
 from neurograft.methods.zip import Zip
+from neurograft.operators.operator import Operator
 
 METHODS: dict[str, type[Method]] = {
     kind.name: kind for kind in (Average, Permutation, OptimalTransport, Transplant, Zip)
@@ -34,3 +35,32 @@ def method_of(method: str | Method, options: Mapping[str, Any]) -> Method:
     if not isinstance(method, str) or method not in METHODS:
         raise OptionError(f"unknown method {method!r}; {closest(str(method), METHODS)}")
     return METHODS[method](**options)
+
+
+def choice_of(
+    method: str | Method | Operator, options: Mapping[str, Any], align: str | Method | None = None
+) -> tuple[Method, Operator | None]:
+    """A method with the operator it brings along, or the alignment and the operator that were asked for.
+
+    Raises:
+        OptionError: as `method_of`; `align` beside a method that is no operator, or one that aligns nothing.
+
+    Example:
+        >>> from neurograft.operators.mean import Mean
+        >>> choice_of(Mean(), {}, "permutation")[0].name
+        'permutation'
+    """
+    if not isinstance(method, Operator):
+        if align is not None:
+            raise OptionError(f"align= says in which basis an operator combines members; {method} decides it itself")
+        return method_of(method, options), None
+    if options:
+        raise OptionError(f"{', '.join(options)}: options of an operator are given to {type(method).__name__}")
+    alignment = Average() if align is None else method_of(align, {})
+    if not alignment.aligns:
+        known = [name for name, kind in METHODS.items() if kind.aligns and kind.moves]
+        raise OptionError(
+            f"align={alignment.name!r} chooses among all members' neurons, which leaves no operator anything to "
+            f"combine; it is one of {', '.join(known)}"
+        )
+    return alignment, method

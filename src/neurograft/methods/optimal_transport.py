@@ -73,6 +73,7 @@ class OptimalTransport(Method):
     """
 
     name: ClassVar[str] = "optimal_transport"
+    aligns: ClassVar[bool] = True
     dense: ClassVar[bool] = True
 
     metric: Literal["weights", "activations"] = "weights"
@@ -307,7 +308,6 @@ def _filling(
     return Filling(
         maps=maps,
         weights=weights,
-        owned=False,
         warnings=tuple(dict.fromkeys(warning for found in aligned for warning in found.warnings)),
         details={"reference": reference, "cost": costs, "rounds": rounds},
     )

@@ -76,6 +76,7 @@ class Permutation(Method):
 
     name: ClassVar[str] = "permutation"
     equal_widths: ClassVar[bool] = True
+    aligns: ClassVar[bool] = True
     dense: ClassVar[bool] = True
 
     metric: Literal["weights", "activations"] = "weights"
@@ -127,7 +128,6 @@ class Permutation(Method):
         return Filling(
             maps={name: tuple(f.maps[name] for f in found) for name in moved},
             weights=members.weights_or(),
-            owned=False,
             details={"reference": reference, "objective": objectives, "agreement": agreement},
         )
 

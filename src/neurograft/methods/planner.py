@@ -1,6 +1,7 @@
 """`plan`: let a method fill in the matrices for members that were checked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,26 +9,31 @@ from torch import nn
 
 from neurograft.alignment.activations import calibration_of
 from neurograft.alignment.ancestry import aligned_members, unaligned_notes
-from neurograft.errors import MembersDiffer, PlanError
+from neurograft.errors import MembersDiffer, OptionError, PlanError
 from neurograft.inputs import Batches, Inputs
 from neurograft.members.checks import check_fixed_widths
 from neurograft.members.graphs import check_unreached
-from neurograft.members.members import Members, members_of
-from neurograft.methods import METHODS, method_of
+from neurograft.members.members import Members, Weights, members_of
+from neurograft.methods import METHODS, choice_of
 from neurograft.methods.method import Method
-from neurograft.options import check_choice, check_seed
+from neurograft.operators.operator import Operator
+from neurograft.operators.owned import Owned
+from neurograft.options import check_choice
+from neurograft.plans.joint import check_joint
 from neurograft.plans.output_heads import Heads, freed_heads, graphs_for_methods, with_kept_heads
-from neurograft.plans.plan import FusionPlan, cut_warnings, read_shares, weight_warnings
+from neurograft.plans.plan import Filling, FusionPlan
+from neurograft.plans.warnings import cut_warnings, read_shares, weight_warnings
 from neurograft.tracing.graph import NeuronGraph
 
 
 def plan(
     models: Sequence[nn.Module] | Members,
     example_inputs: Inputs | None = None,
-    method: str | Method = "transplant",
-    weights: Sequence[float] | None = None,
+    method: str | Method | Operator = "transplant",
+    weights: Weights | None = None,
     graph: NeuronGraph | None = None,
     *,
+    align: str | Method | None = None,
     calibration: Batches | None = None,
     fixed: Sequence[str] = (),
     heads: Heads = "average",
@@ -40,9 +46,12 @@ def plan(
         models: at least two networks of one class; widths of free groups may differ. Or `Members`, which carry example
             inputs, graph and fixed patterns, and may lie on disk.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name.
-        weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal).
+        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name. Or an operator, which
+            combines members as they are, or in the basis that `align` brings them into.
+        weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal). Or patterns
+            of tensor names -> one number per member, as `Members` takes them.
         graph: the graph of `models[0]` if it was traced before.
+        align: for an operator: "permutation", "optimal_transport", or such a method with its options.
         calibration: a re-iterable of batches, for methods that look at activations.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too; "keep" leaves every member its own on the fused
@@ -66,23 +75,31 @@ def plan(
         >>> ng.plan(nets, torch.randn(1, 4), method="transplant").sizes
         {'0.weight:0': 8}
     """
-    chosen = method_of(method, options)
-    check_seed(seed)
+    chosen, operator = choice_of(method, options, align)
     members = members_of(models, example_inputs, weights, graph, fixed, calibration)
-    return plan_members(members, chosen, heads=heads, seed=seed)
+    return plan_members(members, chosen, operator, heads=heads, seed=seed)
 
 
-def plan_members(members: Members, method: Method, *, heads: Heads = "average", seed: int = 0) -> FusionPlan:
-    """`plan` for members that are there; a pass over weights on disk that finds bad numbers is left to the method."""
+def plan_members(
+    members: Members, method: Method, operator: Operator | None = None, *, heads: Heads = "average", seed: int = 0
+) -> FusionPlan:
+    """`plan` for members that are there; a pass over weights on disk that finds bad numbers is left to the method.
+
+    With an operator the method only aligns.
+    """
     check_choice("heads", heads, ("average", "keep"))
-    check_seed(seed)
     keep = heads == "keep"
+    with_base = operator is not None and operator.needs_base
+    if with_base and members.base is None:
+        raise OptionError(f"{operator} combines what members have changed: give their ancestor, Members(..., base=)")
     graphs = members.graphs
     laid_out = freed_heads(graphs) if keep else graphs
     check_fixed_widths(laid_out)
-    if not (members.stored and method.finds_bad_numbers):
+    if operator is not None or not (members.stored and method.finds_bad_numbers):
         members.check_numbers()
-    compared = members.changed(graphs=graphs_for_methods(graphs)) if keep else members
+    compared = members.with_base() if with_base else members
+    if keep:
+        compared = compared.changed(graphs=graphs_for_methods(compared.graphs))
     if method.equal_widths:
         _check_widths(compared, method)
     if method.needs_data:
@@ -92,27 +109,57 @@ def plan_members(members: Members, method: Method, *, heads: Heads = "average", 
     except PlanError:
         members.check_numbers()  # bad numbers may be the reason: then say where they are
         raise
+    base = None
+    if with_base:
+        check_fixed_widths((laid_out[0], members.base_graph), ("models[0]", "the base"))
+        filling, base = _apart(filling, members.base_graph)
+    if operator is not None:
+        filling = replace(filling, operator=operator)
     check_unreached(graphs[0], filling.maps, members.fixed)
-    aligned = aligned_members(compared)
+    aligned = aligned_members(compared)[: len(members)]
     notes = () if method.moves else unaligned_notes(aligned)
     notes += members.notes
-    if filling.owned:
+    if isinstance(filling.operator, Owned):
         chosen = {group: filling.maps[group] for group in filling.maps if graphs[0][group].inside is None}
         notes += cut_warnings(graphs[0], read_shares(chosen)) + weight_warnings(graphs[0], filling)
     if keep:
         filling = with_kept_heads(filling, graphs)
-    return FusionPlan(
-        method=method.name,
+    plan = FusionPlan(
+        method=_label(method, operator),
         graphs=laid_out,
         maps=filling.maps,
         weights=filling.weights,
-        owned=filling.owned,
-        options=method.options,
+        operator=filling.operator,
+        options=_options(members, method, operator),
         seed=seed,
-        tensor_weights=filling.tensor_weights,
+        tensor_weights={**members.tensor_weights, **filling.tensor_weights},
+        base=base,
         warnings=(*filling.warnings, *notes),
         details={**filling.details, "aligned": aligned},
     )
+    check_joint(plan.maps, plan.joint)
+    return plan
+
+
+def _apart(filling: Filling, graph: NeuronGraph) -> tuple[Filling, FusionPlan]:
+    """What was decided for the members, and for their ancestor, which was the last of them."""
+    maps = {group: maps[:-1] for group, maps in filling.maps.items()}
+    own = {group: maps[-1:] for group, maps in filling.maps.items()}
+    return replace(filling, maps=maps, weights=filling.weights[:-1]), FusionPlan("base", (graph,), own, (1.0,))
+
+
+def _label(method: Method, operator: Operator | None) -> str:
+    if operator is None:
+        return method.name
+    return f"{operator.name} after {method.name}" if method.moves else operator.name
+
+
+def _options(members: Members, method: Method, operator: Operator | None) -> dict[str, Any]:
+    """What was asked for beside the method's name, as it is recorded."""
+    found = dict(method.options)
+    if operator is not None:
+        found = {**operator.options, **({"align": str(method)} if method.moves else {})}
+    return {**found, **({"weights": dict(members.patterns)} if members.patterns else {})}
 
 
 def _check_widths(members: Members, method: Method) -> None:

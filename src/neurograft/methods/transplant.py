@@ -10,6 +10,7 @@ from neurograft.errors import OptionError
 from neurograft.members.checks import check_member_weights
 from neurograft.members.members import Members
 from neurograft.methods.method import Method
+from neurograft.operators.owned import Owned
 from neurograft.plans.plan import Filling
 from neurograft.selection.duplicates import matched_insides, twin_classes
 from neurograft.selection.scoring import MEASURED, Kind, scorers
@@ -110,7 +111,7 @@ class Transplant(Method):
         select = Selection(members, sizes, weights, importance, self.order, self.normalize, self.balance, twins)
         alone = share is not None or self.schedule == "prune-merge"
         kept = select.alone(share) if alone else select.tree(tree_of(self.strategy, len(members)))[0]
-        return Filling(maps=selection_maps(members, kept, sizes, twins) | insides, weights=weights, owned=True)
+        return Filling(maps=selection_maps(members, kept, sizes, twins) | insides, weights=weights, operator=Owned())
 
     def _shares(self, members: int) -> tuple[float, ...] | None:
         """How much each member gives, where that is asked for."""

@@ -13,6 +13,7 @@ from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.errors import OptionError, PlanError, closest
 from neurograft.members.members import Members
 from neurograft.methods.method import Method
+from neurograft.operators.owned import Owned
 from neurograft.options import check_count
 from neurograft.plans.plan import Filling
 from neurograft.selection.clustering import BYTES_PER_PAIR, greedy_clusters
@@ -94,7 +95,7 @@ class Zip(Method):
                 clusters = greedy_clusters(torch.cat([own[group] for own in found], 1), n)
             maps[group] = cluster_maps(clusters, members.sizes(group))
         warnings = _soft_warnings(members.graph, [g for g in maps if g not in apart])
-        return Filling(maps=maps, weights=members.weights_or(), owned=True, warnings=warnings)
+        return Filling(maps=maps, weights=members.weights_or(), operator=Owned(), warnings=warnings)
 
 
 def _check_memory(group: str, neurons: int, limit: int | None) -> None:

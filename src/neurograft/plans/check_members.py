@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from neurograft.errors import MembersDiffer, PlanError
-from neurograft.members.checks import check_fixed_widths, check_models, check_shapes
+from neurograft.members.checks import check_fixed_widths, check_models, check_names, check_shapes
 from neurograft.members.members import Members
 from neurograft.members.states import State, state_of
 from neurograft.plans.plan import FusionPlan
@@ -35,6 +35,23 @@ def members_for(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> Memb
     check_shapes(members.states, plan.graphs)
     check_fixed_widths(plan.graphs)
     return members
+
+
+def base_state(plan: FusionPlan, members: Members) -> State:
+    """The tensors of the members' ancestor, empty for plans that do without.
+
+    Raises:
+        PlanError: the plan needs an ancestor and the members have none.
+        MembersDiffer: it is another than the plan was made for.
+    """
+    if plan.base is None:
+        return {}
+    if members.base is None:
+        raise PlanError(f"the plan's operator {plan.operator} needs the members' ancestor: Members(..., base=...)")
+    state = members.base.states[0]
+    check_names((members.states[0], state), ("models[0]", "the base"))
+    check_shapes((state,), plan.base.graphs, "the base")
+    return state
 
 
 def state_of_fused(plan: FusionPlan, fused: nn.Module, members: Members) -> State:

@@ -78,7 +78,6 @@ def with_kept_heads(filling: Filling, graphs: Sequence[NeuronGraph]) -> Filling:
     `details["heads"]` says where each member's outputs lie.
     """
     maps, places = dict(filling.maps), {}
-    tensors: set[str] = set()
     for group in head_groups(graphs[0]):
         sizes = [graph[group.name].size for graph in graphs]
         starts = [sum(sizes[:m]) for m in range(len(sizes))]
@@ -87,11 +86,4 @@ def with_kept_heads(filling: Filling, graphs: Sequence[NeuronGraph]) -> Filling:
             for start, n in zip(starts, sizes, strict=True)
         )
         places[group.name] = tuple((start, start + n) for start, n in zip(starts, sizes, strict=True))
-        tensors |= {slot.tensor for slot in group.slots}
-    whole = dict.fromkeys(tensors, (1.0,) * len(graphs))
-    return replace(
-        filling,
-        maps=maps,
-        tensor_weights={**filling.tensor_weights, **whole},
-        details={**filling.details, "heads": places},
-    )
+    return replace(filling, maps=maps, details={**filling.details, "heads": places})

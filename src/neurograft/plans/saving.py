@@ -15,13 +15,16 @@ from neurograft.axes.maps import NeuronMap, Pairs, PerUnit, Plain
 from neurograft.checkpoints.header import CODES, DTYPES
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.checkpoints.writing import write_tensors
-from neurograft.errors import CheckpointError, PlanError
+from neurograft.errors import CheckpointError, PlanError, closest
+from neurograft.operators import OPERATORS
+from neurograft.operators.operator import Operator
+from neurograft.plans.joint import check_joint
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.flow import Edge, Flow, Happening, Node
 from neurograft.tracing.graph import FixedReason, Group, NeuronGraph, Slot, TensorInfo, Tied, Use
 
 KEY = "neurograft-plan"
-VERSION = 2
+VERSION = 3
 KINDS = {
     kind.__name__: kind
     for kind in (
@@ -55,7 +58,7 @@ def save_plan(saved: SavedPlan, path: Path) -> None:
 
     Example:
         >>> import tempfile
-        >>> plan = FusionPlan("average", (NeuronGraph((), {}),) * 2, {}, (0.5, 0.5), owned=False)
+        >>> plan = FusionPlan("average", (NeuronGraph((), {}),) * 2, {}, (0.5, 0.5))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_plan(SavedPlan(plan), Path(folder) / "plan.safetensors")
         ...     load_plan(Path(folder) / "plan.safetensors").plan.weights
@@ -119,6 +122,8 @@ class _Writing:
             return {type(value).__name__: value.value}
         if isinstance(value, torch.dtype):
             return {"dtype": CODES[value]}
+        if isinstance(value, Operator):
+            return self._operator(value)
         if is_dataclass(value) and type(value).__name__ in KINDS:
             return {"is": type(value).__name__} | {f.name: self.encoded(getattr(value, f.name)) for f in fields(value)}
         if isinstance(value, tuple):
@@ -130,6 +135,14 @@ class _Writing:
         if isinstance(value, Mapping):
             return {"map": [[self.encoded(k), self.encoded(v)] for k, v in value.items()]}
         raise PlanError(f"a plan with a {type(value).__name__} in its options or details cannot be saved")
+
+    def _operator(self, value: Operator) -> Any:
+        if OPERATORS.get(value.name) is not type(value):
+            raise PlanError(
+                f"a plan with the operator {value} cannot be saved: whoever loads it would not find {value.name!r}; "
+                "enter it in neurograft.operators.OPERATORS"
+            )
+        return {"operator": [value.name, self.encoded(value.options)]}
 
     def _once(self, value: Tensor | NeuronGraph) -> Any:
         if id(value) not in self._seen:
@@ -168,6 +181,8 @@ class _Reading:
             return frozenset(content)
         if tag == "tensor":
             return self._tensors[content]
+        if tag == "operator":
+            return self._operator(*content)
         if tag == "graph":
             return self._graphs[content]
         if tag in ENUMS:
@@ -176,9 +191,22 @@ class _Reading:
             return DTYPES[content]
         raise ValueError(f"unknown tag {tag!r:.40}")
 
+    def _operator(self, name: str, options: Any) -> Operator:
+        if name not in OPERATORS:
+            raise ValueError(f"it was made with the operator {name!r:.40}; {closest(str(name), OPERATORS)}")
+        return OPERATORS[name](**self.decoded(options))
+
 
 def _check(plan: FusionPlan) -> None:
-    """A plan from a file must not read or write outside its tensors."""
+    """A plan from a file must not read or write outside its tensors, and fused neurons must be whole."""
+    if not isinstance(plan.operator, Operator):
+        raise TypeError(f"its operator is a {type(plan.operator).__name__}")
+    if isinstance(plan.base, FusionPlan):
+        _check(plan.base)
+        if plan.base.members != 1 or plan.base.base is not None or not plan.base.sizes.items() <= plan.sizes.items():
+            raise ValueError("its base does not fit its members")
+    elif plan.base is not None:
+        raise TypeError(f"its base is a {type(plan.base).__name__}")
     if len(plan.weights) != plan.members or not all(isinstance(graph, NeuronGraph) for graph in plan.graphs):
         raise ValueError(f"{len(plan.weights)} weights for {plan.members} members")
     for group, maps in plan.maps.items():
@@ -194,6 +222,7 @@ def _check(plan: FusionPlan) -> None:
                     _check_mixing(group, mixing.inner, 1)
                 else:
                     _check_mixing(group, mixing, 0)
+    check_joint(plan.maps, plan.joint)
 
 
 def _check_mixing(group: str, mixing: Plain, leading: int) -> None:

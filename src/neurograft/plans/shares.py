@@ -15,7 +15,7 @@ def member_shares(plan: FusionPlan) -> tuple[float, ...]:
 
     Example:
         >>> from neurograft.tracing.graph import NeuronGraph
-        >>> member_shares(FusionPlan("average", (NeuronGraph((), {}),) * 2, {}, (0.25, 0.75), owned=False))
+        >>> member_shares(FusionPlan("average", (NeuronGraph((), {}),) * 2, {}, (0.25, 0.75)))
         (0.25, 0.75)
     """
     totals, neurons = [0.0] * plan.members, 0

@@ -11,6 +11,7 @@ from neurograft.alignment.activation_similarity import moved_cells
 from neurograft.alignment.activations import Cells, member_cells
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.members.members import Members
+from neurograft.operators.mean import Mean
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.holdout import Judge
 from neurograft.recovery.samples import Samples
@@ -103,7 +104,8 @@ def nearest_member(plan: FusionPlan, models: Sequence[nn.Module], samples: Sampl
 
 def merges(plan: FusionPlan) -> bool:
     """Whether the plan merges neurons whose members could be weighted one by one."""
-    return not plan.owned and not plan.tensor_weights and bool(plan.graph.outermost)
+    whole = isinstance(plan.operator, Mean) and not plan.joint and not plan.tensor_weights
+    return whole and bool(plan.graph.outermost)
 
 
 def _maps(plan: FusionPlan, member: int) -> dict[str, NeuronMap]:

@@ -87,7 +87,7 @@ def planned_part(rows: Tensor, own: Layout, fused: Layout, tensor: str, plan: Fu
     if mixings and layout_size(own) == rows.shape[1]:
         rows = mix_along(rows, 1, own, fused, mixings)
     weight = plan.weight(tensor, member)
-    moved = [group for group in groups if group in plan.chosen] if plan.owned else []
+    moved = [group for group in groups if group in plan.joint]
     if not moved:
         return rows * weight if weight != 1 else rows
     c = torch.full((layout_size(fused),), weight, dtype=rows.dtype)

@@ -10,7 +10,7 @@ from neurograft.axes.layout import resize_layout
 from neurograft.axes.maps import Pairs
 from neurograft.axes.mixing import axis_pairs
 from neurograft.members.states import State
-from neurograft.plans.plan import enters_whole, shared_positions
+from neurograft.plans.joint import enters_whole, shared_positions
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 
 Alive = Mapping[str, Tensor]
