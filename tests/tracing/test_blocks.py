@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import neurograft as ng
 from tests.planting import planted
@@ -336,3 +337,37 @@ def test_stacked_weights_keep_neurons_of_their_own() -> None:
     assert free_units(graph, "none") == [6, 6, 6]
     slots = {(slot.tensor, slot.dim, slot.role) for slot in graph["up.1.weight:0"].slots}
     assert slots == {("up.1.weight", 0, "out"), ("up.1.bias", 0, "out"), ("down.1.weight", 1, "in")}
+
+
+class Packed(nn.Module):
+    """Words of sentences of several lengths, packed for a recurrent layer."""
+
+    def __init__(self, kind: str, sort: bool) -> None:
+        super().__init__()
+        self.sort, self.words = sort, nn.Embedding(20, 5)
+        self.layer, self.head = getattr(nn, kind)(5, 6, 2, batch_first=True, bidirectional=True), nn.Linear(24, 2)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.words(words), lengths, batch_first=True, enforce_sorted=self.sort)
+        said, states = self.layer(packed)
+        states = states[0] if isinstance(states, tuple) else states
+        mean = pad_packed_sequence(said, batch_first=True)[0].sum(1) / lengths[:, None]
+        return self.head(torch.cat([mean, states[-2], states[-1]], -1))
+
+
+@pytest.mark.parametrize("sort", [True, False])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_packed_sequences_keep_the_neurons_of_their_words(kind: str, sort: bool) -> None:
+    torch.manual_seed(0)
+    lengths = torch.tensor([7, 5, 3, 2] if sort else [3, 7, 2, 5])
+    model, inputs = Packed(kind, sort).double(), (torch.randint(0, 20, (4, 7)), lengths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph = ng.trace(model, inputs)
+    assert ng.verify(model, graph, inputs).passed
+    assert free_units(graph, "none") == [5, 6, 6, 6, 6]
+    other = planted(model, graph, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fused = ng.fuse([model, other], inputs, method="permutation")
+    assert torch.allclose(fused(*inputs), model(*inputs), atol=1e-10)

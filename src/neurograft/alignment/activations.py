@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from neurograft.alignment.weight_similarity import unit_cells
 from neurograft.axes.layout import Layout, layout_size, sizes_along
+from neurograft.axes.real_parts import real_parts
 from neurograft.errors import InputError, OptionError
 from neurograft.inputs import Batches, call, device_of, pair_note, split_labels, to_device
 from neurograft.members.members import Members
@@ -260,7 +261,9 @@ class _Collector:
         for place, rows, cells in self.wanted.get(step.reading.key, ()):
             tensor = step.reading.operands.input if place.side == "input" else output
             if tensor is not None and tensor.dim() > place.dim and tensor.shape[place.dim] == layout_size(place.layout):
-                rows.add({inner: _rows_of(tensor, place.dim, positions) for inner, positions in cells.items()})
+                rows.add(
+                    {inner: _rows_of(real_parts(tensor), place.dim, positions) for inner, positions in cells.items()}
+                )
 
     def found(self) -> Cells:
         """All rows of every group, by the group inside that is told apart."""

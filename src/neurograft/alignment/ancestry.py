@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from neurograft.axes.real_parts import real_parts
 from neurograft.members.members import Members
 from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, Slot
@@ -32,7 +33,7 @@ def distance_ratio(first: State, second: State, graph: NeuronGraph) -> float:
 
 def _rows(tensor: Tensor, slot: Slot, size: int) -> Tensor:
     """A sample of the rows that make the first neurons, shape `(neurons, numbers)`: views as far as that goes."""
-    tensor = tensor.detach()
+    tensor = real_parts(tensor.detach())
     for dim in range(tensor.dim()):
         if dim != slot.dim:
             tensor = tensor[(slice(None),) * dim + (slice(None, None, max(1, tensor.shape[dim] // READ)),)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from neurograft.axes.layout import Layout, resize_layout, terms
 from neurograft.axes.maps import NeuronMap
 from neurograft.axes.mixing import cell_positions, mix_along, roles_mixing, unit_positions
+from neurograft.axes.real_parts import real_parts
 from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
@@ -106,7 +107,7 @@ class WeightEvidence:
             if not self._usable(info, dim, group, known):
                 continue
             own, own_layout = aligned(self.member, name, maps, leave=(group, dim))
-            other = self.target.state[name].to(own)
+            own, other = real_parts(own), real_parts(self.target.state[name].to(own))
             hidden = [g for g in info.roles[dim] if g not in known and self._within(g, group)]
             left, right = unit_cells(own_layout, group, hidden), unit_cells(info.layouts[dim], group, hidden)
             for inner, positions in left.items():
@@ -126,7 +127,7 @@ class WeightEvidence:
         total = 0.0
         for name in sorted(names):
             own, _ = aligned(self.member, name, maps)
-            total += float((own * self.target.state[name].to(own)).sum(dtype=torch.double))
+            total += float((real_parts(own) * real_parts(self.target.state[name].to(own))).sum(dtype=torch.double))
         return total
 
     def twice(self, group: str) -> bool:
@@ -276,7 +277,7 @@ def neuron_norms(network: Network, group: str) -> tuple[Tensor, Tensor]:
     made, read = torch.zeros(size, dtype=torch.double), torch.zeros(size, dtype=torch.double)
     for name, dim in weight_axes(network.graph, group, readers=True):
         info = network.graph.tensors[name]
-        features = unit_features(network.state[name], dim, unit_positions(info.layouts[dim], group))
+        features = unit_features(real_parts(network.state[name]), dim, unit_positions(info.layouts[dim], group))
         squares = squared_norms(features.to(torch.promote_types(features.dtype, torch.float32))).double().cpu()
         if info.roles[dim][group] == {"in"}:
             read += squares

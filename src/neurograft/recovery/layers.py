@@ -190,6 +190,8 @@ def _use_of(contraction: Contraction, plan: FusionPlan, met: Mapping[Key, Contra
     """The tracer's word on a contraction, or why it is left out."""
     if contraction.skipped:
         return None, contraction.skipped
+    if contraction.weight.is_complex():
+        return None, "its weights are complex"
     name, nth = contraction.key
     graph = plan.graph
     if any(u.tensor == name and u.input is None for u in graph.uses):

@@ -11,6 +11,7 @@ from neurograft.alignment.weight_similarity import Network, Products, WeightEvid
 from neurograft.axes.layout import Layout, layout_size, resize_layout
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.axes.mixing import axis_pairs
+from neurograft.axes.real_parts import real_parts
 from neurograft.members.members import Members
 from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
@@ -156,7 +157,8 @@ def _projected(
     generator = torch.Generator().manual_seed(sum(slot.tensor.encode()) + slot.dim)
     directions = torch.randn(count, PROJECTIONS, dtype=torch.float64, generator=generator)[ids]
     rows = tensor[places].flatten(1)
-    return torch.cat([part.double() @ directions for part in torch.split(rows, BLOCK)])
+    wide = torch.promote_types(rows.dtype, torch.double)
+    return torch.cat([real_parts(part.to(wide) @ directions.to(wide)).flatten(1) for part in torch.split(rows, BLOCK)])
 
 
 def layout_ids(layout: Layout, classes: Mapping[str, Tensor], counts: Mapping[str, int]) -> tuple[Tensor, int]:

@@ -88,6 +88,7 @@ def power_sums(tensor: Tensor, dim: int, positions: Sequence[Tensor | None], pow
         >>> power_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0, [None, torch.tensor([0])], power=1)
         tensor([1., 3.])
     """
+    tensor = tensor.abs() if tensor.is_complex() else tensor
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     rows = None if dim == 0 else positions[0]
     count = tensor.shape[0] if rows is None else len(rows)

@@ -122,7 +122,8 @@ def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches
     Raises:
         InputError: batches that are empty or unlabelled, or labels that are no classes.
     """
-    parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters() if p.is_floating_point()}
+    named = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
+    parameters = {name: p.detach().requires_grad_() for name, p in named.items()}
     device = device_of(model)
     sums = {g: torch.zeros(graph[g].size) for g in groups}
     count = 0
@@ -135,7 +136,7 @@ def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches
                 loss = _cross_entropy(outputs, to_device(own, device), number)
                 slopes = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
                 products = {
-                    name: p.detach() * slope
+                    name: (p.detach() * slope.conj()).real
                     for (name, p), slope in zip(parameters.items(), slopes, strict=True)
                     if slope is not None
                 }

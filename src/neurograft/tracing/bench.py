@@ -37,6 +37,8 @@ class Bench:
 
     def _roughened(self, x: Tensor) -> Tensor:
         # ones and zeros hide mistakes: a scale that is 1 everywhere may be permuted at will
+        if x.is_complex():
+            return torch.view_as_complex(self._roughened(torch.view_as_real(x.resolve_conj())))
         if x.numel() < 2 or not x.is_floating_point() or not bool((x == x.flatten()[0]).all()):
             return x
         noise = torch.rand(x.shape, generator=self.generator).to(x.device, x.dtype)

@@ -62,7 +62,7 @@ def tensors_of_model(model: nn.Module) -> Tensors:
             seen.add(id(buffer))
             if key in module._non_persistent_buffers_set:
                 others[id(buffer)] = f"the buffer {name}, which is not saved"
-            elif buffer.is_floating_point():
+            elif buffer.is_floating_point() or buffer.is_complex():
                 by_name[name] = buffer
             else:
                 others[id(buffer)] = f"the buffer {name}, which holds whole numbers"

@@ -26,6 +26,7 @@ from neurograft.tracing.tape import on_meta
 DOUBLE_BYTES = 1 << 30  # that a copy of the network in float64 may take
 # largest relative change that counts as rounding, by the lowest precision of the outputs and of what they are made of
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_TOLERANCE |= {torch.complex128: 1e-9, torch.complex64: 1e-4, torch.complex32: 5e-2}
 _UNREPEATED = (
     "the outputs do not repeat: two runs of the unchanged network on the same inputs are {:.1g} apart (relative); it "
     "keeps state between calls, or draws numbers that torch.manual_seed does not govern"
@@ -84,7 +85,8 @@ def _precisions() -> Iterator[set[torch.dtype]]:
 
     def meet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        if any(x.is_floating_point() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)):
+        taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(x.is_floating_point() or x.is_complex() for x in taken):
             seen.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
         return result
 
@@ -126,7 +128,7 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="meta device")
     bench = Bench(model, examples, graph.outputs, seed)
     base, tolerance = _measured(bench)
-    if any(x.is_floating_point() and bool(torch.isnan(x).any()) for x in base):
+    if any(bool(torch.isnan(x).any()) for x in base):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="the outputs are NaN: look at the weights and the inputs")
     repeated = largest_change(base, bench.run({}))
     if repeated > tolerance:

@@ -83,7 +83,7 @@ def beside_second(op: Op, sizes: tuple[int, ...], dim: int) -> int | None:
     return None if arg(op, 1, -1 if op.name == "glu" else 0) % len(sizes) == dim else dim
 
 
-@following("cumsum", "cumprod", "logcumsumexp", "cumsum_", "flip")
+@following("cumsum", "cumprod", "logcumsumexp", "cumsum_", "flip", "_fft_c2c", "_fft_r2c", "_fft_c2r")
 def beside_ordered(op: Op, sizes: tuple[int, ...], dim: int) -> int | None:
     """What happens along other dims."""
     return None if dim in _chosen(arg(op, 1), len(sizes)) else dim

@@ -5,7 +5,7 @@ from torch import Tensor
 from neurograft.tracing.algebra import Axis, axis_size, free, merge
 from neurograft.tracing.labels import Labels
 from neurograft.tracing.rules.pointwise import mark
-from neurograft.tracing.rules.table import Result, Results, arg, rule, tensor
+from neurograft.tracing.rules.table import Result, Results, arg, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -53,6 +53,15 @@ def fused_cell(labels: Labels, op: Op) -> Result:
     workspace = op.shapes[-1]
     states: Results = [(state[0], hidden)] * (len(op.results) - 1)
     return [*states, None if workspace is None else tuple(free(n) for n in workspace)]
+
+
+@rule("_pack_padded_sequence")
+def pack(labels: Labels, op: Op) -> Result:
+    """Samples of several lengths laid end to end, step by step: positions in time have a meaning, features pass."""
+    axes = labels.of(tensor(op, 0))
+    for axis in axes[:2]:
+        labels.fix(axis)
+    return [(labels.fixed(result_shape(op)[0]), *axes[2:]), tuple(labels.fixed(n) for n in result_shape(op, 1))]
 
 
 __all__: list[str] = []

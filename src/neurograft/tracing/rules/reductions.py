@@ -3,7 +3,7 @@
 from neurograft.tracing.algebra import ONE
 from neurograft.tracing.labels import Axes, Labels
 from neurograft.tracing.rules.pointwise import pointwise
-from neurograft.tracing.rules.table import Result, Results, arg, dims_of, rule, tensor
+from neurograft.tracing.rules.table import Result, Results, arg, dims_of, result_shape, rule, tensor
 from neurograft.tracing.tape import Op
 
 
@@ -61,7 +61,17 @@ def triangle(labels: Labels, op: Op) -> Result:
     return axes
 
 
-@rule("rot90", "_fft_c2c", "_fft_r2c", "_fft_c2r", "nonzero", "unique_dim", "_unique2")
+@rule("_fft_c2c", "_fft_r2c", "_fft_c2r")
+def fourier(labels: Labels, op: Op) -> Result:
+    """Sums over some dims, whose frequencies have a meaning as their positions had; the others pass."""
+    axes, sizes = labels.of(tensor(op, 0)), result_shape(op)
+    dims = dims_of(arg(op, 1), axes)
+    for dim in dims:
+        labels.fix(axes[dim])
+    return tuple(labels.fixed(sizes[d]) if d in dims else axis for d, axis in enumerate(axes))
+
+
+@rule("rot90", "nonzero", "unique_dim", "_unique2")
 def meaningful(labels: Labels, op: Op) -> Result:
     """Every position has a meaning."""
     for x in op.args:
