@@ -77,9 +77,9 @@ class Counted:
         self.names: list[str] = []
         made = formula.FusedRows.__init__
 
-        def making(rows: formula.FusedRows, tensors: object, plan: ng.FusionPlan, name: str) -> None:
+        def making(rows: formula.FusedRows, tensors: object, plan: ng.FusionPlan, name: str, *base: object) -> None:
             self.names.append(name)
-            made(rows, tensors, plan, name)  # type: ignore[arg-type]
+            made(rows, tensors, plan, name, *base)  # type: ignore[arg-type]
 
         monkeypatch.setattr(formula.FusedRows, "__init__", making)
 

@@ -219,7 +219,7 @@ def test_outputs_that_cannot_be(tmp_path, files, monkeypatch):
 
 
 def test_soft_maps_that_need_more_than_the_limit(tmp_path, files):
-    with pytest.raises(OptionError, match=r"weight needs .* MB at once, because soft maps mix .* max_memory is 1 KB"):
+    with pytest.raises(OptionError, match=r"weight needs .* MB at once, because soft maps mix.* max_memory is 1 KB"):
         fused(opened(files), tmp_path / "out", "optimal_transport", options={"reg": 0.1}, max_memory=1000)
 
 

@@ -97,7 +97,7 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     ("batches", "options", "error", "message"),
     [
         (BATCHES, {"points": 1}, OptionError, "at least 2, got 1"),
-        (BATCHES, {"method": "transplant"}, OptionError, "has no line between networks"),
+        (BATCHES, {"method": "transplant"}, OptionError, "has no line between them"),
         (BATCHES, {"method": "permute"}, OptionError, "unknown method 'permute'"),
         ([], {}, InputError, "batches are empty"),
         ([X], {"method": "average"}, InputError, "has no labels"),

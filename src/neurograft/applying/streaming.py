@@ -245,8 +245,8 @@ def _check_memory(
             needed = FusedRows([state[name] for state in states], plan, name, base.get(name)).working_bytes
             if needed > max_memory:
                 raise OptionError(
-                    f"{name} needs {size_text(needed)} at once, because all of its rows are looked at together; "
-                    f"max_memory is {size_text(max_memory)}"
+                    f"{name} needs {size_text(needed)} at once, because soft maps mix, or the operator compares, all "
+                    f"of its rows; max_memory is {size_text(max_memory)}"
                 )
 
 
