@@ -41,7 +41,8 @@ reports
 trial_cache
 costs synchronous tunings initial_models
 running
-demo_page demo
+inside
+demo
 command_line
 """
 RANKS = {

@@ -14,14 +14,18 @@ import torch
 from torch import nn
 
 import neurograft as ng
-from neurograft.reporting.origins import shares_of
-from neurograft.reporting.palette import color, palette_css
+from neurograft_experiments.inside import shares_of
+from neurograft_experiments.reports.figures import COLOURS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 NEURONS, LAYERS = 6, 3
 WIDTH, HEIGHT = 780, 330
 STEP, RADIUS, TOP = 62, 9, 66
+INKS = (
+    ":root { --ink: #1c2429; --soft: #5b6870; } "
+    "@media (prefers-color-scheme: dark) { :root { --ink: #e8edf0; --soft: #9fadb5; } }"
+)
 
 
 def members() -> list[nn.Module]:
@@ -51,7 +55,7 @@ def picture() -> str:
         _text(660, "one network of the same size", HEIGHT - 14, "soft"),
     ]
     style = (
-        f"<style>{palette_css()} text {{ font: 15px system-ui, sans-serif; text-anchor: middle; fill: var(--ink); }} "
+        f"<style>{INKS} text {{ font: 15px system-ui, sans-serif; text-anchor: middle; fill: var(--ink); }} "
         ".soft { fill: var(--soft); font-size: 13px; } line { opacity: .45; } "
         ".arrow { stroke: var(--soft); stroke-width: 3; fill: none; }</style>"
     )
@@ -75,7 +79,7 @@ def _network(x: float, owners: Sequence[Sequence[int | None]], left_out: int) ->
     for index, layer in enumerate(owners):
         for n, owner in enumerate(layer):
             cx, cy = x + 20 + STEP * index, TOP + 36 * n
-            fill, opacity = color(left_out if owner is None else owner), 0.16 if owner is None else 1
+            fill, opacity = COLOURS[left_out if owner is None else owner], 0.16 if owner is None else 1
             dots.append(f'<circle cx="{cx:.0f}" cy="{cy}" r="{RADIUS}" fill="{fill}" opacity="{opacity}"/>')
             if owner is not None and index + 1 < len(owners):
                 edges += [

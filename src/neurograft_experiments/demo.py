@@ -4,33 +4,34 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from neurograft.checkpoints import write_checkpoint
 from neurograft.errors import InputError, NeurograftError
+from neurograft.fusing import Fusion
 from neurograft.methods import METHODS
-from neurograft.reporting.html import html_page
+from neurograft.reporting.document import Section, html_page
 from neurograft.reporting.provenance import provenance
 from neurograft.reporting.tables import terminal_table
-from neurograft.reporting.writing import write_text
 from neurograft_experiments.data import Images, load_images
-from neurograft_experiments.demo_page import demo_document
 from neurograft_experiments.engine import run_in_process
+from neurograft_experiments.inside import inside_section
 from neurograft_experiments.networks import DEMONSTRATED, demonstrated
 from neurograft_experiments.reports.panels import panels_of
 from neurograft_experiments.reports.results import Results
 from neurograft_experiments.reports.sources import RowFiles
-from neurograft_experiments.reports.study_page import takeaway
+from neurograft_experiments.reports.study_page import study_document, takeaway
 from neurograft_experiments.reports.tables import SIGNS, comparison_table
+from neurograft_experiments.reports.writing import write_text
 from neurograft_experiments.running import run_task, start_of
 from neurograft_experiments.store import Store
 from neurograft_experiments.study import About, Settings
 from neurograft_experiments.study_file import Point, Study
-from neurograft_experiments.trial_cache import Made
+from neurograft_experiments.trial_cache import Made, packed
 from neurograft_experiments.trials import Task, study_rows, tasks_of, trials_of
 
 PRESET = "demo"
@@ -44,8 +45,8 @@ class Budget:
         members: how many networks are trained.
         member_epochs: epochs of each member.
         tuning_epochs: epochs of fine-tuning, and of distilling.
-        member_lr: step size for the members.
-        tuning_lr: step size for fine-tuning and distilling.
+        member_lr: learning rate for the members.
+        tuning_lr: learning rate for fine-tuning and distilling.
         batch: samples per step.
         seed: of everything.
     """
@@ -89,7 +90,7 @@ def run_demo(
         networks: names in `neurograft_experiments.networks.DEMONSTRATED`.
         methods: names in `neurograft.methods.METHODS`.
         samples: images to train and validate on, None for all.
-        budget: epochs, step sizes, members and seed.
+        budget: epochs, learning rates, members and seed.
         console: where tables and progress go.
 
     Raises:
@@ -97,35 +98,30 @@ def run_demo(
         NeurograftError: if a network could not be trained or fused.
     """
     started = time.perf_counter()
-    console = console if console is not None else Console()
-    budget = budget if budget is not None else Budget()
-    place = _prepared(output)
-    try:
+    console, budget = console or Console(), budget or Budget()
+    with _place(output) as place:
         images = load_images(source, samples=samples)
         study = demo_study(source, images, networks, methods, samples, budget)
-        console.print(_opening(images, budget), highlight=False)
+        sizes = f"{len(images.train)} train, {len(images.validation)} validation, {len(images.test)} test images"
+        console.print(f"{images.name}: {sizes}; {budget.members} members of each network, seed {budget.seed}\n")
         store = Store(place)
         store.prepare()
         tasks = tasks_of(study, PRESET)
         run_in_process(tasks, store, run_task, console=console)
         for failure in store.failures():
             raise NeurograftError(f"{failure['label']}: {failure['error']}")
-        trials = trials_of(study, PRESET)
         results = RowFiles(place).results(study, PRESET)
-        for panel in panels_of(results, None):
-            table = comparison_table(results, panel)
-            title = f"{panel.title}. {table.title}" if panel.title else table.title
-            console.print(terminal_table(replace(table, title=title, note="")))
-            console.print(f"{takeaway(results, panel)}\n", highlight=False)
-        console.print(f"{SIGNS}\n", highlight=False)
+        _show(results, console)
         page, rows = output / "report.html", output / "results.jsonl"
         write_text(rows, "".join(f"{json.dumps(row)}\n" for row in study_rows(study, PRESET, store)))
-        fused = [task for task in trials if task.labels["row"] in methods and task.labels["tuning"] == "none"]
+        fused = [t for t in trials_of(study, PRESET) if t.labels["row"] in methods and t.labels["tuning"] == "none"]
         made = [(task, start_of(task, store)) for task in fused]
         _save_networks(output, tasks, made, store)
-        write_text(page, html_page(demo_document(study.about, results, made, _command(source))))
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        command = "neurograft demo" if source == "digits" else f"neurograft demo --data {source}"
+        report = study_document(study.about, results, name="demo", preset="digits", commands=(command,))
+        sections = (*report.sections[:-1], *_inside(made), report.sections[-1])
+        write_text(page, html_page(replace(report, title=f"neurograft: {study.about.title}", sections=sections)))
+        store.close()
     seconds = time.perf_counter() - started
     console.print(f"page     {page}\nresults  {rows}\nnetworks {output}/*.safetensors", highlight=False)
     console.print(f"{seconds:.0f} s", highlight=False)
@@ -137,24 +133,22 @@ def demo_study(
 ) -> Study:
     """The demonstration as a study: a case for each kind of network."""
     tuning = {"epochs": budget.tuning_epochs, "lr": budget.tuning_lr, "batch": budget.batch}
-    points = []
-    for name in networks:
-        settings = {
-            "data": {"source": source, "samples": samples},
-            "network": demonstrated(name, images.shape),
-            "members": {
-                "count": budget.members,
-                "epochs": budget.member_epochs,
-                "lr": budget.member_lr,
-                "batch": budget.batch,
-            },
-            "starts": {method: {} for method in methods},
-            "recoveries": ["none", "refit"],
-            "calibration": len(images.train),
-            "tuning": {"finetune": tuning, "distill": tuning},
-            "seeds": [budget.seed],
-        }
-        points.append(Point(DEMONSTRATED[name], {}, Settings.model_validate(settings)))
+    members = {"count": budget.members, "epochs": budget.member_epochs, "lr": budget.member_lr, "batch": budget.batch}
+    settings = {
+        "data": {"source": source, "samples": samples},
+        "members": members,
+        "starts": {method: {} for method in methods},
+        "recoveries": ["none", "refit"],
+        "calibration": len(images.train),
+        "tuning": {"finetune": tuning, "distill": tuning},
+        "seeds": [budget.seed],
+    }
+    points = tuple(
+        Point(
+            DEMONSTRATED[name], {}, Settings.model_validate({**settings, "network": demonstrated(name, images.shape)})
+        )
+        for name in networks
+    )
     about = About(
         title=f"{budget.members} networks into one",
         question=(
@@ -164,38 +158,52 @@ def demo_study(
         ),
         paper="neurograft",
     )
-    return Study("demo", about, {PRESET: tuple(points)})
+    return Study("demo", about, {PRESET: points})
 
 
-def _command(source: str) -> tuple[str, ...]:
-    return ("neurograft demo" if source == "digits" else f"neurograft demo --data {source}",)
-
-
-def _opening(images: Images, budget: Budget) -> str:
-    splits = {"train": images.train, "validation": images.validation, "test": images.test}
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    return f"{images.name}: {sizes} images; {budget.members} members of each network, seed {budget.seed}\n"
-
-
-def _prepared(output: Path) -> Path:
+@contextmanager
+def _place(output: Path) -> Iterator[Path]:
     """A folder to work in, beside what is written; found out now, not after the training, whether that is possible."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".working.", dir=output))
+        place = Path(tempfile.mkdtemp(prefix=".working.", dir=output))
     except OSError as error:
         raise InputError(
             f"{output} cannot be written to: {error.strerror}; choose another folder with --output"
         ) from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _show(results: Results, console: Console) -> None:
+    for panel in panels_of(results, None):
+        table = comparison_table(panel)
+        title = f"{panel.title}. {table.title}" if panel.title else table.title
+        console.print(terminal_table(replace(table, title=title, note="")))
+        console.print(f"{takeaway(panel)}\n", highlight=False)
+    console.print(f"{SIGNS}\n", highlight=False)
+
+
+def _inside(made: Sequence[tuple[Task, Made]]) -> Iterator[Section]:
+    """A section for each kind of network."""
+    cases: dict[str, dict[str, list[Fusion]]] = {}
+    for task, start in made:
+        if start.fusion is not None:
+            cases.setdefault(task.labels["case"], {}).setdefault(task.labels["row"], []).append(start.fusion)
+    yield from (inside_section(case, fusions) for case, fusions in cases.items())
 
 
 def _save_networks(output: Path, tasks: Sequence[Task], made: Sequence[tuple[Task, Made]], store: Store) -> None:
     """Keep members and fused networks, so that the other commands can be tried on them."""
+    networks: dict[str, bytes] = {}
     for task in tasks:
         if task.kind == "member":
-            name = f"{task.settings['network']['name']}-member-{task.labels['member']}"
-            shutil.copyfile(store.member_path(task.key), output / f"{name}.safetensors")
+            networks[f"{task.settings['network']['name']}-member-{task.labels['member']}"] = store.tensors(task.key)
     for task, start in made:
         if task.labels["recovery"] == "none":
-            name = f"{task.settings['network']['name']}-{task.labels['row']}"
             metadata = {"key": task.key, "label": task.label, "commit": provenance()["commit"]}
-            write_checkpoint(start.network, output / f"{name}.safetensors", metadata)
+            networks[f"{task.settings['network']['name']}-{task.labels['row']}"] = packed(start.network, metadata)
+    for name, tensors in networks.items():
+        (output / f"{name}.safetensors").write_bytes(tensors)

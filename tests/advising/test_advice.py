@@ -9,7 +9,7 @@ from neurograft.advising.page import advice_document
 from neurograft.advising.search import epochs_in_all, rounds_of
 from neurograft.errors import OptionError
 from neurograft.evaluating.ensemble import Ensemble
-from neurograft.reporting.html import html_page
+from neurograft.reporting.document import html_page
 from neurograft_experiments.data import Split, load_images
 from neurograft_experiments.networks import digits_mlp
 
@@ -141,7 +141,8 @@ def test_text_and_page_say_the_same(refusal):
         assert words in text
         assert words in page
     assert "neurograft advise a b" in page
-    assert page.count("<svg") == 1
+    assert "Validation accuracy in % over the epochs of training" in page
+    assert "<strong>" in page
 
 
 def test_minutes_are_turned_into_epochs(converged, splits):

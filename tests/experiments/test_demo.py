@@ -1,6 +1,5 @@
 import io
 import json
-import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
@@ -82,11 +81,8 @@ class Checker(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
         self.loads += [value for name, value in attributes if name in ("src", "href", "srcset")]
-        if tag != "meta":
+        if tag not in ("meta", "img"):
             self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.add(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -97,14 +93,10 @@ def test_page_is_whole_and_loads_nothing(demonstration):
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
-    assert checker.loads == []
+    assert all(target.startswith("data:image/svg+xml;base64,") for target in checker.loads)
     assert "script" not in checker.tags
-    assert {"table", "svg", "dl"} <= checker.tags
+    assert {"table", "img", "dl"} <= checker.tags
     assert "http://" not in page
-    for picture in page.split("<svg")[1:]:
-        ElementTree.fromstring(
-            '<svg xmlns:xlink="http://www.w3.org/1999/xlink"' + picture.partition("</svg>")[0] + "</svg>"
-        )
 
 
 def test_page_shows_rows_groups_and_provenance(demonstration):
@@ -116,11 +108,10 @@ def test_page_shows_rows_groups_and_provenance(demonstration):
 def test_page_draws_what_refitting_did_to_every_layer(demonstration):
     page = demonstration[0].page.read_text(encoding="utf-8")
     drawn = page.partition("Refitting, layer by layer")[2].partition("<h3>")[0]
-    assert drawn.count("<svg") == len(METHODS)
+    assert drawn.count("<img") == len(METHODS)
     for method in METHODS:
         assert f"{method}: 400 samples, 1 pass" in drawn
-    for layer in ("hidden.1", "hidden.3", "hidden.5", "head"):
-        assert drawn.count(f"{layer}.weight, towards its layer") == len(METHODS)
+        assert f"Relative error of every layer of MLP, {method}." in drawn
 
 
 def test_networks_are_kept(demonstration):

@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from neurograft.reporting.tables import Table, html_table, terminal_table
+from neurograft.reporting.document import Document, Section, html_page
+from neurograft.reporting.tables import Table, terminal_table
 
 TABLE = Table(
     title="a < b",
@@ -14,6 +15,10 @@ TABLE = Table(
     rules=frozenset({0}),
     note="one & two",
 )
+
+
+def html_table(table):
+    return html_page(Document("page", "lead", (Section("section", (table,)),)))
 
 
 def test_page_shows_text_as_text():

@@ -1,13 +1,15 @@
 """Advice as a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from neurograft.advising.recipes import WORDS, Candidate
 from neurograft.advising.result import Advice, contenders_table
 from neurograft.advising.search import rounds_of
 from neurograft.reporting.document import Document, Facts, Paragraph, Part, Section
-from neurograft.reporting.figures import Line, Panel, lines_picture
 from neurograft.reporting.tables import Table
+
+SHOWN = 11
+"""Of a curve about so many epochs are shown."""
 
 
 def candidates_table(advice: Advice) -> Table:
@@ -47,7 +49,7 @@ def advice_document(advice: Advice, made: Mapping[str, str]) -> Document:
     answer: list[Part] = [Paragraph(advice.verdict, "takeaway"), contenders_table(advice.contenders)]
     shown = [c.candidate for c in advice.contenders if c.candidate is not None and len(c.candidate.curve) > 1]
     if shown:
-        answer.append(_curves(advice, shown))
+        answer.append(curves_table(shown))
     tried: list[Part] = [candidates_table(advice)]
     tried += [Paragraph(f"{method} cannot fuse these members: {why}", "note") for method, why in advice.refused.items()]
     members = ", ".join(f"{100 * scores.accuracy:.1f}" for scores in advice.members)
@@ -62,20 +64,18 @@ def advice_document(advice: Advice, made: Mapping[str, str]) -> Document:
     )
 
 
-def _curves(advice: Advice, shown: list[Candidate]) -> Part:
-    longest = max(len(candidate.curve) for candidate in shown)
-    lines = []
-    for style, candidate in enumerate(shown):
-        padded = candidate.curve + (float("nan"),) * (longest - len(candidate.curve))
-        lines.append(Line(candidate.recipe.name, padded, style=style, chosen=candidate.epoch))
-    ensemble = next(c for c in advice.contenders if c.candidate is None)
-    best = max(scores.accuracy for scores in advice.members)
-    lines += [Line("ensemble", (ensemble.accuracy,), style=-1), Line("best member", (best,), style=-2)]
-    return lines_picture(
-        [Panel("", tuple(map(str, range(longest))), tuple(lines))],
-        label="validation accuracy over the epochs of training",
-        name="advice",
-        x_label="epoch",
-        y_label="validation accuracy",
-        best=True,
+def curves_table(shown: Sequence[Candidate]) -> Table:
+    """Validation accuracy over the epochs of training, at a dozen of them; the chosen epoch stands out."""
+    last = max(len(candidate.curve) for candidate in shown) - 1
+    epochs = sorted({round(last * part / SHOWN) for part in range(SHOWN + 1)} | {c.epoch for c in shown})
+    rows = [
+        (c.recipe.name, *(f"{100 * c.curve[epoch]:.1f}" if epoch < len(c.curve) else "–" for epoch in epochs))
+        for c in shown
+    ]
+    return Table(
+        title="Validation accuracy in % over the epochs of training",
+        columns=("network", *map(str, epochs)),
+        rows=tuple(rows),
+        numeric=len(epochs),
+        strong=frozenset((r, 1 + epochs.index(c.epoch)) for r, c in enumerate(shown)),
     )

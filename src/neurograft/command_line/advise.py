@@ -171,9 +171,9 @@ def _write_network(advice: "Advice", output: Path, factory: str, paths: list[Pat
 
 def _write_page(advice: "Advice", page: Path, images: Any, paths: list[Path], seed: int) -> None:
     from neurograft.advising.page import advice_document
-    from neurograft.reporting.html import html_page
+    from neurograft.checkpoints.atomic import whole
+    from neurograft.reporting.document import html_page
     from neurograft.reporting.provenance import computer_text, provenance
-    from neurograft.reporting.writing import write_text
 
     made = provenance()
     sizes = f"{len(images.train)} training, {len(images.validation)} validation, {len(images.test)} test images"
@@ -186,7 +186,8 @@ def _write_page(advice: "Advice", page: Path, images: Any, paths: list[Path], se
         "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
         "hardware": computer_text(made["hardware"]),
     }
-    write_text(page, html_page(advice_document(advice, facts)))
+    with whole(page) as part:
+        part.write_text(html_page(advice_document(advice, facts)), encoding="utf-8")
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Pages and pictures that a person looks at."""
+"""Tables on the terminal, and pages that a person looks at."""

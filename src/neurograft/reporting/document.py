@@ -1,12 +1,11 @@
-"""What a report says, whatever it is shown as: a page for the browser, or Markdown."""
+"""What a report has to say, and the page for the browser that it becomes."""
 
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from neurograft.reporting.tables import Table
-
-Kind: TypeAlias = Literal["", "soft", "note", "takeaway"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +13,7 @@ class Paragraph:
     """A paragraph of text; `kind` says how loudly: "takeaway" stands out, "soft" and "note" stand back."""
 
     text: str
-    kind: Kind = ""
+    kind: Literal["", "soft", "note", "takeaway"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +46,15 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A drawing.
+    """A drawing, an SVG file; `label` is its caption, and for people who cannot see it."""
 
-    Attributes:
-        svg: an `<svg>` element whose colours are the palette's CSS variables.
-        label: what it shows: its caption, and for people who cannot see it.
-        name: of the picture, its own on the page.
-    """
-
-    svg: str
+    svg: bytes
     label: str
-    name: str = "picture"
+
+    @property
+    def link(self) -> str:
+        """The picture as the address of an image."""
+        return f"data:image/svg+xml;base64,{b64encode(self.svg).decode()}"
 
 
 Part: TypeAlias = Paragraph | Heading | Facts | Code | Links | Picture | Table
@@ -73,12 +70,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A title, one sentence on what the reader will find, and sections.
-
-    Example:
-        >>> Document("Report", "What was found.", (Section("Figures", (Paragraph("None."),)),)).sections[0].title
-        'Figures'
-    """
+    """A title, one sentence on what the reader will find, and sections."""
 
     title: str
     lead: str
@@ -88,3 +80,16 @@ class Document:
         """All pictures, in order."""
         for section in self.sections:
             yield from (part for part in section.parts if isinstance(part, Picture))
+
+
+def html_page(document: Document) -> str:
+    """The document as a self-contained page: one file, no script, no network.
+
+    Example:
+        >>> html_page(Document("Report", "What was found.")).splitlines()[0]
+        '<!doctype html>'
+    """
+    from jinja2 import Environment, PackageLoader
+
+    pages = Environment(loader=PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return pages.get_template("page.html").render(document=document)

@@ -5,7 +5,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ LIBRARIES = ("neurograft", "torch", "numpy", "scipy", "POT", "scikit-learn", "sa
 @cache
 def provenance() -> dict[str, Any]:
     """Commit, library versions and hardware of this run."""
-    return {"commit": _commit(), "versions": _versions(), "hardware": _hardware()}
+    found = {distribution.name: distribution.version for distribution in distributions()}
+    versions = {name: found[name] for name in LIBRARIES if name in found}
+    hardware = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return {"commit": _commit(), "versions": {"python": platform.python_version(), **versions}, "hardware": hardware}
 
 
 def computer_text(hardware: Mapping[str, Any]) -> str:
@@ -40,27 +49,6 @@ def _commit() -> str:
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _hardware() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def _cpu_name() -> str:

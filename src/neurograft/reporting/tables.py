@@ -1,8 +1,6 @@
-"""One table, shown on the terminal or in a page."""
+"""One table, for the terminal, a page or Markdown."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
 import rich.table
@@ -33,46 +31,19 @@ class Table:
     rules: frozenset[int] = frozenset()
     note: str = ""
 
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers."""
+        return column >= len(self.columns) - self.numeric
+
 
 def terminal_table(table: Table) -> rich.table.Table:
     """The table for a rich console."""
     title, note = (Text(terminal(text, lines=True)) for text in (table.title, table.note))
     shown = rich.table.Table(title=title, caption=note, title_justify="left", caption_justify="left")
-    for index, column in enumerate(table.columns):
-        justify: Literal["left", "right"] = "right" if is_numeric(table, index) else "left"
-        shown.add_column(
-            Text(terminal(column)), justify=justify, overflow="fold", no_wrap=index == 0
-        )  # names stay whole
+    for c, column in enumerate(table.columns):
+        side: Literal["left", "right"] = "right" if table.is_number(c) else "left"
+        shown.add_column(Text(terminal(column)), justify=side, overflow="fold", no_wrap=c == 0)  # names stay whole
     for r, row in enumerate(table.rows):
         cells = [Text(terminal(cell), style="bold" if (r, c) in table.strong else "") for c, cell in enumerate(row)]
         shown.add_row(*cells, end_section=r in table.rules)
     return shown
-
-
-def html_table(table: Table) -> str:
-    """The table for a page; its title becomes the caption."""
-    head = "".join(_cell("th", column, is_numeric(table, c)) for c, column in enumerate(table.columns))
-    body = "".join(_html_row(table, r, row) for r, row in enumerate(table.rows))
-    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
-    return (
-        f'<div class="scroll"><table><caption>{escape(table.title)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}"
-    )
-
-
-def _html_row(table: Table, number: int, row: Sequence[str]) -> str:
-    cells = "".join(
-        _cell("td", cell, is_numeric(table, c), strong=(number, c) in table.strong) for c, cell in enumerate(row)
-    )
-    return f'<tr class="rule">{cells}</tr>' if number in table.rules else f"<tr>{cells}</tr>"
-
-
-def _cell(tag: str, text: str, numeric: bool, *, strong: bool = False) -> str:
-    kind = ' class="number"' if numeric else ""
-    content = f"<strong>{escape(text)}</strong>" if strong else escape(text)
-    return f"<{tag}{kind}>{content}</{tag}>"
-
-
-def is_numeric(table: Table, column: int) -> bool:
-    """Whether a column holds numbers."""
-    return column >= len(table.columns) - table.numeric

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas
+
 from neurograft.reporting.document import Code, Facts, Paragraph, Part
 from neurograft.reporting.provenance import computer_text
 from neurograft_experiments.reports.results import Results
@@ -15,14 +17,7 @@ HONESTY = (
 
 
 def made_parts(results: Results, name: str, preset: str, commands: Sequence[str]) -> Iterator[Part]:
-    """What the end of a report says.
-
-    Args:
-        results: the rows, which know where they come from.
-        name: of the study.
-        preset: which of its presets.
-        commands: what makes the rows and the report.
-    """
+    """What the end of a report says: the commands that make it, and what the rows say about themselves."""
     rows = list(results.rows)
     there = f"{len(rows)} of {len(rows) + results.missing}"
     rest = " (the rest was not run, or failed)" if results.missing else ""
@@ -33,15 +28,12 @@ def made_parts(results: Results, name: str, preset: str, commands: Sequence[str]
 
 def provenance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What rows say about themselves; where they differ, everything they say."""
-    versions: dict[str, dict[str, None]] = {}
-    for row in rows:
-        for library, version in row["versions"].items():
-            versions.setdefault(library, {})[version] = None
+    versions = pandas.DataFrame([row["versions"] for row in rows])
     facts = {
         "seeds": ", ".join(map(str, sorted({row["seed"] for row in rows}))),
         "splits": _each(_splits(row) for row in rows if row.get("test") and row.get("validation")),
         "commit": _each(row["commit"] for row in rows),
-        "versions": ", ".join(f"{library} {' and '.join(found)}" for library, found in versions.items()),
+        "versions": ", ".join(f"{name} {' and '.join(versions[name].dropna().unique())}" for name in versions),
         "hardware": _each(computer_text(row["hardware"]) for row in rows),
         "time": _duration(_spent(rows)),
     }

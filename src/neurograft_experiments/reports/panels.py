@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neurograft_experiments.reports.results import Group, Results, Setting, Which, named, short, text_of
-
-TUNINGS = {"none": "at once", "finetune": "fine-tuned", "distill": "distilled"}
+from neurograft_experiments.reports.measures import TUNINGS
+from neurograft_experiments.reports.results import Group, Results, Which
+from neurograft_experiments.reports.settings import SAME, Setting, named, short, text_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,11 +14,13 @@ class Panel:
     """Settings that differ in one quantity only, or a single setting.
 
     Attributes:
+        results: of the study.
         title: what its settings have in common, of what varies in the study.
         settings: in the order of the quantity's values.
         x: the quantity, None for a single setting.
     """
 
+    results: Results
     title: str
     settings: tuple[Setting, ...]
     x: str | None = None
@@ -33,20 +35,24 @@ class Panel:
         """The quantity in words."""
         return short(self.x) if self.x is not None else ""
 
-    def whiches(self, results: Results, tuning: str | None = None) -> tuple[Which, ...]:
-        """Every row that at least one of its settings has, in order, members first."""
-        groups = (group for setting in self.settings for group in results.in_setting(setting))
-        found = dict.fromkeys(g.which for g in groups if tuning is None or g.which.tuning == tuning)
-        return tuple(sorted(found, key=lambda which: not which.row.startswith("member ")))
+    @property
+    def groups(self) -> list[Group]:
+        """All rows of all its settings."""
+        return [group for setting in self.settings for group in self.results.in_setting(setting)]
 
-    def tunings(self, results: Results) -> tuple[str, ...]:
+    def whiches(self, tuning: str | None = None) -> tuple[Which, ...]:
+        """Every row that at least one of its settings has, in order, members first."""
+        found = dict.fromkeys(g.which for g in self.groups if tuning is None or g.which.tuning == tuning)
+        return tuple(sorted(found, key=lambda which: not which.member))
+
+    def tunings(self) -> tuple[str, ...]:
         """Every way its rows were trained on, in the order of `TUNINGS`."""
-        there = {which.tuning for which in self.whiches(results)}
+        there = {which.tuning for which in self.whiches()}
         return tuple(tuning for tuning in TUNINGS if tuning in there)
 
-    def groups(self, results: Results, which: Which) -> tuple[Group | None, ...]:
+    def along(self, which: Which) -> tuple[Group | None, ...]:
         """One row's results in every setting."""
-        return tuple(results.find(setting, which) for setting in self.settings)
+        return tuple(self.results.find(setting, which) for setting in self.settings)
 
 
 def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple[Panel, ...]:
@@ -60,33 +66,28 @@ def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple
     name = _field(results, x, 1 if single else 2)
     others = [field for field in results.varying if field != name]
     if name is None:
-        return tuple(Panel(named(setting, others), (setting,)) for setting in results.settings)
-    found: dict[tuple[Any, ...], list[Setting]] = {}
+        return tuple(Panel(results, named(setting, others), (setting,)) for setting in results.settings)
+    found: dict[tuple[str, ...], list[Setting]] = {}
     for setting in results.settings:
-        values = dict(setting)
-        if name in values:
-            found.setdefault(tuple(text_of(values.get(field)) for field in others), []).append(setting)
-    panels = []
-    for settings in found.values():
-        ordered = sorted(settings, key=lambda setting: _place(dict(setting)[name], settings, name))
-        panels.append(Panel(named(settings[0], others), tuple(ordered), name))
-    return tuple(panels)
+        if name in dict(setting):
+            found.setdefault(tuple(text_of(dict(setting).get(field)) for field in others), []).append(setting)
+    return tuple(
+        Panel(results, named(settings[0], others), tuple(sorted(settings, key=_place(settings, name))), name)
+        for settings in found.values()
+    )
 
 
 def _field(results: Results, x: str | None, least: int) -> str | None:
     """The name by which settings know a varied quantity; a setting may know "members.count" as "members"."""
-    if x is None:
-        return None
-    same = {"members.count": "members", "network.name": "network", "data.source": "data"}
-    for candidate in (x, same.get(x, x)):
+    for candidate in (x, SAME.get(x or "", x)):
         found = {text_of(dict(setting)[candidate]) for setting in results.settings if candidate in dict(setting)}
-        if len(found) >= least:
+        if candidate is not None and len(found) >= least:
             return candidate
     return None
 
 
-def _place(value: Any, settings: Sequence[Setting], name: str) -> float:
-    """Numbers in their order, everything else as it came."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    return float([text_of(dict(setting)[name]) for setting in settings].index(text_of(value)))
+def _place(settings: Sequence[Setting], name: str) -> Any:
+    """A sorting key: numbers in their order, everything else as it came."""
+    values = [dict(setting)[name] for setting in settings]
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return lambda setting: dict(setting)[name] if numbers else settings.index(setting)

@@ -4,15 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from neurograft.reporting.document import Code, Document, Heading, Paragraph, Part, Section
-from neurograft.reporting.markdown import markdown_page
 from neurograft.reporting.tables import Table
-from neurograft.reporting.writing import write_text
+from neurograft_experiments.reports.markdown import markdown_page
 from neurograft_experiments.reports.panels import panels_of
 from neurograft_experiments.reports.sources import RowFiles
 from neurograft_experiments.reports.tables import comparison_table
-from neurograft_experiments.reports.verdict_tables import findings_table, how_much
-from neurograft_experiments.reports.verdicts import judge
-from neurograft_experiments.reports.writing import Reported
+from neurograft_experiments.reports.verdicts import findings_table, judge
+from neurograft_experiments.reports.writing import Reported, write_text
 from neurograft_experiments.study import PRESETS
 from neurograft_experiments.study_file import Study
 
@@ -106,7 +104,7 @@ def _summary(chosen: Sequence[Reported]) -> Table:
     for one in chosen:
         for claim in one.study.about.claims:
             verdict = judge(claim, one.results)
-            rows.append((one.study.name, claim.text, verdict.text, how_much(verdict)))
+            rows.append((one.study.name, claim.text, verdict.text, verdict.how_much))
     return Table("Claims", ("study", "claim", "verdict", "by how much"), tuple(rows))
 
 
@@ -126,4 +124,4 @@ def _tables(one: Reported) -> Iterator[Part]:
     for panel in panels_of(one.results, None):
         if panel.title:
             yield Paragraph(f"{panel.title}:")
-        yield comparison_table(one.results, panel)
+        yield comparison_table(panel)

@@ -1,21 +1,25 @@
-"""Result rows grouped over seeds, with the rows that are still missing in their places."""
+"""Result rows grouped over seeds, in a pandas frame, with the rows that are still missing in their places."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
+
+import pandas
 
 from neurograft.errors import InputError
+from neurograft_experiments.reports.settings import Setting, named, setting_of, text_of
+from neurograft_experiments.rows import BEST, ENSEMBLE
 
-Setting: TypeAlias = tuple[tuple[str, Any], ...]
-"""What a comparison is made in: ("network", "vgg11"), ("data", "cifar10"), …, the same for all its rows."""
-
-BEST, ENSEMBLE, CONTINUE = "best member", "ensemble", "continue the best member"
-LABELS = ("case", "network", "data", "members")
 RECOVERIES = {"none": "as it is", "batch_norm": "BatchNorm", "repair": "REPAIR", "data_free": "REPAIR without data"}
 """Recoveries that are called otherwise by people."""
 LARGE = ("ensemble", "combine")
 """Starts that are several times the size of a member."""
+SHARES = ("accuracy", "validation")
+"""Measures that are shares of images."""
+CERTAINTY = 2.0
+"""Standard errors that a difference must exceed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +38,17 @@ class Which:
             >>> Which("optimal_transport", "refit", "distill").start
             'optimal transport + refit'
         """
-        parts = [self.row] if self.recovery == "none" else [self.row, self.recovery_words]
-        return " + ".join(parts).replace("_", " ")
+        return " + ".join([self.row, *([self.recovery_words] if self.recovery != "none" else [])]).replace("_", " ")
 
     @property
     def recovery_words(self) -> str:
-        """How it was recovered, as people say it.
-
-        Example:
-            >>> Which("transplant", "batch_norm").recovery_words, Which("transplant").recovery_words
-            ('BatchNorm', 'as it is')
-        """
+        """How it was recovered, as people say it."""
         return RECOVERIES.get(self.recovery, self.recovery)
+
+    @property
+    def member(self) -> bool:
+        """Whether it is a single member, not chosen by anything."""
+        return self.row.startswith("member ")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,35 +56,59 @@ class Group:
     """The results of one row of a comparison, one per seed.
 
     Attributes:
+        number: in the frame.
         setting: what the comparison is made in.
         which: the row.
         rows: seed -> what was measured.
         missing: seed -> why there is nothing: "not run", or what failed.
     """
 
+    number: int
     setting: Setting
     which: Which
     rows: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
 
     @property
-    def seeds(self) -> int:
-        """How many results there should be."""
-        return len(self.rows) + len(self.missing)
-
-    @property
     def large(self) -> bool:
         """Whether the network is larger than a member, as an ensemble is."""
-        if self.which.row == ENSEMBLE:
-            return True
         starts = (row.get("configuration", {}).get("start") or {} for row in self.rows.values())
-        return any(start.get("method") in LARGE for start in starts)
+        return self.which.row == ENSEMBLE or any(start.get("method") in LARGE for start in starts)
 
     @property
     def diverged(self) -> bool:
-        """Whether training diverged at every step size for some seed, so that the start itself was measured."""
+        """Whether training diverged at every learning rate for some seed, so that the start itself was measured."""
         tried = (row.get("tried") for row in self.rows.values() if self.which.tuning != "none")
-        return any(bool(pairs) and all(reached is None for _, reached in pairs) for pairs in tried if pairs)
+        return any(all(reached is None for _, reached in pairs) for pairs in tried if pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measure of a group over its seeds: mean and standard deviation, nan for too few."""
+
+    mean: float = math.nan
+    deviation: float = math.nan
+
+    def __bool__(self) -> bool:
+        return not math.isnan(self.mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far one figure is above another, and how much of that may be noise.
+
+    Attributes:
+        mean: of the differences, over the seeds that both have.
+        noise: what it must exceed to count.
+    """
+
+    mean: float
+    noise: float
+
+    @property
+    def sign(self) -> int:
+        """1 above, -1 below, 0 not distinguishable."""
+        return 0 if not abs(self.mean) > self.noise else 1 if self.mean > 0 else -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +120,9 @@ class Results:
     """
 
     groups: Mapping[tuple[Setting, Which], Group]
+    _values: dict[str, pandas.DataFrame] = field(default_factory=dict)
+    _figures: dict[str, dict[int, Figure]] = field(default_factory=dict)
+    _wide: dict[str, tuple[pandas.DataFrame, pandas.Series]] = field(default_factory=dict)
 
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
@@ -102,11 +132,11 @@ class Results:
     @cached_property
     def varying(self) -> tuple[str, ...]:
         """The names of what differs between settings, without those that an earlier one says already."""
-        columns: dict[str, tuple[Any, ...]] = {}
-        names = dict.fromkeys(name for setting in self.settings for name, _ in setting)
-        for name in names:
-            values = tuple(_hashable(dict(setting).get(name)) for setting in self.settings)
-            if len(set(values)) > 1 and not any(_says(other, values) for other in columns.values()):
+        columns: dict[str, list[str]] = {}
+        for name in dict.fromkeys(name for setting in self.settings for name, _ in setting):
+            values = [text_of(dict(setting).get(name)) for setting in self.settings]
+            said = any(len(set(zip(other, values, strict=True))) == len(set(other)) for other in columns.values())
+            if len(set(values)) > 1 and not said:
                 columns[name] = values
         return tuple(columns)
 
@@ -131,6 +161,116 @@ class Results:
     def missing(self) -> int:
         """How many results are not there."""
         return sum(len(group.missing) for group in self)
+
+    @cached_property
+    def frame(self) -> pandas.DataFrame:
+        """A line per measured trial: its group's number, its seed, and what it measured, by dotted paths."""
+        left_out = {"configuration", "versions", "hardware", "varied", "seed"}
+        lines = [
+            {"group": group.number, "seed": seed, **{key: row[key] for key in row.keys() - left_out}}
+            for group in self
+            for seed, row in group.rows.items()
+        ]
+        frame = pandas.json_normalize(lines)
+        needed = ["group", "seed", "curve", "test.accuracy", "test.samples", "validation.accuracy"]
+        frame = frame.reindex(columns=[*needed, *frame.columns.difference(needed)])
+        names = {"test.accuracy": "accuracy", "validation.accuracy": "validation", "test.samples": "samples"}
+        return frame.rename(columns=names).assign(
+            samples=lambda known: known.groupby("group")["samples"].transform("min")
+        )
+
+    def values(self, measure: str) -> pandas.DataFrame:
+        """Columns `group`, `seed`, `samples` and `value`, a line per trial that has this measure.
+
+        Args:
+            measure: "accuracy" on the test images; "validation", the accuracy there; "epochs" of training until the
+                validation accuracy first reaches the best member's (one more than there were if it never does); "won
+                back" by recovering: (x − b) / (m − b) with x the accuracy of this network, b of the bare one, m of the
+                best member, for seeds with b < m; or the dotted path of a number in a row.
+        """
+        if measure not in self._values:
+            frame = self.frame
+            if measure == "epochs":
+                levels = self._beside(lambda _: Which(BEST), "validation")
+                value = pandas.Series(map(_reached, frame["curve"], levels), frame.index, dtype=float)
+            elif measure == "won back":
+                bare = self._beside(lambda group: Which(group.which.row), "accuracy")
+                best = self._beside(lambda _: Which(BEST), "accuracy")
+                value = ((frame["accuracy"] - bare) / (best - bare)).where(bare < best)
+            else:
+                value = frame[measure] if measure in frame else pandas.Series(math.nan, frame.index)
+            self._values[measure] = frame[["group", "seed", "samples"]].assign(value=value).dropna(subset="value")
+        return self._values[measure]
+
+    def _beside(self, which: Callable[[Group], Which], column: str) -> pandas.Series:
+        """Beside every line of the frame, a number of another row of the same setting and seed."""
+        pairs = [(group.number, self.find(group.setting, which(group))) for group in self]
+        numbers = self.frame["group"].map({number: other.number for number, other in pairs if other is not None})
+        places = pandas.MultiIndex.from_arrays([numbers, self.frame["seed"]])
+        found = self.frame.set_index(["group", "seed"])[column].reindex(places)
+        return pandas.Series(found.to_numpy(), self.frame.index)
+
+    def figure(self, group: Group | None, measure: str = "accuracy") -> Figure:
+        """One measure of a group over its seeds.
+
+        Raises:
+            InputError: if a row has no such number.
+        """
+        if group is None or not group.rows:
+            return Figure()
+        if measure not in self._figures:
+            by = self.values(measure).groupby("group")["value"]
+            self._figures[measure] = {n: Figure(*line) for n, *line in by.agg(["mean", "std"]).itertuples()}
+        found = self._figures[measure].get(group.number)
+        if found is None and measure not in ("epochs", "won back"):
+            raise InputError(f"the rows of {group.which.start!r} have no number {measure!r}")
+        return found or Figure()
+
+    def differences(
+        self, pairs: Sequence[tuple[Group | None, Group | float | None]], measure: str = "accuracy"
+    ) -> list[Difference | None]:
+        """For each pair, the first minus the second; None if they share no seed, or one is not there.
+
+        With d_s the differences of the n seeds that both have, s their standard deviation, t Student's 97.5 % quantile
+        for n − 1 degrees of freedom, p and q the mean shares of right outputs on N test images:
+
+            noise² = (t · s)² / n  +  2² · (p (1 − p) + q (1 − q)) / (n · N)
+
+        The first term is the noise over seeds (unknown, so left out, for a single seed), the second that of the test
+        set's size; it is left out for measures that are no shares of images, and against a number.
+        """
+        from scipy.stats import t
+
+        if measure not in self._wide:
+            own = self.values(measure)
+            samples = own.groupby("group")["samples"].first()
+            self._wide[measure] = own.pivot(index="seed", columns="group", values="value"), samples
+        wide, samples = self._wide[measure]
+        numbers = [[_number(side) for side in sides] for sides in zip(*pairs, strict=True)] if pairs else [[], []]
+        p, q = (wide.reindex(columns=side).to_numpy(copy=True) for side in numbers)  # shape (seeds, pairs)
+        for place, (_, side) in enumerate(pairs):
+            if isinstance(side, (int, float)):
+                q[:, place] = side
+        gaps = pandas.DataFrame(p - q)
+        n = gaps.count()
+        squared = (t.ppf(0.975, n - 1) * gaps.std()).fillna(0.0) ** 2 / n
+        if measure in SHARES:
+            means = [pandas.DataFrame(side).where(gaps.notna()).mean() for side in (p, q)]
+            images = [samples.reindex(side).to_numpy() for side in numbers]
+            binomial = [mean * (1 - mean) / count for mean, count in zip(means, images, strict=True)]
+            squared += (CERTAINTY**2 * (binomial[0] + binomial[1]) / n).fillna(0.0)
+        found = zip(n, gaps.mean(), squared**0.5, strict=True)
+        return [Difference(mean, noise) if count else None for count, mean, noise in found]
+
+
+def _number(of: Group | float | None) -> float:
+    return of.number if isinstance(of, Group) else math.nan
+
+
+def _reached(curve: Sequence[float], level: float) -> float:
+    if math.isnan(level):
+        return math.nan
+    return next((epoch for epoch, accuracy in enumerate(curve) if accuracy >= level), len(curve))
 
 
 def collect(
@@ -157,7 +297,7 @@ def collect(
     for labels in expected:
         setting = setting_of(labels)
         which = Which(labels["row"], labels.get("recovery", "none"), labels.get("tuning", "none"))
-        group = groups.setdefault((setting, which), Group(setting, which))
+        group = groups.setdefault((setting, which), Group(len(groups), setting, which))
         seed, key = labels.get("seed", 0), labels["key"]
         if seed in group.rows or seed in group.missing:
             raise InputError(
@@ -169,73 +309,3 @@ def collect(
         else:
             group.missing[seed] = failures.get(key, "not run")
     return Results(groups)
-
-
-def setting_of(labels: Mapping[str, Any]) -> Setting:
-    """What a trial's comparison is made in, from its labels; a varied quantity that is a label already is left out.
-
-    Example:
-        >>> setting_of({"network": "mlp", "members": 4, "varied": {"members.count": 4, "network.width": 8}})
-        (('network', 'mlp'), ('members', 4), ('network.width', 8))
-    """
-    fixed = [(name, labels[name]) for name in LABELS if labels.get(name, "") != ""]
-    same = {"members.count": "members", "network.name": "network", "data.source": "data"}
-    varied = labels.get("varied") or {}
-    return (*fixed, *((path, value) for path, value in varied.items() if same.get(path) not in dict(fixed)))
-
-
-def named(setting: Setting, only: Sequence[str] | None = None) -> str:
-    """A setting in words.
-
-    Args:
-        setting: names and values.
-        only: the names to mention, None for all.
-
-    Example:
-        >>> named((("network", "mlp"), ("members", 4), ("network.width", 64)))
-        'mlp, 4 members, width 64'
-    """
-    words = []
-    for name, value in setting:
-        if only is not None and name not in only:
-            continue
-        if name == "members":
-            words.append(f"{value} members")
-        elif name in ("case", "network", "data"):
-            words.append(str(value))
-        else:
-            words.append(f"{short(name)} {text_of(value)}")
-    return ", ".join(words)
-
-
-def short(path: str) -> str:
-    """The last word of a dotted path, as people read it.
-
-    Example:
-        >>> short("starts.transplant.options.ratio"), short("members.count")
-        ('ratio', 'members')
-    """
-    return "members" if path == "members.count" else path.rpartition(".")[2].replace("_", " ")
-
-
-def text_of(value: Any) -> str:
-    """A varied value as text.
-
-    Example:
-        >>> text_of(0.9375), text_of([{"width": 8}, {"width": 16}]), text_of(None)
-        ('0.9375', '8 / 16', 'none')
-    """
-    if isinstance(value, Mapping):
-        return ", ".join(text_of(inner) for inner in value.values())
-    if isinstance(value, (list, tuple)):
-        return " / ".join(text_of(inner) for inner in value)
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, bool, type(None))) else text_of(value)
-
-
-def _says(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether who knows the first knows the second."""
-    return len(set(zip(one, other, strict=True))) == len(set(one))

@@ -1,15 +1,16 @@
 """The tables of a study: accuracies with their spread and marks of equality, costs, epochs to recover."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from neurograft.reporting.tables import Table
-from neurograft_experiments.reports.measures import Summary, difference, measure_named, summary
-from neurograft_experiments.reports.panels import TUNINGS, Panel
-from neurograft_experiments.reports.results import BEST, CONTINUE, ENSEMBLE, Group, Results, Setting, Which
+from neurograft_experiments.reports.measures import MARKS, TUNINGS, measure_named
+from neurograft_experiments.reports.panels import Panel
+from neurograft_experiments.reports.results import Group, Results, Which
+from neurograft_experiments.rows import BEST, CONTINUE, ENSEMBLE
 
-MARKS = {1: " ↑", 0: " =", -1: " ↓"}
+Key = TypeVar("Key", bound=Hashable)
 FINE = 5000
 """Test images from which on a second decimal says something."""
 SIGNS = (
@@ -18,53 +19,93 @@ SIGNS = (
     "network of a member's size, nor below its rival. Noise is that over seeds (Student's t; with few seeds much is "
     "noise) and of the test set's size, together. The best member is the one that validation prefers."
 )
+NOTES = {"accuracy": (SIGNS,), "epochs": ("One epoch more than there were: never.",)}
 
-_NOTES = {"accuracy": (SIGNS,), "epochs": ("One epoch more than there were: never.",)}
 
-
-def comparison_table(results: Results, panel: Panel) -> Table:
+def comparison_table(panel: Panel) -> Table:
     """Test accuracies of a single setting.
 
     A line per start and a column per way of training on; where nothing is trained on, a column per recovery.
     """
-    setting = panel.settings[0]
-    lines, columns = _layout(panel.whiches(results), panel.tunings(results))
-    digits = digits_of(results.in_setting(setting))
-    lead = _leader(results, results.in_setting(setting))
-    cells, strong = [], set()
-    for r, (name, line) in enumerate(lines.items()):
-        found = [name]
-        for c, column in enumerate(columns.values(), 1):
-            group = results.find(setting, replace(line, **column))
-            found.append(cell(results, group, digits))
-            if _level_with(results, group, lead):
-                strong.add((r, c))
-        cells.append(tuple(found))
-    return Table(
-        title=_title("Test accuracy in %", results, panel.settings),
-        columns=("network", *columns),
-        rows=tuple(cells),
-        numeric=len(columns),
-        strong=frozenset(strong),
-        rules=_rules([line.row for line in lines.values()]),
-        note=" ".join([SIGNS, *_footnotes(results, panel)]),
+    whiches, setting = panel.whiches(), panel.settings[0]
+    recoveries = dict.fromkeys(which.recovery for which in whiches)
+    if len(panel.tunings()) == 1 and len(recoveries) > 1:
+        lines = {Which(which.row).start: Which(which.row) for which in whiches}
+        columns = {Which("", own).recovery_words: {"recovery": own} for own in recoveries}
+    else:
+        lines = {which.start: replace(which, tuning="none") for which in whiches}
+        columns = {TUNINGS[own]: {"tuning": own} for own in panel.tunings()}
+    grid = [[panel.results.find(setting, replace(line, **how)) for how in columns.values()] for line in lines.values()]
+    leads = [_leader(panel.results, panel.results.in_setting(setting))] * len(columns)
+    return _table(panel, "Test accuracy in %", ("network", *columns), list(lines.values()), grid, leads)
+
+
+def over_table(panel: Panel, tuning: str, measure: str = "accuracy") -> Table:
+    """One measure over the varied quantity: a line per start, a column per value."""
+    whiches, words = panel.whiches(tuning), measure_named(measure).words
+    groups = [[g for g in panel.results.in_setting(setting) if g.which.tuning == tuning] for setting in panel.settings]
+    trained = f", {TUNINGS[tuning]}" if len(panel.tunings()) > 1 else ""
+    return _table(
+        panel,
+        f"{words[:1].upper()}{words[1:]}{trained}",
+        (panel.x_label, *panel.ticks),
+        whiches,
+        [panel.along(which) for which in whiches],
+        [_leader(panel.results, own) for own in groups],
+        measure,
+        tuning,
     )
 
 
-def won_back_table(results: Results, panel: Panel) -> Table | None:
+def _table(
+    panel: Panel,
+    title: str,
+    columns: tuple[str, ...],
+    whiches: Sequence[Which],
+    grid: Sequence[Sequence[Group | None]],
+    leads: Sequence[Group | None],
+    measure: str = "accuracy",
+    tuning: str | None = None,
+) -> Table:
+    """Figures with their marks; what is level with the leader of its column stands out."""
+    results, digits = panel.results, digits_of(panel.groups) if measure == "accuracy" else None
+    places = [(r, c) for r, line in enumerate(grid) for c in range(len(line))]
+    marks, strong = dict[tuple[int, int], int](), set()
+    if measure == "accuracy":
+        marks = signs(results, {(r, c): (grid[r][c], rival_of(results, grid[r][c])) for r, c in places})
+        level = signs(results, {(r, c): (grid[r][c], leads[c]) for r, c in places})
+        for r, c in places:
+            group = grid[r][c]
+            single = group is not None and group.rows and not group.large and leads[c] is not None
+            if single and marks.get((r, c)) != -1 and (group is leads[c] or level.get((r, c), -1) >= 0):
+                strong.add((r, c + 1))
+    texts = {(r, c): cell(results, grid[r][c], measure, digits, marks.get((r, c))) for r, c in places}
+    rows = [(which.start, *(texts[r, c] for c in range(len(columns) - 1))) for r, which in enumerate(whiches)]
+    return Table(
+        title=_title(title, panel),
+        columns=columns,
+        rows=tuple(rows),
+        numeric=len(columns) - 1,
+        strong=frozenset(strong),
+        rules=_rules([which.row for which in whiches]),
+        note=" ".join([*NOTES.get(measure, ()), *_footnotes(panel, tuning)]),
+    )
+
+
+def won_back_table(panel: Panel) -> Table | None:
     """How much of what fusing lost each recovery of a single setting brought back; None if nothing was recovered."""
-    setting = panel.settings[0]
-    recovered = dict.fromkeys(w for w in panel.whiches(results) if w.recovery != "none" and w.tuning == "none")
+    results, setting = panel.results, panel.settings[0]
+    recovered = [w for w in panel.whiches() if w.recovery != "none" and w.tuning == "none"]
     recoveries = dict.fromkeys(which.recovery for which in recovered)
     rows = []
     for row in dict.fromkeys(which.row for which in recovered):
         groups = [results.find(setting, Which(row, recovery)) for recovery in recoveries]
-        if any(group is not None and summary(results, group, "won back") for group in groups):
-            rows.append((Which(row).start, *(cell(results, group, 0, "won back") for group in groups)))
+        if any(results.figure(group, "won back") for group in groups):
+            rows.append((Which(row).start, *(cell(results, group, "won back") for group in groups)))
     if not rows:
         return None
     return Table(
-        title=_title("Won back of what fusing lost against the best member, in %", results, panel.settings),
+        title=_title("Won back of what fusing lost against the best member, in %", panel),
         columns=("network", *(Which("", recovery).recovery_words for recovery in recoveries)),
         rows=tuple(rows),
         numeric=len(recoveries),
@@ -72,64 +113,24 @@ def won_back_table(results: Results, panel: Panel) -> Table | None:
     )
 
 
-def _layout(whiches: Sequence[Which], tunings: Sequence[str]) -> tuple[dict[str, Which], dict[str, dict[str, str]]]:
-    """Lines and columns of a table of all networks of a setting."""
-    recoveries = dict.fromkeys(which.recovery for which in whiches)
-    if len(tunings) == 1 and len(recoveries) > 1:
-        lines = {Which(which.row).start: Which(which.row) for which in whiches}
-        return lines, {Which("", own).recovery_words: {"recovery": own} for own in recoveries}
-    return {w.start: replace(w, tuning="none") for w in whiches}, {TUNINGS[own]: {"tuning": own} for own in tunings}
-
-
-def over_table(results: Results, panel: Panel, tuning: str, measure: str = "accuracy") -> Table:
-    """One measure over the varied quantity: a line per start, a column per value."""
-    groups = [group for setting in panel.settings for group in results.in_setting(setting)]
-    digits = digits_of(groups)
-    leads = [
-        _leader(results, [g for g in results.in_setting(setting) if g.which.tuning == tuning and measure == "accuracy"])
-        for setting in panel.settings
-    ]
-    whiches = panel.whiches(results, tuning)
-    cells, strong = [], set()
-    for r, which in enumerate(whiches):
-        line = [which.start]
-        for c, group in enumerate(panel.groups(results, which), 1):
-            line.append(cell(results, group, digits, measure))
-            if measure == "accuracy" and _level_with(results, group, leads[c - 1]):
-                strong.add((r, c))
-        cells.append(tuple(line))
-    words = measure_named(measure).words
-    trained = f", {TUNINGS[tuning]}" if len(panel.tunings(results)) > 1 else ""
-    return Table(
-        title=_title(f"{words[:1].upper()}{words[1:]}{trained}", results, panel.settings),
-        columns=(panel.x_label, *panel.ticks),
-        rows=tuple(cells),
-        numeric=len(panel.ticks),
-        strong=frozenset(strong),
-        rules=_rules([which.row for which in whiches]),
-        note=" ".join([*_NOTES.get(measure, ()), *_footnotes(results, panel, tuning)]),
-    )
-
-
-def cost_table(results: Results, panel: Panel) -> Table:
+def cost_table(panel: Panel) -> Table:
     """What each start costs in a single setting, and how soon training brings it back."""
-    setting = panel.settings[0]
-    trained = [tuning for tuning in panel.tunings(results) if tuning != "none"]
-    starts = [entry for entry in _starts(panel.whiches(results)) if not entry[0].startswith("member ")]
-    cells = []
-    for row, recovery, start in starts:
-        own = [results.find(setting, Which(row, recovery, tuning)) for tuning in ("none", *trained)]
+    results, setting = panel.results, panel.settings[0]
+    trained = [tuning for tuning in panel.tunings() if tuning != "none"]
+    rows = []
+    for start in dict.fromkeys(replace(which, tuning="none") for which in panel.whiches() if not which.member):
+        own = [results.find(setting, replace(start, tuning=tuning)) for tuning in ("none", *trained)]
         measured = next((group for group in own if group is not None and group.rows), None)
-        line = [start, _mean(results, measured, "seconds.fuse"), _mean(results, measured, "seconds.recover")]
+        line = [start.start, *(_mean(results, measured, f"seconds.{what}") for what in ("fuse", "recover"))]
         for group in own[1:]:
             line += [_mean(results, group, "seconds.tune"), _rates(group), _mean(results, group, "epochs")]
-        cells.append(tuple(line))
+        rows.append(tuple(line))
     names = {"finetune": "fine-tuning, s", "distill": "distilling, s"}
     more = [column for tuning in trained for column in (names[tuning], "step size", "epochs to best")]
     return Table(
         title="Costs, mean over seeds",
         columns=("network", "fusing, s", "recovering, s", *more),
-        rows=tuple(cells),
+        rows=tuple(rows),
         numeric=len(more) + 2,
         note=(
             "Seconds of training are those at the step size that validation chose. Epochs to best: how many until "
@@ -138,7 +139,9 @@ def cost_table(results: Results, panel: Panel) -> Table:
     )
 
 
-def cell(results: Results, group: Group | None, digits: int, measure: str = "accuracy") -> str:
+def cell(
+    results: Results, group: Group | None, measure: str, digits: int | None = None, sign: int | None = None
+) -> str:
     """A figure with its spread, its mark of equality, and what is missing of it.
 
     "–" where the study has no such row, "not run" or "failed" where it has but nothing was measured, "(2 of 3)" where
@@ -147,34 +150,22 @@ def cell(results: Results, group: Group | None, digits: int, measure: str = "acc
     if group is None:
         return "–"
     if not group.rows:
-        return "not run" if all(why == "not run" for why in group.missing.values()) else "failed"
-    figure = summary(results, group, measure)
-    how = measure_named(measure)
-    text = spread_text(figure, digits if measure == "accuracy" else how.digits, how.scale)
-    if measure == "accuracy" and (rival := rival_of(results, group)) is not None:
-        gap = difference(figure, summary(results, rival))
-        text += MARKS[gap.sign] if gap is not None else ""
-    if group.missing:
-        text += f" ({len(group.rows)} of {group.seeds})"
+        return "not run" if set(group.missing.values()) == {"not run"} else "failed"
+    text = measure_named(measure).shown(results.figure(group, measure), digits)
+    text += MARKS[sign] if sign is not None else ""
+    text += f" ({len(group.rows)} of {len(group.rows) + len(group.missing)})" if group.missing else ""
     return text + (" †" if group.diverged else "")
 
 
-def spread_text(figure: Summary, digits: int, scale: float = 100) -> str:
-    """Mean and standard deviation.
-
-    Example:
-        >>> spread_text(Summary({0: 0.9, 1: 0.92}), 1), spread_text(Summary({0: 0.9}), 1)
-        ('91.0 ± 1.4', '90.0')
-    """
-    if not figure:
-        return "–"
-    mean = f"{scale * figure.mean:.{digits}f}"
-    return mean if math.isnan(figure.deviation) else f"{mean} ± {scale * figure.deviation:.{digits}f}"
+def signs(results: Results, pairs: Mapping[Key, tuple[Group | None, Group | None]]) -> dict[Key, int]:
+    """1 where the first is above the second, -1 below, 0 not distinguishable; left out where one was not measured."""
+    gaps = zip(pairs, results.differences(list(pairs.values())), strict=True)
+    return {key: gap.sign for key, gap in gaps if gap is not None}
 
 
-def rival_of(results: Results, group: Group) -> Group | None:
+def rival_of(results: Results, group: Group | None) -> Group | None:
     """What a row must beat to have been worth while, None for those rows themselves."""
-    if group.which.row in (BEST, CONTINUE) or group.which.row.startswith("member "):
+    if group is None or group.which.row in (BEST, CONTINUE) or group.which.member:
         return None
     tuning = group.which.tuning
     return results.find(group.setting, Which(BEST) if tuning == "none" else Which(CONTINUE, tuning=tuning))
@@ -182,70 +173,46 @@ def rival_of(results: Results, group: Group) -> Group | None:
 
 def digits_of(groups: Sequence[Group]) -> int:
     """Decimals of a percentage that say something for so many test images."""
-    samples = [row["test"]["samples"] for group in groups for row in group.rows.values() if row.get("test")]
-    return 2 if samples and min(samples) >= FINE else 1
+    return 2 if min(_images(groups), default=0) >= FINE else 1
 
 
-def _starts(whiches: Sequence[Which]) -> list[tuple[str, str, str]]:
-    return list(dict.fromkeys((which.row, which.recovery, which.start) for which in whiches))
+def _images(groups: Sequence[Group]) -> list[int]:
+    return sorted({row["test"]["samples"] for g in groups for row in g.rows.values() if row.get("test")})
 
 
 def _leader(results: Results, groups: Sequence[Group]) -> Group | None:
     """The network of a member's size with the highest mean test accuracy: what others may be equal to."""
     single = [group for group in groups if group.rows and not group.large]
-    return max(single, key=lambda group: summary(results, group).mean, default=None)
-
-
-def _level_with(results: Results, group: Group | None, lead: Group | None) -> bool:
-    if group is None or lead is None or not group.rows or group.large:
-        return False
-    rival = rival_of(results, group)
-    behind = difference(summary(results, group), summary(results, rival)) if rival is not None else None
-    if behind is not None and behind.sign < 0:
-        return False
-    gap = difference(summary(results, group), summary(results, lead))
-    return group is lead or (gap is not None and gap.sign >= 0)
+    return max(single, key=lambda group: results.figure(group).mean, default=None) if _images(single) else None
 
 
 def _rules(rows: Sequence[str]) -> frozenset[int]:
     """Lines after the members, after best member and ensemble, and after "continue"."""
-    last_member = max((r for r, row in enumerate(rows) if row.startswith("member ")), default=None)
-    after = {last_member} | {max((r for r, own in enumerate(rows) if own == row), default=None) for row in _APART}
-    return frozenset(r for r in after if r is not None and r < len(rows) - 1)
+    kinds = ["member" if row.startswith("member ") else row for row in rows]
+    ends = [len(kinds) - 1 - kinds[::-1].index(kind) for kind in ("member", ENSEMBLE, CONTINUE) if kind in kinds]
+    return frozenset(r for r in ends if r < len(rows) - 1)
 
 
-_APART = (ENSEMBLE, CONTINUE)
-
-
-def _title(what: str, results: Results, settings: Sequence[Setting]) -> str:
-    groups = [group for setting in settings for group in results.in_setting(setting)]
-    seeds = {seed for group in groups for seed in (*group.rows, *group.missing)}
-    images = sorted({row["test"]["samples"] for group in groups for row in group.rows.values() if row.get("test")})
+def _title(what: str, panel: Panel) -> str:
+    seeds = {seed for group in panel.groups for seed in (*group.rows, *group.missing)}
+    images = _images(panel.groups)
     on = f", {' or '.join(f'{n:,}' for n in images)} test images" if images else ""
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return f"{what} ({over}{on})"
 
 
-def _footnotes(results: Results, panel: Panel, tuning: str | None = None) -> Iterator[str]:
-    groups = [
-        group
-        for setting in panel.settings
-        for group in results.in_setting(setting)
-        if tuning is None or group.which.tuning == tuning
-    ]
+def _footnotes(panel: Panel, tuning: str | None) -> Iterator[str]:
+    groups = [group for group in panel.groups if tuning is None or group.which.tuning == tuning]
     if any(group.diverged for group in groups):
         yield "† Training diverged at every step size; the start itself was measured."
-    reasons = dict.fromkeys(why for group in groups for why in group.missing.values() if why != "not run")
-    for why in reasons:
+    for why in dict.fromkeys(why for group in groups for why in group.missing.values() if why != "not run"):
         yield f"Failed: {why}."
 
 
 def _mean(results: Results, group: Group | None, measure: str) -> str:
-    if group is None:
-        return "–"
-    if not group.rows:
-        return "not run"
-    figure = summary(results, group, measure)
+    if group is None or not group.rows:
+        return "–" if group is None else "not run"
+    figure = results.figure(group, measure)
     return f"{figure.mean:.3g}" if figure else "–"
 
 

@@ -1,15 +1,27 @@
 """Whether a paper's claim held in the rows that were measured, and by how much."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from neurograft.errors import StudyError
-from neurograft_experiments.claims import Claim, Figure, Relation
-from neurograft_experiments.reports.measures import Difference, Summary, difference, summary
-from neurograft_experiments.reports.results import Group, Results, Setting, Which, named, text_of
+from neurograft.reporting.tables import Table
+from neurograft_experiments.claims import Claim, Relation
+from neurograft_experiments.claims import Figure as Side
+from neurograft_experiments.reports.measures import TUNINGS, measure_named
+from neurograft_experiments.reports.results import Difference, Figure, Group, Results, Which
+from neurograft_experiments.reports.settings import SAME, Setting, named, text_of
+from neurograft_experiments.reports.tables import digits_of
 
-ALIASES = {"members.count": "members", "network.name": "network", "data.source": "data"}
+HOLDS: dict[Relation, tuple[int, ...]] = {
+    "above": (1,),
+    "below": (-1,),
+    "not above": (-1, 0),
+    "not below": (0, 1),
+    "equal": (0,),
+}
+"""Relation -> the signs of a difference that meet it."""
+STATES = ("held", "held in part", "did not hold", "not measured")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +38,8 @@ class Finding:
     """
 
     setting: Setting
-    figure: Summary
-    against: Summary | float
+    figure: Figure
+    against: Figure | float
     difference: Difference | None
     holds: bool | None
     chosen: str = ""
@@ -42,26 +54,32 @@ class Verdict:
 
     @property
     def state(self) -> str:
-        """One of "held", "held in part", "did not hold", "not measured"."""
+        """One of `STATES`."""
         held = [finding.holds for finding in self.findings if finding.holds is not None]
-        if not held:
-            return "not measured"
-        return "held" if all(held) else "held in part" if any(held) else "did not hold"
+        return STATES[3 if not held else 0 if all(held) else 1 if any(held) else 2]
 
     @property
     def text(self) -> str:
         """The verdict in a few words, with the number of settings."""
-        measured = [finding for finding in self.findings if finding.holds is not None]
-        held = sum(bool(finding.holds) for finding in measured)
-        missing = len(self.findings) - len(measured)
-        if not measured:
-            return self.state
-        more = f"; {missing} more not measured" if missing else ""
-        if len(measured) == 1:
+        held = [finding.holds for finding in self.findings if finding.holds is not None]
+        missing = len(self.findings) - len(held)
+        more = f"; {missing} more not measured" if missing and held else ""
+        if len(held) < 2:
             return self.state + more
-        if held in (0, len(measured)):
-            return f"{self.state} in {_all(len(measured))} settings{more}"
-        return f"held in {held} of {len(measured)} settings{more}"
+        if sum(held) in (0, len(held)):
+            return f"{self.state} in {'both' if len(held) == 2 else f'all {len(held)}'} settings{more}"
+        return f"held in {sum(held)} of {len(held)} settings{more}"
+
+    @property
+    def how_much(self) -> str:
+        """The differences behind the verdict in words."""
+        gaps = [finding.difference for finding in self.findings if finding.difference is not None]
+        measure = measure_named(self.claim.measure)
+        if len(gaps) < 2:
+            return f"{measure.gap(gaps[0])} {measure.unit}".strip() if gaps else "–"
+        low, *_, high = sorted(gap.mean * measure.scale for gap in gaps)
+        words = f"{low:+.{measure.digits}f} to {high:+.{measure.digits}f} {measure.unit}"
+        return words.replace("-", "−").strip()
 
 
 def judge(claim: Claim, results: Results) -> Verdict:
@@ -73,49 +91,51 @@ def judge(claim: Claim, results: Results) -> Verdict:
     Raises:
         StudyError: if what a figure is compared with is not one row per setting.
     """
-    against = claim.against if isinstance(claim.against, Figure) else None
-    own = {ALIASES.get(name, name) for side in (claim.figure, against) if side is not None for name in _fixed(side)}
+    against = claim.against if isinstance(claim.against, Side) else None
+    own = {SAME.get(name, name) for side in (claim.figure, against) if side is not None for name in _fixed(side)}
     left = _candidates(results, claim.figure, claim.where, own)
     right = _candidates(results, against, claim.where, own) if against is not None else {}
-    findings = []
+    found = []
     for setting, groups in left.items():
-        others = None if against is None else right.get(setting, [])
+        other: Group | float | None = None
+        if isinstance(claim.against, Side):
+            other = _chosen(results, claim, claim.against, right.get(setting, []))
+        else:
+            other = claim.against
         for candidates in [groups] if claim.figure.best_over is not None else [[group] for group in groups]:
             shown = setting if len(candidates) > 1 or len(groups) == 1 else candidates[0].setting
-            findings.append(_finding(results, claim, shown, candidates, others))
-    return Verdict(claim, tuple(findings))
+            found.append((shown, _chosen(results, claim, claim.figure, candidates), other))
+    gaps = results.differences([(one, other) for _, one, other in found], claim.measure)
+    return Verdict(claim, tuple(_finding(results, claim, *line, gap) for line, gap in zip(found, gaps, strict=True)))
 
 
 def _finding(
-    results: Results, claim: Claim, setting: Setting, groups: list[Group], others: list[Group] | None
+    results: Results,
+    claim: Claim,
+    setting: Setting,
+    one: Group | None,
+    other: Group | float | None,
+    gap: Difference | None,
 ) -> Finding:
-    figure, chosen = _figure(results, claim, claim.figure, groups)
-    other: Summary | float
-    if isinstance(claim.against, Figure):
-        other, _ = _figure(results, claim, claim.against, others or [])
-        gap = difference(figure, other)
-    else:
-        other = claim.against
-        gap = difference(figure, Summary(dict.fromkeys(figure.values, claim.against)))
-    with_margin = None if gap is None else replace(gap, mean=gap.mean + claim.margin)
-    holds = None if with_margin is None else _holds(claim.holds_if, with_margin.sign)
-    return Finding(setting, figure, other, gap, holds, chosen)
+    name = SAME.get(claim.figure.best_over or "", claim.figure.best_over)
+    chosen = text_of(dict(one.setting).get(name, "")) if name is not None and one is not None else ""
+    against = other if isinstance(other, float) else results.figure(other, claim.measure)
+    holds = None if gap is None else replace(gap, mean=gap.mean + claim.margin).sign in HOLDS[claim.holds_if]
+    return Finding(setting, results.figure(one, claim.measure), against, gap, holds, chosen)
 
 
-def _fixed(figure: Figure) -> Iterator[str]:
-    yield from figure.where
-    if figure.best_over is not None:
-        yield figure.best_over
+def _fixed(side: Side) -> Iterator[str]:
+    yield from side.where
+    if side.best_over is not None:
+        yield side.best_over
 
 
-def _candidates(
-    results: Results, figure: Figure, where: Mapping[str, Any], own: set[str]
-) -> dict[Setting, list[Group]]:
+def _candidates(results: Results, side: Side, where: Mapping[str, Any], own: set[str]) -> dict[Setting, list[Group]]:
     """Common setting -> the rows a figure may be taken from there."""
-    wanted = Which(figure.row, figure.recovery, figure.tuning)
+    wanted = Which(side.row, side.recovery, side.tuning)
     found: dict[Setting, list[Group]] = {}
     for group in results:
-        if group.which == wanted and _matches(group.setting, {**where, **figure.where}):
+        if group.which == wanted and _matches(group.setting, {**where, **side.where}):
             common = tuple((name, value) for name, value in group.setting if name not in own)
             found.setdefault(common, []).append(group)
     return found
@@ -123,47 +143,57 @@ def _candidates(
 
 def _matches(setting: Setting, where: Mapping[str, Any]) -> bool:
     values = dict(setting)
-    for name, wanted in where.items():
-        name = name if name in values else ALIASES.get(name, name)
-        if name not in values or text_of(values[name]) != text_of(wanted):
-            return False
-    return True
+    places = {name if name in values else SAME.get(name, name): wanted for name, wanted in where.items()}
+    return all(name in values and text_of(values[name]) == text_of(wanted) for name, wanted in places.items())
 
 
-def _figure(results: Results, claim: Claim, figure: Figure, groups: list[Group]) -> tuple[Summary, str]:
-    """The figure over seeds, and what validation chose where it had a choice."""
+def _chosen(results: Results, claim: Claim, side: Side, groups: list[Group]) -> Group | None:
+    """The row that a figure is taken from: of several, the one that validation prefers."""
     trials = {frozenset(row["key"] for row in group.rows.values()) for group in groups}
-    if len(trials) > 1 and figure.best_over is None:
+    if len(trials) > 1 and side.best_over is None:
         found = "; ".join(named(group.setting) for group in groups)
         raise StudyError(
-            f"claim {claim.text!r}: {figure.row!r} stands for several rows at once ({found}); say in its `where` which "
+            f"claim {claim.text!r}: {side.row!r} stands for several rows at once ({found}); say in its `where` which "
             "of them, or in `best_over` what validation may choose"
         )
     measured = [group for group in groups if group.rows]
-    if not measured:
-        return Summary({}), ""
-    best = measured[0]
-    if len(measured) > 1:
-        best = max(measured, key=lambda group: summary(results, group, split="validation").mean)
-    value = dict(best.setting).get(ALIASES.get(figure.best_over or "", figure.best_over or ""), "")
-    shown = text_of(value) if figure.best_over is not None else ""
-    return summary(results, best, claim.measure), shown
+    if len(measured) < 2:
+        return measured[0] if measured else None
+    return max(measured, key=lambda group: results.figure(group, "validation").mean)
 
 
-def _holds(relation: Relation, sign: int) -> bool:
-    return {
-        "above": sign > 0,
-        "below": sign < 0,
-        "not above": sign <= 0,
-        "not below": sign >= 0,
-        "equal": sign == 0,
-    }[relation]
+def claims_table(verdicts: Sequence[Verdict]) -> Table:
+    """Each claim, whether it held, and by how much."""
+    return Table(
+        title="Claims and measurements",
+        columns=("claim", "source", "verdict", "by how much"),
+        rows=tuple((v.claim.text, v.claim.source, v.text, v.how_much) for v in verdicts),
+        note=(
+            "By how much: the claimed figure minus what it is compared with, ± what a difference must exceed to count "
+            "(noise over seeds and of the test set's size); several settings: from the lowest to the highest."
+        ),
+    )
 
 
-def _all(count: int) -> str:
-    return "both" if count == 2 else f"all {count}"
+def findings_table(results: Results, verdict: Verdict) -> Table:
+    """A claim, setting by setting: both figures, their difference, its noise, and whether the relation is there."""
+    claim, measure = verdict.claim, measure_named(verdict.claim.measure)
+    digits = digits_of(list(results)) if claim.measure == "accuracy" else None
+    rows = []
+    for finding in verdict.findings:
+        name = named(finding.setting, results.varying) or named(finding.setting) or "all"
+        figures = [measure.shown(figure, digits) for figure in (finding.figure, finding.against)]
+        gap = measure.gap(finding.difference) if finding.difference is not None else "–"
+        answer = {True: "yes", False: "no", None: "not measured"}[finding.holds]
+        rows.append((f"{name}, at {finding.chosen}" if finding.chosen else name, *figures, gap, answer))
+    against = "a number of ours" if isinstance(claim.against, float) else _words(claim.against)
+    unit = measure.unit or claim.measure
+    columns = ("setting", _words(claim.figure), against, f"difference ± noise, {unit}", f"{claim.holds_if}?")
+    return Table(title="", columns=columns, rows=tuple(rows), numeric=4)
 
 
-def setting_name(results: Results, setting: Setting) -> str:
-    """A setting in words: what varies in the study, or everything if nothing does."""
-    return named(setting, results.varying) or named(setting)
+def _words(side: Side) -> str:
+    """A claim's figure in words."""
+    which = Which(side.row, side.recovery, side.tuning)
+    parts = [which.start, *([TUNINGS[side.tuning]] if side.tuning != "none" else [])]
+    return ", ".join([*parts, *([named(tuple(side.where.items()))] if side.where else [])])

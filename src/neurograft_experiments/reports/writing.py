@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neurograft.errors import InputError
-from neurograft.reporting.document import Document, Links, Section
-from neurograft.reporting.html import html_page
-from neurograft.reporting.markdown import markdown_page
+from neurograft.checkpoints.atomic import whole
+from neurograft.errors import CheckpointError, InputError
+from neurograft.reporting.document import Document, Links, Section, html_page
 from neurograft.reporting.tables import Table
-from neurograft.reporting.writing import write_text
+from neurograft_experiments.reports.markdown import markdown_page
 from neurograft_experiments.reports.results import Results
 from neurograft_experiments.reports.sources import RowFiles
 from neurograft_experiments.reports.study_page import study_document
-from neurograft_experiments.reports.verdicts import judge
+from neurograft_experiments.reports.verdicts import STATES, judge
 from neurograft_experiments.study_file import Study
 
 
@@ -58,7 +57,6 @@ def write_reports(
     Raises:
         StudyError: a study has no such preset.
         InputError: nothing at all was measured, or the folder cannot be written to.
-        MissingExtra: matplotlib is not installed.
     """
     reported = tuple(Reported(study, preset, source.results(study, preset, seeds)) for study in studies)
     if not any(one.measured for one in reported):
@@ -83,11 +81,8 @@ def index_document(reported: Sequence[Reported], preset: str) -> Document:
     )
     rows = []
     for one in reported:
-        verdicts = [judge(claim, one.results) for claim in one.study.about.claims]
-        found = dict.fromkeys(("held", "held in part", "did not hold", "not measured"), 0)
-        for verdict in verdicts:
-            found[verdict.state] += 1
-        words = "; ".join(f"{count} {word}" for word, count in found.items() if count)
+        states = [judge(claim, one.results).state for claim in one.study.about.claims]
+        words = "; ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
         rows.append((one.study.about.title, one.study.about.paper, one.there, words or "–"))
     table = Table(f"What was measured, preset {preset}", ("study", "paper", "results", "claims"), tuple(rows))
     return Document(
@@ -109,3 +104,17 @@ def _lines(results: Results) -> Iterator[str]:
     """The rows of a study, under its own labels, in its own order."""
     for row in results.rows:
         yield json.dumps(row)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, its folder too if there is none.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part:
+            part.write_text(text, encoding="utf-8")
+    except (OSError, CheckpointError) as error:
+        raise InputError(f"{path} cannot be written: {error}; choose another place with --to or --claims") from error

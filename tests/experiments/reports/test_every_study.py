@@ -5,8 +5,7 @@ import random
 import pytest
 from tests.experiments.reports.plausible import measured
 
-from neurograft.reporting.document import Picture
-from neurograft.reporting.html import html_page
+from neurograft.reporting.document import Picture, html_page
 from neurograft_experiments.reports import charts
 from neurograft_experiments.reports.results import collect
 from neurograft_experiments.reports.study_page import study_document
@@ -32,7 +31,7 @@ def results_of(study, preset, *, rows=True):
 
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_has_a_page_whether_it_was_run_or_not(name, monkeypatch):
-    drawn = Picture("<svg></svg>", "a plot")  # drawing is tested elsewhere
+    drawn = Picture(b"<svg></svg>", "a plot")  # drawing is tested elsewhere
     monkeypatch.setattr(charts, "lines_picture", lambda *_, **__: drawn)
     monkeypatch.setattr(charts, "bars_picture", lambda *_, **__: drawn)
     study = load_study(name)

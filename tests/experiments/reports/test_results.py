@@ -3,7 +3,8 @@ from tests.experiments.reports.plausible import labels, measured, study
 
 from neurograft.errors import InputError
 from neurograft_experiments.reports.panels import panels_of
-from neurograft_experiments.reports.results import Which, collect, named
+from neurograft_experiments.reports.results import Which, collect
+from neurograft_experiments.reports.settings import named
 
 
 def test_rows_are_grouped_over_seeds():
@@ -28,7 +29,7 @@ def test_missing_rows_keep_their_place():
     other = labels("average")
     found = collect([first, second, other], {first["key"]: measured(first, 0.9)}, {other["key"]: "out of memory"})
     transplant, average = found
-    assert (sorted(transplant.rows), transplant.missing, transplant.seeds) == ([0], {1: "not run"}, 2)
+    assert (sorted(transplant.rows), transplant.missing) == ([0], {1: "not run"})
     assert (average.rows, average.missing) == ({}, {0: "out of memory"})
     assert found.missing == 2
 

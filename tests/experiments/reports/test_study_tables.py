@@ -19,7 +19,7 @@ def table_of(entries, *, samples=10000, missing=(), failures=None):
     gone = {of["key"]: "no memory" for of in expected if of["row"] in (failures or ())}
     results = collect(expected, rows, gone)
     (panel,) = panels_of(results, None)
-    return comparison_table(results, panel)
+    return comparison_table(panel)
 
 
 def line(table, name):
@@ -77,7 +77,7 @@ def test_training_that_diverged_is_marked():
     rows = {best["key"]: measured(best, 0.9), of["key"]: measured(of, 0.5, tried=[[0.1, None], [1.0, None]])}
     results = collect([best, of], rows)
     (panel,) = panels_of(results, None)
-    table = comparison_table(results, panel)
+    table = comparison_table(panel)
     assert line(table, "transplant")[-1] == "50.00 †"
     assert "† Training diverged at every step size" in table.note
 
@@ -86,11 +86,11 @@ def test_a_table_over_a_varied_quantity_has_a_column_per_value():
     expected, rows = study(varied=tuple({"network.width": width} for width in (64, 16)))
     results = collect(expected, rows)
     (panel,) = panels_of(results, "network.width")
-    table = over_table(results, panel, "finetune")
+    table = over_table(panel, "finetune")
     assert table.columns == ("width", "16", "64")
     assert [row[0] for row in table.rows][:2] == ["continue the best member", "average"]
     assert all("±" in cell for row in table.rows for cell in row[1:])
-    epochs = over_table(results, panel, "finetune", "epochs")
+    epochs = over_table(panel, "finetune", "epochs")
     assert "=" not in "".join(cell for row in epochs.rows for cell in row)
 
 
@@ -98,7 +98,7 @@ def test_costs():
     expected, rows = study()
     results = collect(expected, rows)
     (panel,) = panels_of(results, None)
-    table = cost_table(results, panel)
+    table = cost_table(panel)
     assert table.columns[3:6] == ("fine-tuning, s", "step size", "epochs to best")
     assert line(table, "transplant")[:4] == ("0.1", "0", "9", "0.01")
     assert float(line(table, "transplant")[4]) == pytest.approx(11, abs=3)
@@ -119,11 +119,11 @@ def test_where_nothing_is_trained_recoveries_are_columns_and_say_what_they_won_b
             rows[of["key"]] = measured(of, accuracy)
     results = collect(expected, rows)
     (panel,) = panels_of(results, None)
-    table = comparison_table(results, panel)
+    table = comparison_table(panel)
     assert table.columns == ("network", "as it is", "REPAIR", "refit")
     assert [text.split()[0] for text in line(table, "transplant")] == ["67.50", "55.00", "81.00"]
     # of seed 1 nothing was lost; of seed 0 0.4 were, of which 0.3 came back, and 0.1 more were lost
-    assert won_back_table(results, panel).rows == (("transplant", "-25", "75"),)
+    assert won_back_table(panel).rows == (("transplant", "-25", "75"),)
 
 
 def test_computing_time_counts_a_shared_member_once_and_every_step_size():
