@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from neurograft.axes.layout import Factor
-from neurograft.axes.maps import NeuronMap, Pairs, PerUnit, Plain
+from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
 from neurograft.checkpoints.header import CODES, DTYPES
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.checkpoints.writing import write_tensors
 from neurograft.errors import CheckpointError, PlanError, closest
+from neurograft.escaping import named
 from neurograft.operators import OPERATORS
 from neurograft.operators.operator import Operator
-from neurograft.plans.joint import check_joint
+from neurograft.plans.checking import check_fields, check_plan
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.flow import Edge, Flow, Happening, Node
 from neurograft.tracing.graph import FixedReason, Group, NeuronGraph, Slot, TensorInfo, Tied, Use
@@ -95,13 +96,13 @@ def load_plan(path: Path) -> SavedPlan:
         plan = reading.decoded(content["plan"])
         if not isinstance(plan, FusionPlan):
             raise TypeError(f"it holds a {type(plan).__name__}")
-        _check(plan)
+        check_plan(plan)
         hashes = tuple({str(file): str(digest) for file, digest in files.items()} for files in content["hashes"])
         return SavedPlan(plan, str(content["network"]), tuple(map(str, content["fixed"])), hashes)
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, PlanError) as error:
-        raise CheckpointError(f"{path} is no plan that this neurograft can read: {str(error)[:200]}") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, PlanError) as error:
+        raise CheckpointError(f"{path} is no plan that this neurograft can read: {named(str(error), 200)}") from error
 
 
 class _Writing:
@@ -170,8 +171,9 @@ class _Reading:
         if not isinstance(value, dict):
             return value
         if "is" in value:
-            kind = KINDS[value["is"]]
-            return kind(**{name: self.decoded(v) for name, v in value.items() if name != "is"})
+            made = KINDS[value["is"]](**{name: self.decoded(v) for name, v in value.items() if name != "is"})
+            check_fields(made)
+            return made
         ((tag, content),) = value.items()
         if tag == "map":
             return {self.decoded(k): self.decoded(v) for k, v in content}
@@ -195,46 +197,3 @@ class _Reading:
         if name not in OPERATORS:
             raise ValueError(f"it was made with the operator {name!r:.40}; {closest(str(name), OPERATORS)}")
         return OPERATORS[name](**self.decoded(options))
-
-
-def _check(plan: FusionPlan) -> None:
-    """A plan from a file must not read or write outside its tensors, and fused neurons must be whole."""
-    if not isinstance(plan.operator, Operator):
-        raise TypeError(f"its operator is a {type(plan.operator).__name__}")
-    if isinstance(plan.base, FusionPlan):
-        _check(plan.base)
-        if plan.base.members != 1 or plan.base.base is not None or not plan.base.sizes.items() <= plan.sizes.items():
-            raise ValueError("its base does not fit its members")
-    elif plan.base is not None:
-        raise TypeError(f"its base is a {type(plan.base).__name__}")
-    if len(plan.weights) != plan.members or not all(isinstance(graph, NeuronGraph) for graph in plan.graphs):
-        raise ValueError(f"{len(plan.weights)} weights for {plan.members} members")
-    for group, maps in plan.maps.items():
-        if len(maps) != plan.members or len({m.fused for m in maps}) != 1:
-            raise ValueError(f"group {group} must have one map for each of {plan.members} members, all of one size")
-        for m, (own, graph) in enumerate(zip(maps, plan.graphs, strict=True)):
-            if own.member != graph[group].size:
-                raise ValueError(f"group {group} of member {m} has {graph[group].size} neurons, its map {own.member}")
-            for mixing in (own.merge, own.unmerge):
-                if isinstance(mixing, PerUnit):
-                    if mixing.units != graph[mixing.outer].size:
-                        raise ValueError(f"group {group} has {mixing.units} maps for the units of {mixing.outer}")
-                    _check_mixing(group, mixing.inner, 1)
-                else:
-                    _check_mixing(group, mixing, 0)
-    check_joint(plan.maps, plan.joint)
-
-
-def _check_mixing(group: str, mixing: Plain, leading: int) -> None:
-    # `leading` dimensions count units
-    if isinstance(mixing, Tensor):
-        if mixing.dim() != 2 + leading or not mixing.dtype.is_floating_point or not bool(torch.isfinite(mixing).all()):
-            raise ValueError(f"a map of group {group} must be a finite matrix")
-        return
-    for index, size in ((mixing.target, mixing.fused), (mixing.source, mixing.member)):
-        if index.dtype != torch.int64 or index.dim() != 1 + leading or index.shape != mixing.target.shape:
-            raise ValueError(f"a map of group {group} must be index vectors of one length")
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
-            raise ValueError(f"a map of group {group} leads outside its {size} neurons")
-    if mixing.weight is not None and mixing.weight.shape != mixing.target.shape:
-        raise ValueError(f"a map of group {group} must have one weight per pair")

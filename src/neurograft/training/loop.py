@@ -13,14 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from neurograft.errors import InputError, TrainingDiverged
-from neurograft.evaluating.evaluation import Scores, check_inputs
+from neurograft.errors import CheckpointError, InputError, TrainingDiverged
+from neurograft.escaping import named
+from neurograft.evaluating.evaluation import check_inputs
 from neurograft.inputs import Batches, call_on_batch, check_batches, check_model, device_of, split_labels, to_device
 from neurograft.preserve_state import forked_random_state, preserve_state, random_state, seed_all, set_random_state
 from neurograft.training.acceleration import Accelerator, accelerated
 from neurograft.training.learning_rates import factor_of
 from neurograft.training.processes import Crew
-from neurograft.training.resuming import copied, fingerprint, identity_of, put_back, read, tensors_of, write
+from neurograft.training.resuming import (
+    check_content,
+    check_kept,
+    copied,
+    fingerprint,
+    identity_of,
+    put_back,
+    read,
+    stored_history,
+    tensors_of,
+    write,
+)
 from neurograft.training.settings import Epoch as Epoch
 from neurograft.training.settings import Settings, settled
 
@@ -195,18 +207,25 @@ class _Run:
         }
 
     def _go_on(self, found: Mapping[str, Any]) -> None:
+        check_content(found, self._content())
+        try:
+            history = stored_history(found["history"])
+            check_kept(found["optimizer"], self.parameters)
+            set_random_state(found["random"], self.batches)  # it is set again when all is imported
+            self.optimizer.load_state_dict(found["optimizer"])
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {named(str(error))}"
+            raise CheckpointError(f"the stored training does not fit: {reason}; delete it to start anew") from error
         put_back(self.network, found["network"])
         device = self.accelerator.device
         self.best = None if found["best"] is None else {name: t.to(device) for name, t in found["best"].items()}
         self.best_score, self.since_best = found["best_score"], found["since_best"]
-        self.optimizer.load_state_dict(found["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(found["scaler"])
-        for epoch in found["history"]:
-            scores = None if epoch["validation"] is None else Scores(**epoch["validation"])
-            self.history.append(Epoch(**{**epoch, "validation": scores}))
+        for epoch in history:
+            self.history.append(epoch)
             if self.settings["on_epoch"] is not None:
-                self.settings["on_epoch"](self.history[-1])
+                self.settings["on_epoch"](epoch)
         self.random = found["random"]
 
     def _start_random_state(self) -> None:

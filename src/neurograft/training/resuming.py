@@ -1,21 +1,24 @@
 """A training's file: how far it is, so that it goes on where it was stopped and ends with the same result."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
 
 from neurograft.checkpoints.atomic import whole
 from neurograft.errors import CheckpointError
+from neurograft.escaping import named
+from neurograft.evaluating.evaluation import Scores
 from neurograft.inputs import Batches
 from neurograft.training.learning_rates import factor_of
-from neurograft.training.settings import Settings
+from neurograft.training.settings import Epoch, Settings
 
 FORMAT = "neurograft training 1"
+MOST_TOLD = 12  # differences in one message
 
 
 def identity_of(
@@ -69,18 +72,89 @@ def read(path: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        with ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"its record {damaged} is damaged")
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as a training: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # `zipfile` and `torch.load` raise errors of many kinds for damaged files
+        reason = named(next(iter(str(error).splitlines()), type(error).__name__), 300)
+        raise CheckpointError(f"{path} cannot be read as a training: {reason}; delete it to start anew") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of a training; name another file, or delete it")
-    other = found["identity"]
+    other = found.get("identity")
+    if not isinstance(other, dict) or not isinstance(found.get("content"), dict):
+        raise CheckpointError(f"{path} lacks what a training needs; delete it to start anew")
     differing = [name for name in {**identity, **other} if identity.get(name) != other.get(name)]
     if differing:
-        told = ", ".join(f"{name} was {other.get(name, 'not set')} and is {identity.get(name)}" for name in differing)
+        was = {name: named(str(other.get(name, "not set"))) for name in differing[:MOST_TOLD]}
+        told = ", ".join(f"{named(str(name))} was {value} and is {identity.get(name)}" for name, value in was.items())
         raise CheckpointError(f"{path} is of another training: {told}; name another file, or delete it to start anew")
     content: dict[str, Any] = found["content"]
     return content
+
+
+def check_content(found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse stored content that is not built as that of a training which starts: the same keys, kinds and shapes.
+
+    Raises:
+        CheckpointError: names the part that differs.
+    """
+    for name in ("network", "best_score", "since_best", "scaler", "random", "optimizer"):
+        _check_alike(found.get(name), now[name], name)
+    if found.get("best", ...) is not None:
+        _check_alike(found.get("best"), now["network"], "best")
+
+
+def check_kept(optimizer: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+    """What an optimizer keeps for a parameter has its shape, or fewer dimensions (a count, a row).
+
+    Raises:
+        CheckpointError: a step size is none.
+        ValueError: something of another shape.
+    """
+    for group in optimizer["param_groups"]:
+        _check_alike(group.get("initial_lr", 0.0), 0.0, "initial_lr")
+    for number, kept in optimizer["state"].items():
+        shape = parameters[number].shape
+        for name, tensor in kept.items():
+            if isinstance(tensor, Tensor) and tensor.dim() == len(shape) and tensor.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, its parameter {tuple(shape)}")
+
+
+def stored_history(stored: Sequence[Mapping[str, Any]]) -> list[Epoch]:
+    """The epochs that were kept as dicts.
+
+    Raises:
+        CheckpointError: values of other kinds.
+        ValueError: epochs that do not follow each other.
+    """
+    history = []
+    for number, kept in enumerate(stored):
+        scores = None if kept["validation"] is None else Scores(**kept["validation"])
+        epoch = Epoch(**{**kept, "validation": scores})
+        _check_alike((epoch.number, epoch.train_loss, epoch.seconds), (number, 0.0, 0.0), "history")
+        if epoch.number != number:
+            raise ValueError(f"epoch {epoch.number} is stored as number {number}")
+        history.append(epoch)
+    return history
+
+
+def _check_alike(found: Any, now: Any, where: str) -> None:
+    if isinstance(now, Tensor):
+        good = isinstance(found, Tensor) and (found.shape, found.dtype) == (now.shape, now.dtype)
+    elif isinstance(now, Mapping):
+        good = isinstance(found, Mapping) and found.keys() >= now.keys()
+    elif isinstance(now, (list, tuple)):
+        good = isinstance(found, type(now)) and len(found) == len(now)
+    elif isinstance(now, (int, float)) and not isinstance(now, bool):
+        good = isinstance(found, (int, float)) or (found is None and isinstance(now, float))
+    else:  # what may be None (a drawn number that is left over) may be a number
+        good = type(found) is type(now) or (now is None and isinstance(found, float))
+    if not good:
+        raise CheckpointError(f"the stored training does not fit: {where} is another; delete it to start anew")
+    pairs = now.items() if isinstance(now, Mapping) else enumerate(now) if isinstance(now, (list, tuple)) else ()
+    for key, inner in pairs:
+        _check_alike(found[key], inner, f"{where}.{key}")
 
 
 def write(path: Path, identity: Mapping[str, str], content: Mapping[str, Any]) -> None:
