@@ -181,7 +181,7 @@ def fuse(
     recover: Recovery | None = "auto",
     *,
     align: str | Method | None = None,
-    fixed: Sequence[str] = (),
+    fixed: str | Sequence[str] = (),
     heads: Heads = "average",
     seed: int = 0,
     **options: Any,

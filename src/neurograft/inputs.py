@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError, NeurograftError
@@ -55,18 +56,48 @@ def pair_note(inputs: Inputs) -> str:
 
 
 def check_model(model: object, name: str = "model") -> None:
-    """Refuse what is no network.
+    """Refuse what is no network, and one whose parameters have no shape yet or do not lie densely in memory.
 
     Raises:
-        InputError: with what it is.
+        InputError: with what it is, and what to do.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} is a {type(model).__name__}, not a torch.nn.Module")
+    for path, module in model.named_modules():
+        for key, x in (*module._parameters.items(), *module._buffers.items()):
+            full = f"{path}.{key}" if path else key
+            if is_lazy(x):
+                raise InputError(
+                    f"{full} of {name} has no shape yet: its module is lazy and has not run; call the network once on "
+                    "an example input before"
+                )
+            if key in module._parameters and x is not None and x.layout != torch.strided:
+                raise InputError(
+                    f"{full} of {name} is a parameter of layout {x.layout}: its rows and columns cannot be moved; make "
+                    "it dense (x.to_dense()) before"
+                )
 
 
 def to_device(inputs: Any, device: torch.device | str) -> Any:
-    """The same nested inputs with every tensor on `device`."""
-    return pytree.tree_map_only(Tensor, lambda x: x.to(device), inputs)
+    """The same nested inputs with every tensor on `device`, and such that autograd can use it."""
+
+    def moved(x: Tensor) -> Tensor:
+        # a tensor made in inference mode can be read but not remembered for a backward pass
+        return x.to(device).clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x.to(device)
+
+    return pytree.tree_map_only(Tensor, moved, inputs)
+
+
+def is_sparse(x: Tensor) -> bool:
+    """Whether a tensor holds only some of its entries."""
+    return x.layout != torch.strided
+
+
+def stored_values(x: Tensor) -> Tensor:
+    """The entries that a tensor holds: all of a dense one, those that are not left out of a sparse one."""
+    if x.layout == torch.sparse_coo:
+        return x.coalesce().values()
+    return x.values() if is_sparse(x) else x
 
 
 def device_of(model: nn.Module) -> torch.device:

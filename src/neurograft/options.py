@@ -1,11 +1,29 @@
 """Options of methods and operators: fields of frozen dataclasses, checked when an object is made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from neurograft.errors import OptionError, closest
+
+
+def patterns_of(patterns: str | Sequence[str], option: str) -> tuple[str, ...]:
+    """Patterns that an option takes; a string is one pattern.
+
+    Raises:
+        OptionError: for anything else than a string or several.
+
+    Example:
+        >>> patterns_of("head.*", "fixed"), patterns_of(["a", "b"], "fixed")
+        (('head.*',), ('a', 'b'))
+    """
+    if isinstance(patterns, str):
+        return (patterns,)
+    found = tuple(patterns) if isinstance(patterns, Iterable) else (patterns,)
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise OptionError(f"{option} is a pattern or a list of patterns, got {patterns!r}")
+    return found
 
 
 def check_choice(option: str, value: object, known: Sequence[str]) -> None:

@@ -1,13 +1,16 @@
-"""Run a model in eval mode and give everything back exactly as it was."""
+"""Run a model in eval mode and give everything back exactly as it was; copy it."""
 
+import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @contextmanager
@@ -32,11 +35,43 @@ def preserve_state(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        with torch.no_grad():
-            for module, name, value, kept in buffers:
-                module._buffers[name] = value
-                if value is not None and kept is not None:
-                    value.copy_(kept)
+        for module, name, value, kept in buffers:
+            module._buffers[name] = value
+            if value is not None and kept is not None:
+                give_back(value, kept)
+
+
+def copy_of(model: Network, memo: Mapping[int, Any] | None = None) -> Network:
+    """A deep copy of a network, its sparse buffers included.
+
+    Args:
+        model: the network.
+        memo: what stands for an object in the copy, by the object's id.
+    """
+    # copy.deepcopy asks compressed sparse tensors for a storage, which they have not
+    sparse = {id(x): x.detach().clone() for x in model.buffers() if x.layout != torch.strided}
+    return copy.deepcopy(model, {**sparse, **(memo or {})})
+
+
+def give_back(buffer: Tensor, kept: Tensor) -> None:
+    """Write a buffer's former entries, if it has others now."""
+    if not same_entries(buffer, kept):
+        with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+            buffer.copy_(kept)
+
+
+def same_entries(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same, sparse ones in the same places."""
+    if a.layout != b.layout or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.layout == torch.strided:
+        return bool(torch.equal(a, b))
+    if a.layout == torch.sparse_coo:
+        a, b = a.coalesce(), b.coalesce()
+        return torch.equal(a.indices(), b.indices()) and torch.equal(a.values(), b.values())
+    rows = a.layout in (torch.sparse_csr, torch.sparse_bsr)
+    bounds, places = ("crow_indices", "col_indices") if rows else ("ccol_indices", "row_indices")
+    return all(torch.equal(getattr(a, part)(), getattr(b, part)()) for part in (bounds, places, "values"))
 
 
 @contextmanager

@@ -82,6 +82,16 @@ def test_networks_come_back_as_they_were() -> None:
         assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
 
 
+def test_a_method_brings_its_own_metric(net: nn.Module) -> None:
+    method = ng.Permutation(metric="activations")
+    found = ng.barrier(
+        net, permuted(net), BATCHES, method=method, calibration=[X], points=3, metric=lambda outputs, _: outputs.mean()
+    )
+    assert found.loss_after == pytest.approx(0, abs=1e-5)
+    mean = float(net(X).detach().mean())
+    assert found.after.accuracy == pytest.approx((mean, mean, mean), abs=1e-5)
+
+
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     line = Line((1.0, 3.0, 1.0), (0.9, 0.2, 0.9))
@@ -99,6 +109,7 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
         (BATCHES, {"points": 1}, OptionError, "at least 2, got 1"),
         (BATCHES, {"method": "transplant"}, OptionError, "has no line between them"),
         (BATCHES, {"method": "permute"}, OptionError, "unknown method 'permute'"),
+        (BATCHES, {"metric": "activations"}, OptionError, r"method=Permutation\(metric='activations'\)"),
         ([], {}, InputError, "batches are empty"),
         ([X], {"method": "average"}, InputError, "has no labels"),
         (iter(BATCHES), {}, InputError, "one-shot"),

@@ -104,7 +104,7 @@ def test_different_widths_cannot_be_averaged() -> None:
     ("options", "error", "message"),
     [
         ({"exclude": ["layer.0.*"]}, OptionError, "exclude fits no tensor: 'layer.0.\\*'; did you mean"),
-        ({"exclude": "layers.0.*"}, OptionError, "exclude is a list of patterns"),
+        ({"exclude": "layer.0.*"}, OptionError, "exclude fits no tensor: 'layer.0.\\*'; did you mean"),
         ({"weights": {"nothing": [1, 1]}}, OptionError, "weights fit no tensor: 'nothing'"),
         ({"weights": {"*": [1]}}, BadWeights, "weights\\['\\*'\\] has 1 entries for 2 members"),
         ({"weights": {"*": [1, -1]}}, BadWeights, "weights\\['\\*'\\] must be finite"),

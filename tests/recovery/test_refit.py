@@ -363,7 +363,8 @@ BAD_OPTIONS = {
     "positions": ({"positions": 0}, "positions is 0"),
     "max_memory": ({"max_memory": 0}, "max_memory is 0"),
     "layers": ({"layers": ["nothing"]}, "no parameter is called 'nothing'"),
-    "exclude": ({"exclude": "layers.1*"}, "exclude is a list of patterns"),
+    "exclude": ({"exclude": "nothing"}, "no parameter is called 'nothing'"),
+    "no patterns": ({"exclude": 3}, "exclude is a pattern or a list of patterns, got 3"),
 }
 
 

@@ -1,6 +1,5 @@
 """`apply`: build the fused network from a plan and its members, tensor by tensor."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +16,7 @@ from neurograft.members.parametrised import write_back
 from neurograft.members.states import State, state_of
 from neurograft.plans.check_members import base_state, members_for
 from neurograft.plans.plan import FusionPlan
+from neurograft.preserve_state import copy_of
 
 
 def apply(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> nn.Module:
@@ -124,6 +124,6 @@ def rebuild(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
         memo[id(parameter)] = new.requires_grad_(parameter.requires_grad)
     persistent = set(model.state_dict(keep_vars=True))
     for name, buffer in model.named_buffers(remove_duplicate=True):
-        if name in persistent:
+        if name in persistent and name in state:
             memo[id(buffer)] = state[name]
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)

@@ -32,7 +32,7 @@ def combine(
     weights: Sequence[float] | None = None,
     *,
     graph: NeuronGraph | None = None,
-    fixed: Sequence[str] = (),
+    fixed: str | Sequence[str] = (),
 ) -> nn.Module:
     """Build one wide network whose output is the members' weighted average, Σ_m w_m f_m(x).
 
@@ -70,7 +70,7 @@ def combine(
     members.check_numbers()
     check_fixed_widths(members.graphs)
     plan = combined_plan(members.graphs, members.weights_or())
-    check_unreached(members.graph, plan.maps, fixed)
+    check_unreached(members.graph, plan.maps, members.fixed)
     _check_kept_apart(members.graph)
     wide, declared = assemble(plan, members)
     segment_norms(wide, models, plan, example_inputs)

@@ -1,7 +1,6 @@
 """`prune`: structured pruning of one network, which is what transplanting does to a single member."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 from torch import nn
@@ -15,6 +14,7 @@ from neurograft.inputs import Batches, Inputs
 from neurograft.members.members import Members
 from neurograft.methods import method_of
 from neurograft.methods.planner import plan_members
+from neurograft.preserve_state import copy_of
 from neurograft.tracing.graph import NeuronGraph
 
 
@@ -26,7 +26,7 @@ def prune(
     width: int | Mapping[str, int] | None = None,
     graph: NeuronGraph | None = None,
     calibration: Batches | None = None,
-    fixed: Sequence[str] = (),
+    fixed: str | Sequence[str] = (),
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -67,7 +67,7 @@ def prune(
         ratio = 0.5
     method = method_of("transplant", {"ratio": ratio, "width": width, **options})
     if any(isinstance(module, SegmentedNorm) for module in model.modules()):
-        model, graph = joined_norms(deepcopy(model)), None
+        model, graph = joined_norms(copy_of(model)), None
     alone = Members.single(model, example_inputs, graph=graph, fixed=fixed, calibration=calibration)
     plan = plan_members(alone, method, seed=seed)
     pruned, _ = assemble(plan, alone)

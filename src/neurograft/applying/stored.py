@@ -24,7 +24,7 @@ def open_files(
     build: Callable[[], nn.Module],
     name: str,
     inputs: Inputs,
-    fixed: Sequence[str] = (),
+    fixed: str | Sequence[str] = (),
     base: Path | None = None,
 ) -> Members:
     """Open checkpoints of one network, which `build` makes; it is made on the meta device.
@@ -52,7 +52,7 @@ def open_files(
 
 
 def open_folders(
-    paths: Sequence[Path], inputs: Inputs | None = None, fixed: Sequence[str] = (), base: Path | None = None
+    paths: Sequence[Path], inputs: Inputs | None = None, fixed: str | Sequence[str] = (), base: Path | None = None
 ) -> Members:
     """Open Hugging Face model folders of one class; `inputs` are found from the configuration if None.
 

@@ -138,7 +138,6 @@ def barrier(
     loss: Measure | None = None,
     metric: Measure | None = None,
     seed: int = 0,
-    **options: Any,
 ) -> Barrier:
     """Measure loss and accuracy along the line (1−s)·a + s·b, and along (1−s)·a + s·(b aligned to a).
 
@@ -151,18 +150,18 @@ def barrier(
         b: the second one, of the same class and widths.
         batches: labelled batches to measure on, re-iterable.
         example_inputs: what the networks take; default: the inputs of the first batch.
-        method: what aligns them: "permutation", "optimal_transport", or such a method with its options.
+        method: what aligns them: "permutation", "optimal_transport", or such a method with its options, for example
+            `Permutation(metric="activations")`.
         points: how many networks along each line, ends included.
         graph: the graph of `a` if it was traced before.
-        calibration: batches for alignment by activations.
+        calibration: batches for a method that looks at activations.
         recover: applied to every network strictly between the ends before it is measured.
         loss: as `evaluate` takes it.
         metric: as `evaluate` takes it; then `accuracy` holds this metric.
         seed: the only source of randomness.
-        options: the options of a method that is given by name.
 
     Raises:
-        OptionError: fewer than two points, or what `plan` and `evaluate` refuse.
+        OptionError: fewer than two points, a metric that is no function, or what `plan` and `evaluate` refuse.
         InputError: batches that are empty or unlabelled.
 
     Example:
@@ -175,7 +174,12 @@ def barrier(
     """
     if not isinstance(points, int) or points < 2:
         raise OptionError(f"points counts the networks along the line, ends included: at least 2, got {points!r}")
-    aligning = method_of(method, options)
+    if metric is not None and not callable(metric):
+        raise OptionError(
+            f"metric measures the networks on the line: a function (outputs, labels) -> number, not {metric!r}; what "
+            f"neurons are matched by belongs to the method: method=Permutation(metric={metric!r})"
+        )
+    aligning = method_of(method, {})
     if not aligning.aligns:
         raise OptionError(f"{aligning.name} makes neurons of both networks together, so it has no line between them")
     check_batches(batches)

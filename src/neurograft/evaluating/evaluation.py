@@ -21,6 +21,7 @@ from neurograft.inputs import (
     device_of,
     first_tensor,
     split_labels,
+    stored_values,
     to_device,
 )
 from neurograft.preserve_state import forked_random_state, preserve_state
@@ -142,7 +143,7 @@ def check_inputs(inputs: Any, where: str) -> None:
         if isinstance(leaf, Tensor):
             if leaf.numel() == 0:
                 raise InputError(f"{where} holds no samples: one of its tensors has shape {tuple(leaf.shape)}")
-            if leaf.is_floating_point() and bool(leaf.isnan().any()):
+            if bool(stored_values(leaf).isnan().any()):
                 raise InputError(f"{where} holds NaN in its inputs; clean the data first")
 
 

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.errors import BadWeights, MembersDiffer, OptionError, PlanError, closest
+from neurograft.inputs import check_model, is_sparse
 from neurograft.members.states import State
+from neurograft.preserve_state import same_entries
 from neurograft.tracing.graph import FixedReason, NeuronGraph
 
 
@@ -23,6 +25,7 @@ def check_models(models: Sequence[nn.Module]) -> None:
     for m, model in enumerate(models):
         if not isinstance(model, nn.Module):
             raise PlanError(f"models[{m}] is a {type(model).__name__}, not a torch.nn.Module")
+        check_model(model, f"models[{m}]")
     if len(models) < 2:
         raise PlanError(f"fusing needs at least two members, got {len(models)}")
     for m, model in enumerate(models[1:], 1):
@@ -33,6 +36,18 @@ def check_models(models: Sequence[nn.Module]) -> None:
             )
     for m, model in enumerate(models):
         check_values(model, f"models[{m}]")
+        _check_sparse(model, models[0], m)
+
+
+def _check_sparse(model: nn.Module, first: nn.Module, number: int) -> None:
+    # the fused network keeps a graph or a mask as it is: there must be one
+    theirs = dict(first.named_buffers())
+    for name, buffer in model.named_buffers():
+        if is_sparse(buffer) and not (name in theirs and same_entries(buffer, theirs[name].to(buffer.device))):
+            raise MembersDiffer(
+                f"the sparse buffer {name} of models[{number}] is not that of models[0]; sparse buffers stay as they "
+                "are and must be the same in all members"
+            )
 
 
 def check_values(model: nn.Module, owner: str) -> None:
@@ -84,7 +99,7 @@ def check_finite(name: str, tensor: Tensor, owner: str) -> None:
     Raises:
         BadWeights: names the tensor, its owner (`models[1]`, a file) and how many entries are bad.
     """
-    if not tensor.dtype.is_floating_point or tensor.is_meta:
+    if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex) or tensor.is_meta:
         return
     if bool(torch.isfinite(tensor.sum())):  # one cheap read; a sum may overflow, so only a bad one is looked at closely
         return

@@ -23,6 +23,7 @@ from neurograft.members.graphs import graphs_of
 from neurograft.members.settings import differing_settings
 from neurograft.members.states import State, state_of
 from neurograft.members.stored import StoredMember
+from neurograft.options import patterns_of
 from neurograft.tracing.graph import NeuronGraph
 
 Weights: TypeAlias = Sequence[float] | Mapping[str, Sequence[float]]
@@ -90,7 +91,7 @@ class Members:
         weights: Weights | None = None,
         base: nn.Module | None = None,
         graph: NeuronGraph | None = None,
-        fixed: Sequence[str] = (),
+        fixed: str | Sequence[str] = (),
         calibration: Batches | None = None,
     ) -> None:
         check_models(models)
@@ -111,7 +112,7 @@ class Members:
         example_inputs: Inputs,
         *,
         graph: NeuronGraph | None = None,
-        fixed: Sequence[str] = (),
+        fixed: str | Sequence[str] = (),
         calibration: Batches | None = None,
     ) -> "Members":
         """One network alone, which is what pruning plans for."""
@@ -140,7 +141,7 @@ class Members:
         example_inputs: Inputs,
         name: str,
         *,
-        fixed: Sequence[str] = (),
+        fixed: str | Sequence[str] = (),
         folders: Sequence[Path] = (),
         base: tuple[StoredMember, nn.Module] | None = None,
     ) -> "Members":
@@ -160,11 +161,11 @@ class Members:
         networks: Sequence[nn.Module],
         states: Sequence[State],
         example_inputs: Inputs | None = None,
-        fixed: Sequence[str] = (),
+        fixed: str | Sequence[str] = (),
         calibration: Batches | None = None,
     ) -> None:
         self.networks, self.states, self.example_inputs = tuple(networks), tuple(states), example_inputs
-        self.fixed, self.calibration, self.base = tuple(fixed), calibration, None
+        self.fixed, self.calibration, self.base = patterns_of(fixed, "fixed"), calibration, None
         self.stored, self.name, self.folders = (), "", ()
         self.weights, self.tensor_weights, self.patterns = None, {}, {}
 
@@ -314,7 +315,7 @@ def members_of(
     example_inputs: Inputs | None,
     weights: Weights | None = None,
     graph: NeuronGraph | None = None,
-    fixed: Sequence[str] = (),
+    fixed: str | Sequence[str] = (),
     calibration: Batches | None = None,
 ) -> Members:
     """Members as they are, with other weights or calibration batches if these are given, or members of networks.

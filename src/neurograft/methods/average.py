@@ -10,6 +10,7 @@ import torch
 from neurograft.errors import OptionError, closest
 from neurograft.members.members import Members
 from neurograft.methods.method import Method
+from neurograft.options import patterns_of
 from neurograft.plans.plan import Filling
 
 
@@ -24,7 +25,7 @@ class Average(Method):
         exclude: fnmatch patterns of tensors that are not averaged but taken from member 0.
 
     Raises:
-        OptionError: patterns that are no list.
+        OptionError: `exclude` is no pattern and no list of patterns.
 
     Source: Singh & Jaggi 2020, arXiv:1910.05653, section 4 ("vanilla averaging").
     """
@@ -36,12 +37,11 @@ class Average(Method):
     passes: ClassVar[int] = 1
     finds_bad_numbers: ClassVar[bool] = True
 
-    exclude: Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.exclude, str):
-            raise OptionError(f"exclude is a list of patterns, got the single string {self.exclude!r}")
+        object.__setattr__(self, "exclude", patterns_of(self.exclude, "exclude"))
 
     def fill(self, members: Members, _generator: torch.Generator) -> Filling:
         """Leave every neuron in its place.

@@ -35,7 +35,7 @@ def plan(
     *,
     align: str | Method | None = None,
     calibration: Batches | None = None,
-    fixed: Sequence[str] = (),
+    fixed: str | Sequence[str] = (),
     heads: Heads = "average",
     seed: int = 0,
     **options: Any,

@@ -1,6 +1,5 @@
 """`reestimate_batch_norm`: running statistics that are exactly those of the calibration samples."""
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurograft.inputs import Batches, call_on_batch, device_of
-from neurograft.preserve_state import preserve_state
+from neurograft.inputs import Batches, call_on_batch, check_model, device_of
+from neurograft.preserve_state import copy_of, preserve_state
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.samples import Samples, read_samples
 from neurograft.recovery.statistics import Statistics, check_statistics
@@ -49,8 +48,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> nn.Module:
 def reestimated(model: nn.Module, batches: Batches) -> Recovered:
     """`reestimate_batch_norm` and its report."""
     started = time.perf_counter()
+    check_model(model)
     samples = read_samples(batches, device_of(model))
-    result = copy.deepcopy(model)
+    result = copy_of(model)
     found: dict[BatchNorm, Statistics] = {}
     names = {module: name for name, module in result.named_modules()}
     with preserve_state(result), torch.no_grad(), _in_training(result, found):

@@ -217,13 +217,11 @@ def _region(contraction: Contraction) -> tuple[int, int]:
 
 
 def check_patterns(model: nn.Module, patterns: Sequence[str], option: str) -> None:
-    """Refuse patterns that fit nothing, and a string where a list of patterns is meant.
+    """Refuse patterns that fit nothing.
 
     Raises:
         OptionError: with the parameters there are.
     """
-    if isinstance(patterns, str):
-        raise OptionError(f"{option} is a list of patterns; write {option}=[{patterns!r}]")
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):

@@ -1,6 +1,5 @@
 """`refit`: bring every layer of a fused network towards what the members say, in closed form."""
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +11,10 @@ from neurograft.applying.application import assemble, is_applied
 from neurograft.errors import OptionError
 from neurograft.inputs import Batches, device_of
 from neurograft.members.members import Members
-from neurograft.options import check_seed
+from neurograft.options import check_seed, patterns_of
 from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
+from neurograft.preserve_state import copy_of
 from neurograft.recovery.agreement import Agreement, agreement, merges
 from neurograft.recovery.fitting import BLOCK, Fit
 from neurograft.recovery.holdout import Judge, held_out
@@ -41,8 +41,8 @@ def refit(
     *,
     ridge: float | None = None,
     positions: int | None = None,
-    layers: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    layers: str | Sequence[str] = ("*",),
+    exclude: str | Sequence[str] = (),
     agree: bool = True,
     max_memory: int | None = None,
     seed: int = 0,
@@ -123,8 +123,8 @@ def refitted(
     applied: bool = False,
     ridge: float | None = None,
     positions: int | None = None,
-    layers: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    layers: str | Sequence[str] = ("*",),
+    exclude: str | Sequence[str] = (),
     agree: bool = True,
     max_memory: int | None = None,
     seed: int = 0,
@@ -137,16 +137,17 @@ def refitted(
     started = time.perf_counter()
     _check_options(ridge, positions, max_memory)
     check_seed(seed)
+    layers, exclude = patterns_of(layers, "layers"), patterns_of(exclude, "exclude")
     own = state_of_fused(plan, fused, members)
     samples = read_samples(batches, device_of(fused))
     total, memory = samples.total, MEMORY if max_memory is None else max_memory
     samples, judges = held_out(samples) if ridge is None else (samples, None)
-    result = copy.deepcopy(fused)
+    result = copy_of(fused)
     found = _affordable(survey(result, plan, samples, layers=layers, exclude=exclude), memory)
     room = _room(found, memory)
     judges = None if judges is None else judges.fitted(found.largest, room)
     notes: tuple[str, ...] = ()
-    everywhere = agree and tuple(layers) == ("*",) and not exclude
+    everywhere = agree and layers == ("*",) and not exclude
     if everywhere and merges(plan) and (applied or is_applied(own, plan, members)):
         parts = samples.cut(room // (ACTIVATIONS * max(1, found.largest)))
         agreed = agreement(plan, members, parts, judges=judges, memory=max(room, LEAST))
@@ -161,7 +162,7 @@ def refitted(
         judge = Judge.of(judges, plan, members.networks)
         report = replace(report, held_out=judges.total, before=judge.error(fused), after=judge.error(result))
         if isfinite(report.before) and not report.after <= report.before:
-            return Recovered(copy.deepcopy(fused), _unchanged(report, time.perf_counter() - started))
+            return Recovered(copy_of(fused), _unchanged(report, time.perf_counter() - started))
     return Recovered(result, replace(report, seconds=time.perf_counter() - started), plan)
 
 

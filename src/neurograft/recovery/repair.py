@@ -1,6 +1,5 @@
 """`repair`: give every neuron of a fused network the members' planned mean and standard deviation (REPAIR)."""
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from neurograft.inputs import Batches, device_of, to_device
 from neurograft.members.members import Members
 from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
-from neurograft.preserve_state import preserve_state
+from neurograft.preserve_state import copy_of, preserve_state
 from neurograft.recovery.data_free import repair_without_data
 from neurograft.recovery.layers import Place, Survey, survey
 from neurograft.recovery.refit import MEMORY, left_out
@@ -79,7 +78,7 @@ def repaired(
 ) -> Recovered:
     """`repair` and its report."""
     started = time.perf_counter()
-    result = copy.deepcopy(fused)
+    result = copy_of(fused)
     own = state_of_fused(plan, result, members)
     if batches is None:
         return Recovered(result, repair_without_data(own, plan, members, started))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError
-from neurograft.inputs import Batches, Inputs, check_batches, split_labels, to_device
+from neurograft.inputs import Batches, Inputs, check_batches, is_sparse, split_labels, stored_values, to_device
 from neurograft.preserve_state import forked_random_state
 
 ACTIVATIONS = 6
@@ -44,7 +44,11 @@ class Samples:
             tensors = [isinstance(value, Tensor) for value in column]
             if all(tensors):
                 fits = all(
-                    v.dim() and v.shape[1:] == column[0].shape[1:] and v.dtype == column[0].dtype and v.shape[0] == n
+                    v.dim()
+                    and not is_sparse(v)
+                    and v.shape[1:] == column[0].shape[1:]
+                    and v.dtype == column[0].dtype
+                    and v.shape[0] == n
                     for v, n in zip(column, self.counts, strict=True)
                 )
             else:
@@ -90,7 +94,7 @@ class Samples:
 def can_be_cut(batch: Inputs, count: int) -> bool:
     """Whether every tensor of a batch has one row per sample."""
     tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
-    return all(value.dim() > 0 and value.shape[0] == count for value in tensors)
+    return all(value.dim() > 0 and value.shape[0] == count and not is_sparse(value) for value in tensors)
 
 
 def read_samples(batches: Batches, device: torch.device, *, name: str = "batches") -> Samples:
@@ -108,7 +112,7 @@ def read_samples(batches: Batches, device: torch.device, *, name: str = "batches
             if not tensors or any(t.numel() == 0 for t in tensors):
                 raise InputError(f"{name}[{number}] holds no samples: {_described(inputs)}")
             for tensor in tensors:
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                if not bool(torch.isfinite(stored_values(tensor)).all()):
                     raise InputError(f"{name}[{number}] holds NaN or infinite values; clean the calibration samples")
             found.append(to_device(inputs, device))
             counts.append(tensors[0].shape[0] if tensors[0].dim() else 1)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from neurograft.inputs import Inputs, call_on_batch
+from neurograft.inputs import Inputs, call_on_batch, is_sparse
 from neurograft.recovery.patches import Geometry
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.observing import Step, observe
@@ -103,7 +103,12 @@ class Owner:
         if reading is None or step.op not in CONTRACTIONS or not reading.active:
             return None
         weight, x, bias, turned = reading.operands
-        if x is None or _storage(x) in self.buffers or self.parameters.get(_storage(weight)) != reading.tensor:
+        if (
+            x is None
+            or is_sparse(x)
+            or _storage(x) in self.buffers
+            or self.parameters.get(_storage(weight)) != reading.tensor
+        ):
             return None
         geometry, why = None, ""
         if step.op == "convolution":
@@ -129,7 +134,7 @@ def shown(norm: str) -> str:
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return id(tensor) if is_sparse(tensor) else int(tensor.untyped_storage()._cdata)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 
 from neurograft.alignment.activations import calibration_of, member_activations
 from neurograft.errors import InputError
-from neurograft.inputs import Batches, Inputs, device_of, first_tensor, pair_note, split_labels, to_device
+from neurograft.inputs import Batches, Inputs, device_of, first_tensor, is_sparse, pair_note, split_labels, to_device
 from neurograft.members.members import Members
-from neurograft.preserve_state import preserve_state
+from neurograft.preserve_state import copy_of, preserve_state
 from neurograft.selection.importance import Alive, Magnitude
 from neurograft.tracing.graph import NeuronGraph
 
@@ -113,6 +113,8 @@ def answer_sizes(activations: Mapping[str, Tensor], kind: str) -> dict[str, Tens
     return {g: x.var(0, correction=0).cpu() for g, x in activations.items()}
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches: Batches) -> dict[str, Tensor]:
     """|Σ w · ∂loss/∂w| over the entries that read each unit (that make it, if nobody reads it), mean over pieces.
 
@@ -122,12 +124,14 @@ def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches
     Raises:
         InputError: batches that are empty or unlabelled, or labels that are no classes.
     """
+    if any(x.is_inference() for x in (*model.parameters(), *model.buffers())):
+        model = copy_of(model)  # what was made in inference mode takes no gradient, its copy does
     named = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
     parameters = {name: p.detach().requires_grad_() for name, p in named.items()}
     device = device_of(model)
     sums = {g: torch.zeros(graph[g].size) for g in groups}
     count = 0
-    with preserve_state(model), torch.enable_grad():
+    with preserve_state(model):
         for number, (inputs, labels) in enumerate(map(split_labels, batches)):
             if labels is None:
                 raise InputError(f"importance='taylor' needs labels, but calibration batch {number} has none")
@@ -152,7 +156,7 @@ def _pieces(inputs: Inputs, labels: Any) -> Iterator[tuple[Inputs, Any]]:
     """A batch in pieces of 32 samples, or whole where samples do not lie along the first dimension of everything."""
     tensors = [leaf for leaf in pytree.tree_leaves((inputs, labels)) if isinstance(leaf, Tensor)]
     lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
-    if not isinstance(labels, Tensor) or lengths != {len(labels)}:
+    if not isinstance(labels, Tensor) or lengths != {len(labels)} or any(map(is_sparse, tensors)):
         yield inputs, labels
         return
     for start in range(0, len(labels), PIECE):

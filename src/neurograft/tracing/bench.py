@@ -1,6 +1,5 @@
 """A copy of a network whose tensors can be replaced, and how much that changes what it returns."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 from neurograft.errors import TraceError
 from neurograft.inputs import Inputs, call
+from neurograft.preserve_state import copy_of
 from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
 from neurograft.tracing.tape import as_found
 
@@ -73,7 +73,7 @@ def _doubled(leaf: object) -> object:
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, or an error that says what to do."""
     try:
-        return copy.deepcopy(model)
+        return copy_of(model)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied, so its graph cannot be proven "

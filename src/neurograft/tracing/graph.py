@@ -8,6 +8,7 @@ from functools import cached_property
 from neurograft.axes.layout import Factor, Layout, Role, layout_size, resize_layout
 from neurograft.errors import OptionError, closest
 from neurograft.escaping import terminal
+from neurograft.options import patterns_of
 from neurograft.tracing.flow import Flow
 from neurograft.tracing.parts import Group, Kind, Slot, TensorInfo, Tied, Use, slots_by_group
 from neurograft.tracing.reasons import FixedReason
@@ -75,14 +76,14 @@ class NeuronGraph:
         """The free groups a selection may act on: those that lie inside no other free group."""
         return tuple(group for group in self.free if group.inside is None)
 
-    def fixing(self, patterns: Sequence[str]) -> "NeuronGraph":
+    def fixing(self, patterns: str | Sequence[str]) -> "NeuronGraph":
         """The same graph with every group fixed that has a place in a tensor whose name fits an fnmatch pattern.
 
         Raises:
             OptionError: a pattern fits no tensor.
         """
         asked: dict[str, str] = {}
-        for pattern in patterns:
+        for pattern in patterns_of(patterns, "fixed"):
             names = [name for name in self.tensors if fnmatch(name, pattern)]
             if not names:
                 raise OptionError(f"fixed={pattern!r} matches no parameter; {closest(pattern, self.tensors)}")

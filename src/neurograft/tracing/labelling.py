@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograft.inputs import check_model
+from neurograft.inputs import check_model, is_sparse
 from neurograft.tracing.algebra import Axis, Var, canon, fix, fixed, free, leaves
 from neurograft.tracing.blocks import Axes, Blank, Label, sizes_of, written
 from neurograft.tracing.flow_builder import FlowBuilder
@@ -21,13 +21,21 @@ from neurograft.tracing.tape import Op, Tape, live, op_tensors, storage_of, tens
 
 # ops whose first operand is an activation even if it is computed from parameters alone (learned queries)
 CONSUMING = {
-    *("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_grouped_mm", "mkldnn_rnn_layer"),
+    *("mm", "addmm", "_sparse_addmm", "bmm", "baddbmm", "linear", "convolution", "_grouped_mm", "mkldnn_rnn_layer"),
     *("native_layer_norm", "native_batch_norm", "native_group_norm", "_fused_rms_norm"),
 }
 # contractions that may make a weight of two parameters; so may norms (a standardised weight and its gain)
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot"}
 # contractions in which an activation's every position meets the same weight, and where that weight stands
-_READING = {"mm": (0, 1), "addmm": (1, 2), "linear": (0, 1), "mv": (0,), "addmv": (1,), "convolution": (1,)}
+_READING = {
+    "mm": (0, 1),
+    "addmm": (1, 2),
+    "_sparse_addmm": (1, 2),
+    "linear": (0, 1),
+    "mv": (0,),
+    "addmv": (1,),
+    "convolution": (1,),
+}
 # ops whose result is linear in the parameter, so that what the result's readers share can be moved in the parameter
 _LINEAR = {
     *("view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "alias"),
@@ -62,6 +70,8 @@ def tensors_of_model(model: nn.Module) -> Tensors:
             seen.add(id(buffer))
             if key in module._non_persistent_buffers_set:
                 others[id(buffer)] = f"the buffer {name}, which is not saved"
+            elif is_sparse(buffer):
+                others[id(buffer)] = f"the buffer {name}, which is sparse"
             elif buffer.is_floating_point() or buffer.is_complex():
                 by_name[name] = buffer
             else:

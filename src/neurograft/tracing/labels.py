@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from neurograft.inputs import is_sparse
 from neurograft.tracing import algebra
 from neurograft.tracing.algebra import Axis, axis_size, fixed, merge, unify
 from neurograft.tracing.blocks import Axes, Blank, Blocks, Label, axes_at, filled, looked, settled, sizes_of
@@ -22,6 +23,8 @@ Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 def storage_key(tensor: Tensor) -> Key:
     """What makes `weight.data` the same weight although it is another Python object."""
+    if is_sparse(tensor):
+        return (id(tensor), 0, tuple(tensor.shape), ())
     return (
         int(tensor.untyped_storage()._cdata),
         int(tensor.storage_offset()),
@@ -119,8 +122,8 @@ class Labels:
             return True
         if id(tensor) in self.strangers:
             return False
-        key = storage_key(tensor) if tensor.layout == torch.strided else None
-        if key is None or key not in self.by_storage:
+        key = storage_key(tensor)
+        if key not in self.by_storage:
             self.strangers.add(id(tensor))
             return False
         self.axes[id(tensor)] = self.by_storage[key]

@@ -23,6 +23,7 @@ from neurograft.tracing.tape import module_paths
 OPERANDS: dict[str, tuple[int | None, int, int | None]] = {
     "mm": (0, 1, None),
     "addmm": (1, 2, 0),
+    "_sparse_addmm": (1, 2, 0),
     "bmm": (0, 1, None),
     "baddbmm": (1, 2, 0),
     "mv": (0, 1, None),
@@ -48,7 +49,7 @@ OPERANDS: dict[str, tuple[int | None, int, int | None]] = {
     "_grouped_mm": (0, 1, None),
     "mkldnn_rnn_layer": (0, 1, 3),
 }
-_EITHER_ORDER = {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"}
+_EITHER_ORDER = {"mm", "bmm", "mv", "dot", "addmm", "_sparse_addmm", "baddbmm", "addmv"}
 
 
 class Operands(NamedTuple):

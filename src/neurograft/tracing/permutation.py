@@ -1,6 +1,5 @@
 """Permute a network's neurons without changing its function."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from neurograft.axes.maps import Mixing, Pairs, PerUnit
 from neurograft.axes.mixing import Mixings, mix_along
 from neurograft.errors import OptionError
+from neurograft.preserve_state import copy_of
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import tensors_of_model
 
@@ -42,7 +42,7 @@ def permute(model: nn.Module, graph: NeuronGraph, permutations: Mapping[str, Per
         OptionError: for an unknown or fixed group, or something that is no permutation of its units.
     """
     moved = {name: _checked(graph, name, permutation) for name, permutation in permutations.items()}
-    other = copy.deepcopy(model)
+    other = copy_of(model)
     with torch.no_grad():
         for name, x in tensors_of_model(other).by_name.items():
             info = graph.tensors.get(name)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurograft.preserve_state import give_back
 from neurograft.tracing.dispatch import tensors_in, without_fast_paths
 
 
@@ -73,14 +74,9 @@ def as_found(model: nn.Module) -> Iterator[None]:
         torch.set_autocast_cache_enabled(caching)
         for module, training in modes:
             module.training = training
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                if buffer.shape == saved.shape and not _same(buffer, saved):
-                    buffer.copy_(saved)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.equal(a, b))
+        for buffer, saved in buffers:
+            if buffer.shape == saved.shape:
+                give_back(buffer, saved)
 
 
 @contextmanager

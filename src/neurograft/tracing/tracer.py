@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -12,6 +12,7 @@ from torch import nn
 
 from neurograft.errors import OptionError, ProofFailed, UnruledOp, closest
 from neurograft.inputs import Inputs
+from neurograft.options import patterns_of
 from neurograft.tracing.algebra import Var, fix, leaves
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.graph_builder import build_graph, name_groups
@@ -26,7 +27,7 @@ from neurograft.tracing.tape import tensors_of
 def trace(
     model: nn.Module,
     example_inputs: Any,
-    fixed: str | Iterable[str] = (),
+    fixed: str | Sequence[str] = (),
     outputs: str | int | Sequence[str | int] | None = None,
     strict: bool = False,
     verify: bool = True,
@@ -56,7 +57,7 @@ def trace(
     """
     with without_garbage_collection():
         labelling, chosen = learnt(model, examples_of(example_inputs), outputs)
-        fix_asked(labelling, (fixed,) if isinstance(fixed, str) else tuple(fixed))
+        fix_asked(labelling, patterns_of(fixed, "fixed"))
         report_unruled(labelling, strict)
         graph, variables = _built(labelling, model, tuple(chosen))
         if not verify:

@@ -1,6 +1,5 @@
 """The one training loop, on Hugging Face Accelerate: all that trains differs only in the loss of a batch."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -17,7 +16,14 @@ from neurograft.errors import CheckpointError, InputError, TrainingDiverged
 from neurograft.escaping import named
 from neurograft.evaluating.evaluation import check_inputs
 from neurograft.inputs import Batches, call_on_batch, check_batches, check_model, device_of, split_labels, to_device
-from neurograft.preserve_state import forked_random_state, preserve_state, random_state, seed_all, set_random_state
+from neurograft.preserve_state import (
+    copy_of,
+    forked_random_state,
+    preserve_state,
+    random_state,
+    seed_all,
+    set_random_state,
+)
 from neurograft.training.acceleration import Accelerator, accelerated
 from neurograft.training.learning_rates import factor_of
 from neurograft.training.processes import Crew
@@ -43,6 +49,8 @@ BatchLoss: TypeAlias = Callable[[Sequence[Answer], Any, Any, str], Tensor]
 that begin an error message."""
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: nn.Module,
     batches: Batches,
@@ -78,7 +86,7 @@ def fit(
         check_batches(settings["validation"], name="validation")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameter with requires_grad=True: nothing to train")
-    trained = copy.deepcopy(model)
+    trained = copy_of(model)
     home = device_of(trained)
     modes = {module: module.training for module in trained.modules()}
     if not trained.training:

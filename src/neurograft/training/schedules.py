@@ -1,7 +1,6 @@
 """The order in which members are pruned, merged and tuned: the paper's first study."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
@@ -11,6 +10,7 @@ from neurograft.applying.pruning import prune
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Inputs
 from neurograft.members.checks import check_models
+from neurograft.preserve_state import copy_of
 from neurograft.selection.widths import shares_of
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
@@ -26,7 +26,7 @@ def fuse_by_schedule(
     tune: Tuning | None = None,
     weights: Sequence[float] | None = None,
     *,
-    fixed: Sequence[str] = (),
+    fixed: str | Sequence[str] = (),
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -87,7 +87,7 @@ def fuse_by_schedule(
             networks = [pruned(network, width) for network, width in zip(networks, shares, strict=True)]
         else:
             networks = [pruned(networks[0], widths)]
-    return joined_norms(deepcopy(networks[0]))
+    return joined_norms(copy_of(networks[0]))
 
 
 def _member_widths(graph: NeuronGraph, members: int) -> list[dict[str, int]]:

@@ -60,7 +60,7 @@ def mm(labels: Labels, op: Op) -> Result:
     return product(labels, tensor(op, 0), tensor(op, 1), (1, 0), 0)
 
 
-@rule("addmm", "addmm_", "_addmm_activation")
+@rule("addmm", "addmm_", "_addmm_activation", "_sparse_addmm")
 def addmm(labels: Labels, op: Op) -> Result:
     """out[i, k] = bias[k] + sum_j a[i, j] b[j, k]."""
     bias = tensor(op, 0)

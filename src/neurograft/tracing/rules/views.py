@@ -140,7 +140,21 @@ def view_as_real(labels: Labels, op: Op) -> Result:
     return (*axes, labels.fixed(2, "real and imaginary part"))
 
 
-@rule("conj", "_conj", "resolve_conj", "resolve_neg", "_neg_view", "real", "imag", "_conj_physical")
+@rule(
+    "conj",
+    "_conj",
+    "resolve_conj",
+    "resolve_neg",
+    "_neg_view",
+    "real",
+    "imag",
+    "_conj_physical",
+    "_coalesce",
+    "_to_dense",
+    "_to_sparse",
+    "_to_sparse_csr",
+    "_to_sparse_csc",
+)
 def elementwise_view(labels: Labels, op: Op) -> Result:
     """The same positions."""
     return labels.of(tensor(op, 0))
