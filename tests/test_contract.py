@@ -33,7 +33,7 @@ def options_of(method: str, network: str, dtype: torch.dtype | None = None) -> d
 
 
 def many(network: str, count: int = 64) -> Any:
-    """A batch like the example inputs, large enough that no two neurons answer alike by chance."""
+    """A batch like the example inputs, large enough that no two neurons respond alike by chance."""
     generator = torch.Generator().manual_seed(11)
 
     def enlarged(x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from neurograft.errors import MissingExtra, OptionError, StudyError
-from neurograft_experiments.engine import Outcome, Schedule, Work, work_through
-from neurograft_experiments.progress import Watch
+from neurograft_experiments.engine import Outcome, TaskQueue, Work, work_through
+from neurograft_experiments.progress import ProgressDisplay
 from neurograft_experiments.store import Store
 from neurograft_experiments.trials import Result, Task
 
@@ -61,10 +61,10 @@ def run_on_ray(
         StoreError: as `run_in_process`.
         KeyboardInterrupt: the person has seen enough. What was finished before is safe.
     """
-    schedule = Schedule(tasks, store)
+    schedule = TaskQueue(tasks, store)
     if not schedule.pending:
         return schedule.outcome()
-    with _cluster(address) as ray, Watch(console, schedule.pending.values()) as watch:
+    with _cluster(address) as ray, ProgressDisplay(console, schedule.pending.values()) as watch:
         each = {"CPU": cpus, "GPU": float("GPU" in ray.cluster_resources()) if gpus is None else gpus}
         pool = _Workers(ray, schedule, store, work, each, retries)
         if not pool.slots and address is None:
@@ -76,7 +76,7 @@ def run_on_ray(
 
 
 @dataclass(frozen=True)
-class Lent:
+class WorkerShare:
     """The members that a task needs, in Ray's object store; `folder` is the driver's, which this host may not see."""
 
     folder: Path
@@ -100,7 +100,7 @@ class Lent:
         return found
 
 
-def perform(task: Task, work: Work, threads: int, members: Lent) -> Result:
+def perform(task: Task, work: Work, threads: int, members: WorkerShare) -> Result:
     """Do one task in a worker process."""
     import torch
 
@@ -113,7 +113,7 @@ class _Workers:
     """Hands tasks to Ray and takes their results; ends what still runs when it is left."""
 
     ray: Any
-    schedule: Schedule
+    schedule: TaskQueue
     store: Store
     work: Work
     each: Mapping[str, float]
@@ -156,7 +156,7 @@ class _Workers:
         for key in set(task.needs) - self.lent.keys():
             self.lent[key] = self.ray.put(self.store.tensors(key))
         records = {key: self.store.row(key) for key in task.needs}
-        lent = Lent(self.store.folder.resolve(), records, {key: self.lent[key] for key in task.needs})
+        lent = WorkerShare(self.store.folder.resolve(), records, {key: self.lent[key] for key in task.needs})
         options = {"num_cpus": self.each["CPU"], "num_gpus": self.each["GPU"], "max_retries": self.retries}
         remote = self.ray.remote(perform).options(name=task.label, **options)
         self.running[remote.remote(task, self.work, max(1, int(self.each["CPU"])), lent)] = task

@@ -29,9 +29,9 @@ from neurograft_experiments.reports.tables import SIGNS, comparison_table
 from neurograft_experiments.reports.writing import write_text
 from neurograft_experiments.running import run_task, start_of
 from neurograft_experiments.store import Store
-from neurograft_experiments.study import About, Settings
+from neurograft_experiments.study import About, StudySettings
 from neurograft_experiments.study_file import Point, Study
-from neurograft_experiments.trial_cache import Made, packed
+from neurograft_experiments.trial_cache import InitialModel, packed
 from neurograft_experiments.trials import Task, study_rows, tasks_of, trials_of
 
 PRESET = "demo"
@@ -145,7 +145,9 @@ def demo_study(
     }
     points = tuple(
         Point(
-            DEMONSTRATED[name], {}, Settings.model_validate({**settings, "network": demonstrated(name, images.shape)})
+            DEMONSTRATED[name],
+            {},
+            StudySettings.model_validate({**settings, "network": demonstrated(name, images.shape)}),
         )
         for name in networks
     )
@@ -186,7 +188,7 @@ def _show(results: Results, console: Console) -> None:
     console.print(f"{SIGNS}\n", highlight=False)
 
 
-def _inside(made: Sequence[tuple[Task, Made]]) -> Iterator[Section]:
+def _inside(made: Sequence[tuple[Task, InitialModel]]) -> Iterator[Section]:
     """A section for each kind of network."""
     cases: dict[str, dict[str, list[Fusion]]] = {}
     for task, start in made:
@@ -195,7 +197,9 @@ def _inside(made: Sequence[tuple[Task, Made]]) -> Iterator[Section]:
     yield from (inside_section(case, fusions) for case, fusions in cases.items())
 
 
-def _save_networks(output: Path, tasks: Sequence[Task], made: Sequence[tuple[Task, Made]], store: Store) -> None:
+def _save_networks(
+    output: Path, tasks: Sequence[Task], made: Sequence[tuple[Task, InitialModel]], store: Store
+) -> None:
     """Keep members and fused networks, so that the other commands can be tried on them."""
     networks: dict[str, bytes] = {}
     for task in tasks:

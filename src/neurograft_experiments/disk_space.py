@@ -8,7 +8,7 @@ import torch
 
 from neurograft.errors import NeurograftError
 from neurograft_experiments.data.loading import shape_of
-from neurograft_experiments.engine import Schedule
+from neurograft_experiments.engine import TaskQueue
 from neurograft_experiments.networks import make_network
 from neurograft_experiments.store import ROW_BYTES, Store
 from neurograft_experiments.trials import Task
@@ -19,7 +19,7 @@ UNKNOWN_BYTES = 50_000_000
 
 def room_for(tasks: Sequence[Task], store: Store) -> int:
     """Bytes that rows and members will take, and the training state of a member (weights, momentum, best so far)."""
-    left = Schedule(tasks, store).pending.values()
+    left = TaskQueue(tasks, store).pending.values()
     sizes: dict[str, int] = {}
     members = 0
     for task in left:

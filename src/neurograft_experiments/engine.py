@@ -7,11 +7,11 @@ from typing import Protocol, TypeAlias
 from rich.console import Console
 
 from neurograft.errors import NeurograftError, StoreError
-from neurograft_experiments.progress import Watch
+from neurograft_experiments.progress import ProgressDisplay
 from neurograft_experiments.store import Store, of_the_disk
-from neurograft_experiments.trials import Members, Result, Task, Tick
+from neurograft_experiments.trials import MemberNetworks, Result, Task, Tick
 
-Work: TypeAlias = Callable[[Task, Members, Tick], Result]
+Work: TypeAlias = Callable[[Task, MemberNetworks, Tick], Result]
 """Does a task."""
 
 
@@ -39,7 +39,7 @@ class Outcome:
         return self.trials - self.before - self.done
 
 
-class Schedule:
+class TaskQueue:
     """The tasks that are left: trials without a row, and members that one of those needs and nobody has trained."""
 
     def __init__(self, tasks: Sequence[Task], store: Store):
@@ -117,7 +117,7 @@ class InProcess:
 
     store: Store
     work: Work
-    watch: Watch
+    watch: ProgressDisplay
     waiting: list[Task] = field(default_factory=list)
 
     @property
@@ -157,12 +157,12 @@ def run_in_process(
         StoreError: another run is at work on the store; the disk is full or gone. What was finished before is safe.
         KeyboardInterrupt: the person has seen enough. As above.
     """
-    schedule = Schedule(tasks, store)
-    with Watch(console, schedule.pending.values()) as watch:
+    schedule = TaskQueue(tasks, store)
+    with ProgressDisplay(console, schedule.pending.values()) as watch:
         return work_through(schedule, store, InProcess(store, work, watch), watch, fail_fast=fail_fast)
 
 
-def work_through(schedule: Schedule, store: Store, pool: Pool, watch: Watch, *, fail_fast: bool) -> Outcome:
+def work_through(schedule: TaskQueue, store: Store, pool: Pool, watch: ProgressDisplay, *, fail_fast: bool) -> Outcome:
     """Hand tasks to the pool while it has room, and keep what they give, until none is left."""
     with store.working():
         while schedule.pending:
@@ -176,7 +176,7 @@ def work_through(schedule: Schedule, store: Store, pool: Pool, watch: Watch, *, 
     return schedule.outcome()
 
 
-def _settle(task: Task, result: Result | Exception, schedule: Schedule, store: Store, watch: Watch) -> None:
+def _settle(task: Task, result: Result | Exception, schedule: TaskQueue, store: Store, watch: ProgressDisplay) -> None:
     """Keep what a task gave, or write down that it failed.
 
     Raises:

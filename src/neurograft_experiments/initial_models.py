@@ -16,7 +16,7 @@ from neurograft.methods import METHODS
 from neurograft.training.schedules import fuse_by_schedule
 from neurograft_experiments.data import Images
 from neurograft_experiments.rows import looks_at_images
-from neurograft_experiments.trial_cache import Made, TrialCache, calibration_of, example_of, rank
+from neurograft_experiments.trial_cache import InitialModel, TrialCache, calibration_of, example_of, rank
 from neurograft_experiments.trials import JSON, Tick
 from neurograft_experiments.tunings import finetuned
 
@@ -47,7 +47,7 @@ class Ingredients:
         return max(range(len(self.records)), key=lambda m: rank(self.records[m]["validation"]))
 
 
-def make_start(of: Ingredients) -> Made:
+def make_start(of: Ingredients) -> InitialModel:
     """The trial's start, recovered without training if the trial says so; the tunings of one start share it."""
     settings, start = of.settings, of.settings["start"]
     shared = {name: settings[name] for name in ("data", "network", "members", "start")}
@@ -58,26 +58,26 @@ def make_start(of: Ingredients) -> Made:
     if recovery == "none":
         return made
 
-    def recover() -> Made:
+    def recover() -> InitialModel:
         assert made.fusion is not None
         started = time.perf_counter()
         if recovery == "data_free":
             fusion = made.fusion.repair()
         else:
             fusion = made.fusion.recovered(recovery, calibration_of(of.images, settings["calibration"]))
-        return Made(fusion.model, fusion, made.fuse, time.perf_counter() - started)
+        return InitialModel(fusion.model, fusion, made.fuse, time.perf_counter() - started)
 
     own = {**shared, "recovery": recovery, "calibration": settings.get("calibration")}
     return of.cache.keep("starts", own, recover)
 
 
-def _made(of: Ingredients, start: JSON) -> Made:
+def _made(of: Ingredients, start: JSON) -> InitialModel:
     started = time.perf_counter()
     own = _OWN.get(start["method"])
     if own is not None:
-        return Made(own(of, start), None, time.perf_counter() - started)
+        return InitialModel(own(of, start), None, time.perf_counter() - started)
     fusion = _kept_member(of, start) if start["method"] == "keep" else _fused(of, start)
-    return Made(fusion.model, fusion, time.perf_counter() - started)
+    return InitialModel(fusion.model, fusion, time.perf_counter() - started)
 
 
 def _fused(of: Ingredients, start: JSON) -> Fusion:

@@ -12,7 +12,7 @@ from neurograft_experiments.store import counted
 from neurograft_experiments.trials import Task
 
 
-class Watch:
+class ProgressDisplay:
     """Follows a run; a task weighs its epochs, and about one more for everything else.
 
     Args:
@@ -32,7 +32,7 @@ class Watch:
         self._started: dict[str, float] = {}
         self._ticks: dict[str, int] = {}
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
         return self
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neurograft_experiments.study import Recovery, Settings, Start, TuningKind
+from neurograft_experiments.study import Recovery, Start, StudySettings, TuningKind
 
 BEST, ENSEMBLE, CONTINUE = "best member", "ensemble", "continue the best member"
 ALONE = {"continue", "prune", "untrained", "ensemble", "combine", "schedule"}
@@ -28,7 +28,7 @@ class Row:
     tuning: TuningKind = "none"
 
 
-def rows_of(settings: Settings) -> Iterator[Row]:
+def rows_of(settings: StudySettings) -> Iterator[Row]:
     """The rows that every comparison has (docs/design.md, "Honest numbers"), and those of the study's own starts.
 
     Every member, the best one, the ensemble, the vanilla average where the members' shapes allow it, the study's
@@ -52,7 +52,7 @@ def rows_of(settings: Settings) -> Iterator[Row]:
                     yield Row(name, start, recovery, tuning)
 
 
-def starts_of(settings: Settings) -> Mapping[str, Start]:
+def starts_of(settings: StudySettings) -> Mapping[str, Start]:
     """The study's starts, and the vanilla average if all members have the same shapes."""
     own = settings.starts
     alike = settings.members.networks is None and settings.members.copies != "pruned"
@@ -71,7 +71,7 @@ def looks_at_images(method: str, options: Mapping[str, Any]) -> bool:
     return method in METHODS and method_of(method, options).needs_data
 
 
-def tunings_of(settings: Settings) -> tuple[TuningKind, ...]:
+def tunings_of(settings: StudySettings) -> tuple[TuningKind, ...]:
     """No training, and every way in which the study trains further."""
     found: list[TuningKind] = ["none"]
     if settings.tuning.finetune is not None:

@@ -12,14 +12,14 @@ from neurograft_experiments.data import Images, Split, shards, special_class
 from neurograft_experiments.devices import choose_device
 from neurograft_experiments.initial_models import Ingredients, make_start
 from neurograft_experiments.synchronous import synchronous_trial
-from neurograft_experiments.trial_cache import Made, TrialCache, cache_of, packed, scores_of
-from neurograft_experiments.trials import JSON, Members, Result, Task, Tick
+from neurograft_experiments.trial_cache import InitialModel, TrialCache, cache_of, packed, scores_of
+from neurograft_experiments.trials import JSON, MemberNetworks, Result, Task, Tick
 from neurograft_experiments.tunings import Tuned, finetuned, outputs_of, tuned
 
 
 def run_task(
     task: Task,
-    members: Members,
+    members: MemberNetworks,
     tick: Tick = lambda _: None,
     *,
     data_folder: Path | None = None,
@@ -55,7 +55,7 @@ def run_task(
     return Result({**named, **found, "configuration": task.settings, **provenance()}, tensors)
 
 
-def _member(task: Task, cache: TrialCache, members: Members, tick: Tick) -> tuple[JSON, bytes]:
+def _member(task: Task, cache: TrialCache, members: MemberNetworks, tick: Tick) -> tuple[JSON, bytes]:
     settings = task.settings
     images = cache.images(settings["data"])
     started = time.perf_counter()
@@ -69,7 +69,7 @@ def _member(task: Task, cache: TrialCache, members: Members, tick: Tick) -> tupl
     return _training_of(trained) | {"seconds": seconds}, tensors
 
 
-def _states(task: Task, members: Members) -> Path | None:
+def _states(task: Task, members: MemberNetworks) -> Path | None:
     """Where the state of a long training is kept, so that one that was killed goes on."""
     return None if members.unfinished is None else members.unfinished / f"{task.key}.pt"
 
@@ -83,12 +83,12 @@ def part_of(split: Split, part: JSON | None) -> Split:
     return special_class(split, part["skill"], share=part["share"], seed=part["seed"])[part["number"]]
 
 
-def start_of(task: Task, members: Members) -> Made:
+def start_of(task: Task, members: MemberNetworks) -> InitialModel:
     """What a trial measures or trains on, with its plan: the same network that `run_task` made for its row."""
     return make_start(_ingredients(task, cache_of(members.folder, None, torch.device("cpu")), members))
 
 
-def _ingredients(task: Task, cache: TrialCache, members: Members, tick: Tick = lambda _: None) -> Ingredients:
+def _ingredients(task: Task, cache: TrialCache, members: MemberNetworks, tick: Tick = lambda _: None) -> Ingredients:
     images = cache.images(task.settings["data"])
     entries = task.settings["members"]
     networks = [cache.member(entry, images, members) for entry in entries]
@@ -96,13 +96,13 @@ def _ingredients(task: Task, cache: TrialCache, members: Members, tick: Tick = l
     return Ingredients(task.settings, images, networks, records, cache, tick)
 
 
-def _record(entry: JSON, members: Members, network: nn.Module, images: Images) -> JSON:
+def _record(entry: JSON, members: MemberNetworks, network: nn.Module, images: Images) -> JSON:
     """What training a member gave; a pruned copy is measured on validation anew."""
     record = members.row(entry["key"])
     return record if "pruned" not in entry else record | {"validation": scores_of(network, images.validation)}
 
 
-def _trial(task: Task, cache: TrialCache, members: Members, tick: Tick) -> JSON:
+def _trial(task: Task, cache: TrialCache, members: MemberNetworks, tick: Tick) -> JSON:
     settings = task.settings
     of = _ingredients(task, cache, members, tick)
     made = make_start(of)

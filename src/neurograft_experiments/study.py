@@ -55,7 +55,7 @@ class Training(Strict):
         batch: samples per step.
         momentum: share of the last step that is repeated.
         weight_decay: L2 penalty.
-        schedule: how the step size changes, as `schedule=` of `neurograft.finetune` takes it.
+        schedule: how the learning rate changes, as `schedule=` of `neurograft.finetune` takes it.
         precision: "float32", "bf16" or "fp16".
     """
 
@@ -67,7 +67,7 @@ class Training(Strict):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
 
 
-class Split(Strict):
+class SplitSettings(Strict):
     """Which part of the training images each member sees.
 
     Attributes:
@@ -81,12 +81,12 @@ class Split(Strict):
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
-class Members(Training):
+class MemberSettings(Training):
     """The networks that are fused.
 
     Attributes:
         count: how many.
-        lr: step size.
+        lr: learning rate.
         initialisation: "different", or "same": all start from the first one's weights, the data comes in other orders.
         copies: "none"; "same": every member is member 0; "pruned": the second is member 0, the first its pruned copy.
         ratio: the share of neurons the pruned copy lacks.
@@ -100,7 +100,7 @@ class Members(Training):
     copies: Literal["none", "same", "pruned"] = "none"
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
     networks: tuple[dict[str, Any], ...] | None = None
-    split: Split | None = None
+    split: SplitSettings | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -161,21 +161,21 @@ class Start(Strict):
 
 
 class Tuning(Training):
-    """Training a start further; of several step sizes validation chooses one.
+    """Training a start further; of several learning rates validation chooses one.
 
     Attributes:
-        lr: one step size or a list.
+        lr: one learning rate or a list.
     """
 
     lr: Rates = (0.01,)
 
 
 class Distilling(Tuning):
-    """Training a start to answer like its teachers.
+    """Training a start towards its teachers' outputs.
 
     Attributes:
-        temperature: how much the teachers' answers are flattened.
-        soft: weight of the teachers' answers.
+        temperature: how much the teachers' outputs are flattened.
+        soft: weight of the teachers' outputs.
         hard: weight of the labels.
         teachers: "members", or the number of one of them.
     """
@@ -205,7 +205,7 @@ class Synchronous(Strict):
     methods: tuple[str, ...] = ("average", "transplant")
 
 
-class Settings(Strict):
+class StudySettings(Strict):
     """Everything that determines the trials of one case of a study.
 
     Attributes:
@@ -228,7 +228,7 @@ class Settings(Strict):
     kind: Literal["pipeline", "synchronous", "costs"] = "pipeline"
     data: Data
     network: dict[str, Any]
-    members: Members = Members(epochs=0)
+    members: MemberSettings = MemberSettings(epochs=0)
     mixing: Annotated[float, Field(ge=0, le=1)] | None = None
     starts: dict[str, Start] = Field(default_factory=dict)
     recoveries: tuple[Recovery, ...] = ("none",)

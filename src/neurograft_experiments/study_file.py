@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from neurograft.errors import StudyError, closest
-from neurograft_experiments.study import PRESETS, About, Settings
+from neurograft_experiments.study import PRESETS, About, StudySettings
 
 Keys: TypeAlias = tuple[str | int, ...]
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -31,7 +31,7 @@ class Point:
 
     case: str
     varied: Mapping[str, Any]
-    settings: Settings
+    settings: StudySettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +76,10 @@ def load_study(study: str | Path) -> Study:
         'neuron transplantation'
     """
     name, file, text = _text(study)
-    document = _Document.read(text, file)
+    document = _StudyText.read(text, file)
     document.check_top()
     about = document.checked(About, {k: v for k, v in document.raw.items() if k in About.model_fields}, ((),))
-    body = {key: value for key, value in document.raw.items() if key in Settings.model_fields or key == "cases"}
+    body = {key: value for key, value in document.raw.items() if key in StudySettings.model_fields or key == "cases"}
     presets = document.raw.get("presets") or {}
     if not isinstance(presets, dict) or not presets:
         document.fail(("presets",), "presets must name at least one preset, such as smoke: {}")
@@ -94,7 +94,7 @@ def study_summaries() -> dict[str, tuple[str, str, tuple[str, ...]]]:
     """Of each study that comes with neurograft its title, question and presets; quick, nothing is checked."""
     found = {}
     for name in study_names():
-        raw = _Document.read(_text(name)[2], name).raw
+        raw = _StudyText.read(_text(name)[2], name).raw
         found[name] = (raw["title"], raw["question"], tuple(raw["presets"]))
     return found
 
@@ -117,7 +117,7 @@ def _text(study: str | Path) -> tuple[str, str, str]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Document:
+class _StudyText:
     """A YAML file as plain objects, and the line of every key and item."""
 
     file: str
@@ -125,7 +125,7 @@ class _Document:
     lines: dict[Keys, int]
 
     @classmethod
-    def read(cls, text: str, file: str) -> "_Document":
+    def read(cls, text: str, file: str) -> "_StudyText":
         import yaml
 
         lines: dict[Keys, int] = {}
@@ -154,7 +154,7 @@ class _Document:
         raise StudyError(f"{self.file}, line {self.line(keys, prefixes)}: {problem}")
 
     def check_top(self) -> None:
-        known = [*About.model_fields, *Settings.model_fields, "cases", "presets"]
+        known = [*About.model_fields, *StudySettings.model_fields, "cases", "presets"]
         for key in self.raw:
             if key not in known:
                 self.fail((key,), f"unknown key {key!r}; {closest(str(key), known)}")
@@ -209,11 +209,11 @@ def _plain(loader: Any, node: Any, keys: Keys, lines: dict[Keys, int]) -> Any:
     return loader.construct_object(node)
 
 
-def _points(document: _Document, body: dict[str, Any], preset: str, own: Any) -> Iterator[Point]:
+def _points(document: _StudyText, body: dict[str, Any], preset: str, own: Any) -> Iterator[Point]:
     """All points of a preset: every case, and of it every combination of what varies."""
     if own is not None and not isinstance(own, dict):
         document.fail(("presets", preset), f"preset {preset} must be a mapping of what it changes, got {own!r}")
-    known = [*Settings.model_fields, "cases"]
+    known = [*StudySettings.model_fields, "cases"]
     for key in own or {}:
         if key not in known:
             document.fail(("presets", preset, key), f"unknown key {key!r} in a preset; {closest(str(key), known)}")
@@ -231,13 +231,13 @@ def _points(document: _Document, body: dict[str, Any], preset: str, own: Any) ->
         if not isinstance(changes, (dict, type(None))):
             document.fail((), f"case {case!r} must be a mapping of what it changes, got {changes!r}", prefixes)
         full = _merged(merged, changes or {})
-        base = document.checked(Settings, full, prefixes)
+        base = document.checked(StudySettings, full, prefixes)
         for values in product(*base.vary.values()):
             varied = dict(zip(base.vary, values, strict=True))
             at_point = deepcopy(full)
             for path, value in varied.items():
                 _put(document, at_point, path, value, prefixes)
-            settings = document.checked(Settings, at_point, prefixes, varied) if varied else base
+            settings = document.checked(StudySettings, at_point, prefixes, varied) if varied else base
             yield Point(str(case), varied, settings)
 
 
@@ -254,7 +254,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return result
 
 
-def _put(document: _Document, raw: dict[str, Any], path: str, value: Any, prefixes: tuple[Keys, ...]) -> None:
+def _put(document: _StudyText, raw: dict[str, Any], path: str, value: Any, prefixes: tuple[Keys, ...]) -> None:
     """Set a dotted key in place; mappings on the way that are not there are made."""
     *way, last = path.split(".")
     for key in way:

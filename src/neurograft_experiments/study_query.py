@@ -7,7 +7,7 @@ from pathlib import Path
 
 from neurograft.errors import InputError, OptionError, StudyError
 from neurograft_experiments.data.loading import SPLIT_SEED, find
-from neurograft_experiments.engine import Schedule
+from neurograft_experiments.engine import TaskQueue
 from neurograft_experiments.store import Store
 from neurograft_experiments.study_file import Study, load_study, study_names
 from neurograft_experiments.trials import Task, tasks_of
@@ -16,7 +16,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class StudyQuery:
     """One study and its tasks.
 
     Attributes:
@@ -37,7 +37,7 @@ class Asked:
 
 def ask(
     studies: Sequence[str], preset: str, seeds: Sequence[int] | None = None, only: Sequence[str] = ()
-) -> tuple[Asked, ...]:
+) -> tuple[StudyQuery, ...]:
     """The tasks of studies.
 
     Args:
@@ -55,7 +55,7 @@ def ask(
         ['comparison']
     """
     having = studies_named(studies, preset)
-    found = tuple(Asked(name, study, tasks_of(study, preset, seeds)) for name, study in having.items())
+    found = tuple(StudyQuery(name, study, tasks_of(study, preset, seeds)) for name, study in having.items())
     _check_matches(found, only)
     return tuple(_matching(asked, only) for asked in found)
 
@@ -84,7 +84,7 @@ def studies_named(names: Sequence[str], preset: str | None = None) -> dict[str, 
     return having
 
 
-def _check_matches(found: Sequence[Asked], only: Sequence[str]) -> None:
+def _check_matches(found: Sequence[StudyQuery], only: Sequence[str]) -> None:
     trials = [task for asked in found for task in asked.trials]
     if only and not any(matches(task.label, only) for task in trials):
         raise OptionError(
@@ -93,13 +93,13 @@ def _check_matches(found: Sequence[Asked], only: Sequence[str]) -> None:
         )
 
 
-def _matching(asked: Asked, only: Sequence[str]) -> Asked:
+def _matching(asked: StudyQuery, only: Sequence[str]) -> StudyQuery:
     if not only:
         return asked
     trials = [task for task in asked.trials if matches(task.label, only)]
     needed = {key for task in trials for key in task.needs}
     members = [task for task in asked.tasks if task.key in needed]
-    return Asked(asked.name, asked.study, (*members, *trials))
+    return StudyQuery(asked.name, asked.study, (*members, *trials))
 
 
 def matches(label: str, patterns: Sequence[str]) -> bool:
@@ -161,7 +161,7 @@ def check_data(tasks: Sequence[Task], data_folder: Path | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StudyProgress:
     """How far a study is.
 
     Attributes:
@@ -179,12 +179,12 @@ class Standing:
     epochs: int
 
 
-def standing(tasks: Sequence[Task], store: Store) -> Standing:
+def standing(tasks: Sequence[Task], store: Store) -> StudyProgress:
     """How far the tasks are done."""
-    schedule = Schedule(tasks, store)
+    schedule = TaskQueue(tasks, store)
     failed = {failure["key"] for failure in store.failures()}
     left = tuple(schedule.pending.values())
-    return Standing(
+    return StudyProgress(
         trials=schedule.trials,
         done=schedule.before,
         failed=sum(task.key in failed for task in left if task.kind == "trial"),

@@ -33,7 +33,7 @@ Report: TypeAlias = tuple[Scores, float, bytes | None]
 
 
 @dataclass(eq=False)
-class _Run:
+class _SynchronousRun:
     """Training with one learning rate; `tensors` is None where the untrained network stayed the best."""
 
     lr: float
@@ -81,8 +81,8 @@ def synchronous_trial(task: Task, cache: TrialCache, tick: Tick) -> JSON:
     }
 
 
-def _at_learning_rate(settings: JSON, lr: float, images: Images, tick: Tick) -> _Run:
-    run, started = _Run(lr), time.perf_counter()
+def _at_learning_rate(settings: JSON, lr: float, images: Images, tick: Tick) -> _SynchronousRun:
+    run, started = _SynchronousRun(lr), time.perf_counter()
     workers, epochs = settings["workers"], settings["training"]["epochs"]
     job = {**settings, "lr": lr, "threads": max(1, torch.get_num_threads() // workers)}
 

@@ -19,7 +19,7 @@ from neurograft.fusing import Fusion
 from neurograft_experiments.data import Images, Split, load_images
 from neurograft_experiments.data.loading import SPLIT_SEED
 from neurograft_experiments.networks import make_network
-from neurograft_experiments.trials import JSON, Members, key_of
+from neurograft_experiments.trials import JSON, MemberNetworks, key_of
 
 Value = TypeVar("Value")
 MOST = {"images": 3, "networks": 32, "starts": 3, "outputs": 3}
@@ -27,7 +27,7 @@ MOST = {"images": 3, "networks": 32, "starts": 3, "outputs": 3}
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class InitialModel:
     """A network to measure or train on.
 
     Attributes:
@@ -74,7 +74,7 @@ class TrialCache:
 
         return self.keep("images", {**data, "augment": None}, load)
 
-    def member(self, entry: Mapping[str, Any], images: Images, members: Members) -> nn.Module:
+    def member(self, entry: Mapping[str, Any], images: Images, members: MemberNetworks) -> nn.Module:
         """A trained member, pruned if its entry says so."""
 
         def load() -> nn.Module:

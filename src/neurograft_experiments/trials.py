@@ -9,8 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from neurograft_experiments.rows import Row, looks_at_images, rows_of, starts_of
 from neurograft_experiments.store import Store
-from neurograft_experiments.study import Members as MemberSettings
-from neurograft_experiments.study import Settings, Start, Training
+from neurograft_experiments.study import MemberSettings, Start, StudySettings, Training
 from neurograft_experiments.study_file import Point, Study
 
 FORMAT = 1
@@ -49,7 +48,7 @@ Tick: TypeAlias = Callable[[str], None]
 """Called once per epoch with what is being done."""
 
 
-class Members(Protocol):
+class MemberNetworks(Protocol):
     """Where a task finds the members it needs: the store, or what Ray carried to another host."""
 
     @property
@@ -156,7 +155,7 @@ def _pipeline(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
         yield _task("trial", own, labels | named, [entry["key"] for entry in needed], epochs)
 
 
-def member_tasks(settings: Settings, seed: int, labels: Mapping[str, Any]) -> list[Task]:
+def member_tasks(settings: StudySettings, seed: int, labels: Mapping[str, Any]) -> list[Task]:
     """The networks that are trained, before any is copied or pruned."""
     members = settings.members
     tasks = []
@@ -186,7 +185,7 @@ def _part(members: MemberSettings, number: int, seed: int) -> JSON | None:
     return {**members.split.model_dump(), "number": number, "seed": seed}
 
 
-def _entries(settings: Settings, trained: Sequence[Task]) -> list[JSON]:
+def _entries(settings: StudySettings, trained: Sequence[Task]) -> list[JSON]:
     """What a trial must know of its members: the key, the network, and how much of it is pruned away."""
     entries = [{"key": task.key, "network": task.settings["network"]} for task in trained]
     if settings.members.copies == "same":
@@ -205,7 +204,7 @@ def _needed(row: Row, entries: list[JSON]) -> list[JSON]:
     return entries
 
 
-def _start(start: Start, settings: Settings, seed: int) -> JSON:
+def _start(start: Start, settings: StudySettings, seed: int) -> JSON:
     """What makes the start: of `Start` only what its method reads."""
     found: JSON = {"method": start.method}
     if start.options:

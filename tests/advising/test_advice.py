@@ -90,7 +90,7 @@ def test_every_rival_had_the_whole_budget(refusal):
 
 
 def test_the_search_costs_what_it_says(refusal):
-    # 2 methods x bare and refitted x 2 tunings x 2 step sizes, and 2 x 2 rivals of which one per tuning goes on
+    # 2 methods x bare and refitted x 2 tunings x 2 learning rates, and 2 x 2 rivals of which one per tuning goes on
     assert refusal.searched == epochs_in_all(16, 2, 3) + 2 * rounds_of(3)[0] == (16 + 4) * 1 + (6 + 2) * 2
 
 
@@ -162,7 +162,7 @@ def test_minutes_are_turned_into_epochs(converged, splits):
         ({"methods": []}, "must name at least one each"),
         ({"epochs": -1}, "epochs=-1: must be an integer, 0 or more"),
         ({"minutes": 0}, "minutes=0: must be above 0"),
-        ({"lr": (0.1, -1)}, "step sizes above 0"),
+        ({"lr": (0.1, -1)}, "learning rates above 0"),
     ],
 )
 def test_settings_that_cannot_be_meant(converged, splits, options, message):

@@ -11,7 +11,7 @@ from neurograft.alignment.matching import Everything
 from neurograft.alignment.weight_similarity import (
     Network,
     Products,
-    WeightEvidence,
+    WeightSimilarity,
     aligned,
     best_inner_products,
     neuron_norms,
@@ -36,7 +36,7 @@ def mlps(*sizes: int, bias: bool = True) -> tuple[Network, Network]:
 
 def test_products_are_those_of_the_incoming_weights_and_biases() -> None:
     target, member = mlps(5, 7, 4)
-    found = WeightEvidence(target, member).products("layers.0.weight:0", {}, (), readers=False)
+    found = WeightSimilarity(target, member).products("layers.0.weight:0", {}, (), readers=False)
     assert found is not None
     ours = torch.cat([member.state["layers.0.weight"], member.state["layers.0.bias"][:, None]], 1)
     theirs = torch.cat([target.state["layers.0.weight"], target.state["layers.0.bias"][:, None]], 1)
@@ -51,7 +51,7 @@ def test_the_members_inputs_are_aligned_by_its_unmerge_map() -> None:
     target, member = mlps(5, 7, 6, 4, bias=False)
     first = "layers.0.weight:0"
     soft = NeuronMap(torch.rand(7, 7).double(), torch.rand(7, 7).double())
-    found = WeightEvidence(target, member).products("layers.1.weight:0", {first: soft}, {first}, readers=False)
+    found = WeightSimilarity(target, member).products("layers.1.weight:0", {first: soft}, {first}, readers=False)
     assert found is not None
     assert isinstance(soft.unmerge, Tensor)
     ours = member.state["layers.1.weight"] @ soft.unmerge.T
@@ -60,7 +60,7 @@ def test_the_members_inputs_are_aligned_by_its_unmerge_map() -> None:
 
 def test_a_producer_whose_inputs_are_not_aligned_says_nothing() -> None:
     target, member = mlps(5, 7, 6, 4, bias=False)
-    evidence = WeightEvidence(target, member)
+    evidence = WeightSimilarity(target, member)
     assert evidence.products("layers.1.weight:0", {}, (), readers=False) is None
     assert evidence.products("layers.1.weight:0", {}, (), readers=True) is not None  # the head's outputs are fixed
     assert evidence.products("layers.0.weight:0", {}, (), readers=False) is not None
@@ -82,7 +82,7 @@ def test_several_producers_add_up_and_running_statistics_do_not_count() -> None:
         ("blocks.1.norm2.weight", 0),
         ("blocks.1.norm2.bias", 0),
     ]
-    found = WeightEvidence(here, here).products(stream, {}, Everything(), readers=False)
+    found = WeightSimilarity(here, here).products(stream, {}, Everything(), readers=False)
     assert found is not None
     norms = sum(here.state[name].reshape(8, -1).square().sum(1) for name, _ in made)
     torch.testing.assert_close(found.member, norms)
@@ -159,7 +159,7 @@ def test_mass_is_kept_by_splitting_and_by_rescaling() -> None:
 def test_half_precision_is_compared_in_float32() -> None:
     model = MLP(5, 7, 4).half()
     here = Network(state_of(model), ng.trace(MLP(5, 7, 4), torch.randn(2, 5), verify=False))
-    found = WeightEvidence(here, here).products("layers.0.weight:0", {}, (), readers=True)
+    found = WeightSimilarity(here, here).products("layers.0.weight:0", {}, (), readers=True)
     assert found is not None
     assert found.cross.dtype is torch.float32
 

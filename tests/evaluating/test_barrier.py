@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import neurograft as ng
 from neurograft.errors import InputError, OptionError
-from neurograft.evaluating.barrier import Barrier, Line
+from neurograft.evaluating.barrier import Barrier, LossCurve
 
 X = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
 BATCHES = [(X[:20], X[:20, :10].argmax(1)), (X[20:], X[20:, :10].argmax(1))]
@@ -54,10 +54,10 @@ def test_the_line_is_the_line(net: nn.Module) -> None:
 
 def test_heights_are_measured_from_the_line_between_the_ends() -> None:
     shares = (0.0, 0.5, 1.0)
-    line = Line(loss=(1.0, 4.0, 2.0), accuracy=(0.9, 0.1, 0.7))
+    line = LossCurve(loss=(1.0, 4.0, 2.0), accuracy=(0.9, 0.1, 0.7))
     assert line.loss_barrier(shares) == pytest.approx(2.5)
     assert line.accuracy_barrier(shares) == pytest.approx(0.7)
-    flat = Line(loss=(2.0, 1.0, 2.0), accuracy=(0.5, 0.9, 0.5))
+    flat = LossCurve(loss=(2.0, 1.0, 2.0), accuracy=(0.5, 0.9, 0.5))
     assert (flat.loss_barrier(shares), flat.accuracy_barrier(shares)) == (0.0, 0.0)
 
 
@@ -94,7 +94,7 @@ def test_a_method_brings_its_own_metric(net: nn.Module) -> None:
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    line = Line((1.0, 3.0, 1.0), (0.9, 0.2, 0.9))
+    line = LossCurve((1.0, 3.0, 1.0), (0.9, 0.2, 0.9))
     path = tmp_path / "barrier.png"
     figure = Barrier((0.0, 0.5, 1.0), line, line, "permutation").plot(path)
     assert path.stat().st_size > 1000

@@ -24,8 +24,8 @@ def batches(outputs, labels, size):
 def test_scores_match_their_definitions():
     outputs, labels = torch.randn(100, 7), torch.randint(7, (100,))
     scores = evaluate(nn.Identity(), batches(outputs, labels, 100))
-    confidence, answer = outputs.double().softmax(-1).max(-1)
-    right = (answer == labels).double()
+    confidence, output = outputs.double().softmax(-1).max(-1)
+    right = (output == labels).double()
     error = sum(
         float((right[inside] - confidence[inside]).sum().abs())
         for b in range(15)
@@ -54,12 +54,12 @@ def test_batch_size_does_not_change_scores(size):
     ids=["images", "pixels", "tokens"],
 )
 def test_classes_are_found_in_the_second_or_last_dimension(shape, labels):
-    answer = torch.randint(4, labels)
+    output = torch.randint(4, labels)
     dim = 1 if len(shape) == 4 else -1
-    outputs = nn.functional.one_hot(answer, 4).movedim(-1, dim).float()
+    outputs = nn.functional.one_hot(output, 4).movedim(-1, dim).float()
     assert outputs.shape == shape
-    scores = evaluate(nn.Identity(), [(outputs, answer)])
-    assert (scores.accuracy, scores.samples) == (1.0, answer.numel())
+    scores = evaluate(nn.Identity(), [(outputs, output)])
+    assert (scores.accuracy, scores.samples) == (1.0, output.numel())
 
 
 def test_ignored_labels_do_not_count():

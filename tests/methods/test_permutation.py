@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import neurograft as ng
 from neurograft.alignment.matching import order_of
-from neurograft.alignment.weight_similarity import Network, WeightEvidence, aligned
+from neurograft.alignment.weight_similarity import Network, WeightSimilarity, aligned
 from neurograft.errors import InputError, MembersDiffer, OptionError
 from neurograft.inputs import call
 from neurograft.members.states import state_of
@@ -110,7 +110,7 @@ def test_the_objective_only_rises_and_is_what_the_report_says() -> None:
     assert all(later > earlier for earlier, later in pairwise(objective))
     networks = [Network(state_of(m), plan.graphs[0]) for m in members]
     maps = {name: found[1] for name, found in plan.maps.items()}
-    assert WeightEvidence(*networks).objective(maps) == pytest.approx(objective[-1])
+    assert WeightSimilarity(*networks).objective(maps) == pytest.approx(objective[-1])
     weights = [n for n, info in plan.graphs[0].tensors.items() if info.kind not in ("mean", "variance", "statistic")]
     written = sum(float((networks[0].state[n] * aligned(networks[1], n, maps)[0]).sum()) for n in weights)
     fixed = [n for n in weights if not any(r for roles in plan.graphs[0].tensors[n].roles for r in roles if r in maps)]

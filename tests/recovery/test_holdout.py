@@ -7,7 +7,7 @@ from tests.recovery.test_refit import fused, noise
 from torch import nn
 
 import neurograft as ng
-from neurograft.recovery.holdout import Judge, held_out
+from neurograft.recovery.holdout import HoldOut, held_out
 from neurograft.recovery.samples import Samples, read_samples
 
 
@@ -54,7 +54,7 @@ def test_the_error_is_that_of_the_outputs_against_the_weighted_mean() -> None:
     plan = ng.plan(nets, x[:2], "average", weights=[3, 1])
     other = nn.Linear(3, 2).double()
     mean = (0.75 * nets[0](x) + 0.25 * nets[1](x)).detach()
-    judge = Judge.of(read_samples([x[:4], x[4:]], torch.device("cpu")), plan, nets)
+    judge = HoldOut.of(read_samples([x[:4], x[4:]], torch.device("cpu")), plan, nets)
     expected = float((other(x) - mean).detach().norm() / mean.norm())
     assert judge.error(other) == pytest.approx(expected)
 
@@ -77,7 +77,7 @@ def test_the_report_says_what_the_judges_saw() -> None:
     better, report = refit_and_report(start, plan, members, [noise("mlp_bias", 200, 1)])
     assert report.held_out == 40
     assert report.after < report.before
-    judged = Judge.of(read_samples([noise("mlp_bias", 200, 1)[4::5]], torch.device("cpu")), plan, members)
+    judged = HoldOut.of(read_samples([noise("mlp_bias", 200, 1)[4::5]], torch.device("cpu")), plan, members)
     assert report.before == pytest.approx(judged.error(start))
     assert report.after == pytest.approx(judged.error(better))
     assert "outputs on 40 held-out samples: relative error" in str(report)

@@ -93,7 +93,7 @@ def test_a_refitted_network_trains_on_at_the_members_step_size(
         images.train.batches(32, shuffle=True),
         epochs=6,
         lr=LR[name],
-        validation=images.validation.batches(),  # one epoch more or less at these step sizes is worth some points
+        validation=images.validation.batches(),  # one epoch more or less at these learning rates is worth some points
         progress=False,
         on_epoch=lambda epoch: losses.append(epoch.train_loss),
     )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import neurograft as ng
-from neurograft.tracing.flow import Edge, Flow, Happening, Node
+from neurograft.tracing.flow import Edge, Flow, Node, NodeKind
 from tests.networks import NETWORKS, build, example
 
 
@@ -52,8 +52,8 @@ def test_which_norm_a_layer_reads_and_that_all_its_readers_are_linear() -> None:
     assert [e.target for e in graph.flow.readers(nodes["norm.weight"])] == [nodes["up.weight"]]
     # the stream is read by the norm and by the residual addition
     assert [graph.flow.nodes[e.target].happening for e in graph.flow.readers(nodes["stem.weight"])] == [
-        Happening.WEIGHT,
-        Happening.SUM,
+        NodeKind.WEIGHT,
+        NodeKind.SUM,
     ]
 
 
@@ -67,7 +67,7 @@ def test_a_norm_that_the_stream_reads_has_a_reader_that_is_not_linear() -> None:
     graph = ng.trace(PostNorm(), torch.randn(4, 3))
     nodes = {use.tensor: use.node for use in graph.uses}
     readers = [graph.flow.nodes[e.target].happening for e in graph.flow.readers(nodes["norm.weight"])]
-    assert readers == [Happening.WEIGHT, Happening.SUM]
+    assert readers == [NodeKind.WEIGHT, NodeKind.SUM]
 
 
 class Branches(nn.Module):
@@ -133,14 +133,14 @@ def test_what_happens_at_nodes() -> None:
     flow = ng.trace(Gate(), torch.randn(5, 3)).flow
     kinds = [(node.happening, node.op, node.tensors) for node in flow.nodes]
     assert kinds == [
-        (Happening.INPUT, "", ()),
-        (Happening.WEIGHT, "addmm", ("a.bias", "a.weight")),
-        (Happening.VALUE, "_local_scalar_dense", ()),
-        (Happening.WEIGHT, "mul", ("gain",)),
-        (Happening.MEETING, "add", ()),  # scaled
-        (Happening.CONSTANT, "mul", ()),
-        (Happening.WEIGHT, "addmm", ("b.bias", "b.weight")),
-        (Happening.OUTPUT, "", ()),
+        (NodeKind.INPUT, "", ()),
+        (NodeKind.WEIGHT, "addmm", ("a.bias", "a.weight")),
+        (NodeKind.VALUE, "_local_scalar_dense", ()),
+        (NodeKind.WEIGHT, "mul", ("gain",)),
+        (NodeKind.MEETING, "add", ()),  # scaled
+        (NodeKind.CONSTANT, "mul", ()),
+        (NodeKind.WEIGHT, "addmm", ("b.bias", "b.weight")),
+        (NodeKind.OUTPUT, "", ()),
     ]
     assert flow.into[6] == (Edge(5, 6, ("mul",)),)
     assert flow.into[2] == (Edge(1, 2, ("sum", "gt")),)
@@ -178,14 +178,14 @@ def test_every_use_is_a_node_that_its_weights_enter(name: str) -> None:
     assert graph.uses
     for use in graph.uses:
         node = graph.flow.nodes[use.node]
-        assert (node.happening, node.op, node.module) == (Happening.WEIGHT, use.op.rstrip("_"), use.module)
+        assert (node.happening, node.op, node.module) == (NodeKind.WEIGHT, use.op.rstrip("_"), use.module)
         assert use.tensor in node.tensors
     assert all(edge.source < edge.target for edge in graph.flow.edges)
-    outputs = [i for i, node in enumerate(graph.flow.nodes) if node.happening is Happening.OUTPUT]
-    inputs = {i for i, node in enumerate(graph.flow.nodes) if node.happening is Happening.INPUT}
+    outputs = [i for i, node in enumerate(graph.flow.nodes) if node.happening is NodeKind.OUTPUT]
+    inputs = {i for i, node in enumerate(graph.flow.nodes) if node.happening is NodeKind.INPUT}
     assert all(any(graph.flow.depends(output, i) for i in inputs) for output in outputs)
 
 
 def test_a_flow_prints_what_every_node_reads() -> None:
-    flow = Flow((Node(Happening.INPUT, ""), Node(Happening.WEIGHT, "mm", "fc", ("fc.weight",))), (Edge(0, 1, ("t",)),))
+    flow = Flow((Node(NodeKind.INPUT, ""), Node(NodeKind.WEIGHT, "mm", "fc", ("fc.weight",))), (Edge(0, 1, ("t",)),))
     assert str(flow) == ("number  what enters or meets  reads\n     0  input\n     1  fc.weight (mm in fc)  0 t")

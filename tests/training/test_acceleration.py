@@ -107,7 +107,7 @@ def test_curves_for_tensorboard(tmp_path):
     curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert curves["accuracy/validation"] == [(e.number, pytest.approx(e.validation.accuracy)) for e in history]
     assert curves["loss/training"] == [(e.number, pytest.approx(e.train_loss)) for e in history[1:]]
-    assert curves["step size"] == [(n, pytest.approx(0.01 * 0.5**n)) for n in range(4)]
+    assert curves["learning rate"] == [(n, pytest.approx(0.01 * 0.5**n)) for n in range(4)]
 
 
 def test_a_tracker_that_cannot_be_written(tmp_path):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import neurograft as ng
 from neurograft.errors import InputError
-from neurograft.training.processes import Crew
+from neurograft.training.processes import Processes
 from neurograft_experiments.data import Split
 
 
@@ -21,7 +21,7 @@ def crews(count):
     """Each process's view, all in this process; they exchange nothing."""
     device = torch.device("cpu")
     places = [SimpleNamespace(num_processes=count, process_index=index, device=device) for index in range(count)]
-    return [Crew(place, seed=7) for place in places]
+    return [Processes(place, seed=7) for place in places]
 
 
 class Lazy:

@@ -7,7 +7,7 @@ from torch import nn
 
 import neurograft as ng
 from neurograft.errors import OptionError
-from neurograft.training.settings import DEFAULTS, Settings
+from neurograft.training.settings import DEFAULTS, TrainingSettings
 
 BATCH = (torch.zeros(2, 2), torch.tensor([0, 1]))
 TRAINERS = {
@@ -18,8 +18,10 @@ TRAINERS = {
 
 
 def test_every_setting_has_a_default_a_type_and_a_description():
-    types = typing.get_type_hints(Settings)
-    described = [line.strip().partition(":")[0] for line in Settings.__doc__.partition("Attributes:")[2].splitlines()]
+    types = typing.get_type_hints(TrainingSettings)
+    described = [
+        line.strip().partition(":")[0] for line in TrainingSettings.__doc__.partition("Attributes:")[2].splitlines()
+    ]
     assert list(types) == list(DEFAULTS)
     assert [name for name in described if name in types] == list(types)
 

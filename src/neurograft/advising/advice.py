@@ -44,10 +44,10 @@ def advise(
     """Find out on your own members and data whether fusing pays, and by which recipe.
 
     Every method fuses the members, bare and refitted; every start is fine-tuned and distilled from the ensemble at
-    every step size for a ninth of the budget, the best third of them for a third, a third of those for all of it.
+    every learning rate for a ninth of the budget, the best third of them for a third, a third of those for all of it.
     "Continue the best member", fine-tuned and distilled on the same budget, stays in to the end. Validation alone
     chooses; fusing is recommended only if the fused network is above every rival by more than two standard errors of
-    their paired answers. The test samples are read once, for the networks in the final table.
+    their paired outputs. The test samples are read once, for the networks in the final table.
 
     Args:
         models: at least two trained networks of one class that classify; they are only read.
@@ -59,7 +59,7 @@ def advise(
         methods: which fusion methods to try; one that cannot fuse these members is left out and says why.
         recoveries: "none", "refit".
         tunings: "finetune", "distill".
-        lr: step sizes to try.
+        lr: learning rates to try.
         temperature: of distilling.
         example_inputs: what the networks take; default the inputs of the first validation batch.
         calibration: unlabelled batches for refit and for methods that look at activations; default `train`.
@@ -198,4 +198,6 @@ def _check(
     if minutes is not None and not minutes > 0:
         raise OptionError(f"minutes={minutes!r}: must be above 0")
     if (epochs or minutes is not None) and not (rates and tunings and all(rate > 0 for rate in rates)):
-        raise OptionError(f"lr={tuple(rates)!r} and tunings={tuple(tunings)!r}: at least one each, step sizes above 0")
+        raise OptionError(
+            f"lr={tuple(rates)!r} and tunings={tuple(tunings)!r}: at least one each, learning rates above 0"
+        )

@@ -32,7 +32,7 @@ def candidates_table(advice: Advice) -> Table:
     )
     return Table(
         title="Everything that was tried",
-        columns=("start", "recovered", "trained on", "step size", "epochs", "validation, %", "seconds"),
+        columns=("start", "recovered", "trained on", "learning rate", "epochs", "validation, %", "seconds"),
         rows=rows,
         numeric=4,
         note=f"{advice.searched} epochs in all.{sorted_out}",

@@ -17,8 +17,8 @@ class Recipe:
     Attributes:
         start: a fusion method, or "best member": not fused.
         recovery: "none", or "refit" on unlabelled inputs.
-        tuning: "none"; "finetune", on labels; "distill", to answer like the ensemble.
-        lr: the step size of the tuning.
+        tuning: "none"; "finetune", on labels; "distill", to output what the ensemble outputs.
+        lr: the learning rate of the tuning.
     """
 
     start: str

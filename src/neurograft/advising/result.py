@@ -15,8 +15,9 @@ from neurograft.evaluating.pairing import Gap
 from neurograft.reporting.tables import Table, terminal_table
 
 NOISE = (
-    "Lead: of the recommended network, ± two standard errors of paired answers to the same samples; = not "
-    "distinguishable. Validation chose methods, step sizes and epochs: its figures flatter what was chosen among many."
+    "Lead: of the recommended network, ± two standard errors of paired outputs for the same samples; = not "
+    "distinguishable. Validation chose methods, learning rates and epochs: its figures flatter what was chosen among "
+    "many."
 )
 
 

@@ -158,7 +158,7 @@ def affordable(seconds: float, seconds_per_epoch: float, candidates: int, rivals
 def halving(race: Race, candidates: Sequence[Candidate], rivals: Sequence[Candidate], epochs: int) -> list[Candidate]:
     """Train all for a ninth of the budget, the best third of the candidates for a third, a third of those for all.
 
-    Rivals stay in until the end, but of their step sizes only the best.
+    Rivals stay in until the end, but of their learning rates only the best.
 
     Returns:
         Everything that was trained, as far as it came; what was trained longest first.

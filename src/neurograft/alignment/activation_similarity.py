@@ -1,4 +1,4 @@
-"""How alike neurons answer: products of their activations on the same samples."""
+"""How alike neurons respond: products of their activations on the same samples."""
 
 from collections.abc import Container
 
@@ -6,30 +6,30 @@ import torch
 from torch import Tensor
 
 from neurograft.alignment.activations import Cells
-from neurograft.alignment.weight_similarity import Evidence, Maps, Products, ProductSum
+from neurograft.alignment.weight_similarity import Maps, Products, ProductSum, Similarity
 from neurograft.axes.maps import PerUnit
 from neurograft.axes.mixing import mix_axis
 
 TIE = 1e-4  # how much the weights count beside the activations: enough to decide between equals only
 
 
-class ActivationEvidence:
+class ActivationSimilarity:
     """Neurons are alike if they are active together; a group without activations falls back to its weights.
 
-    Neurons that the samples cannot tell apart (all that are silent on them, behind a ReLU also those that answer one
-    and the same sample) are told apart by their weights, which count 10⁻⁴ as much as the activations.
+    Neurons that the samples cannot tell apart (all that are silent on them, behind a ReLU also those that respond in
+    one and the same sample) are told apart by their weights, which count 10⁻⁴ as much as the activations.
 
     `target` and `member` are what `member_cells` gives, on the same samples: units whose insides are not matched yet
     count with their best inner matching, a group inside others once these are matched.
     """
 
-    def __init__(self, target: Cells, member: Cells, otherwise: Evidence):
+    def __init__(self, target: Cells, member: Cells, otherwise: Similarity):
         self.target = target
         self.member = member
         self.otherwise = otherwise
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
-        """As `Evidence.products` says; divided by the number of samples, with the weights as a tie-break."""
+        """As `Similarity.products` says; divided by the number of samples, with the weights as a tie-break."""
         total: ProductSum | None = None
         rows = 0
         for (outer, inner), other in self.target.items():
@@ -52,11 +52,11 @@ class ActivationEvidence:
         return _with_ties_broken(found, self.otherwise.products(group, maps, known, readers))
 
     def nothing(self, group: str) -> Products:
-        """As `Evidence.nothing` says."""
+        """As `Similarity.nothing` says."""
         return self.otherwise.nothing(group)
 
     def twice(self, group: str) -> bool:
-        """As `Evidence.twice` says: never for activations."""
+        """As `Similarity.twice` says: never for activations."""
         return not any(group in key for key in self.target) and self.otherwise.twice(group)
 
     def objective(self, maps: Maps, group: str | None = None) -> float:

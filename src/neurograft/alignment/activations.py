@@ -145,7 +145,7 @@ def watch(model: nn.Module, graph: NeuronGraph, batches: Batches, collector: "_C
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ActivationSite:
     """Where a group can be watched: on one side of one use of a weight, along one dimension."""
 
     group: str
@@ -156,9 +156,9 @@ class Place:
     beside: frozenset[str]  # groups along other dimensions: what they hold is rows here
 
 
-def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[str, int], list[Place]]:
+def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[str, int], list[ActivationSite]]:
     """Where to watch each group, per use `(tensor, nth)`; the other side is taken if the asked one has no weight."""
-    found: dict[tuple[str, int], list[Place]] = {}
+    found: dict[tuple[str, int], list[ActivationSite]] = {}
     for group in groups:
         made = list(_made(graph, group))
         read = list(_read(graph, group))
@@ -166,7 +166,7 @@ def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[
         for use, side, dim, layout in chosen:
             activation = (use.input or ()) if side == "input" else use.output
             beside = {group for d, other in enumerate(activation) if d != dim for group in sizes_along(other)}
-            place = Place(group, side, dim, layout, 1 / len(chosen), frozenset(beside))
+            place = ActivationSite(group, side, dim, layout, 1 / len(chosen), frozenset(beside))
             found.setdefault((use.tensor, use.nth), []).append(place)
     return found
 
@@ -234,12 +234,12 @@ class _Collector:
 
     def __init__(
         self,
-        wanted: Mapping[tuple[str, int], Sequence[Place]],
+        wanted: Mapping[tuple[str, int], Sequence[ActivationSite]],
         samples: int,
         inside: Mapping[str, Sequence[str]] | None = None,
     ):
         self.samples = samples
-        self.wanted: dict[tuple[str, int], list[tuple[Place, _Rows, dict[str | None, Tensor]]]] = {}
+        self.wanted: dict[tuple[str, int], list[tuple[ActivationSite, _Rows, dict[str | None, Tensor]]]] = {}
         number = 0
         for use, found in wanted.items():
             for place in found:

@@ -64,5 +64,5 @@ def unaligned_notes(aligned: Sequence[bool]) -> tuple[str, ...]:
     who = f"member {apart[0]} is" if len(apart) == 1 else f"members {', '.join(apart)} are"
     return (
         f"{who} not aligned with member 0 (neurons of the same place lie as far apart as any): the average of such "
-        "networks usually answers like none of them; use permutation, optimal_transport or transplant",
+        "networks usually computes like none of them; use permutation, optimal_transport or transplant",
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neurograft.alignment.assignment import assign
-from neurograft.alignment.weight_similarity import Evidence, Products
+from neurograft.alignment.weight_similarity import Products, Similarity
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.tracing.graph import NeuronGraph
 
@@ -31,7 +31,7 @@ def inner_groups(graph: NeuronGraph, outer: str) -> list[str]:
 
 
 def match_forward(
-    evidence: Evidence,
+    evidence: Similarity,
     graph: NeuronGraph,
     order: Sequence[str],
     solve: Solve,
@@ -70,7 +70,7 @@ def match_forward(
 
 
 def _first_comparable(
-    evidence: Evidence, waiting: Sequence[str], maps: dict[str, NeuronMap], known: set[str], readers: bool
+    evidence: Similarity, waiting: Sequence[str], maps: dict[str, NeuronMap], known: set[str], readers: bool
 ) -> tuple[str, Products]:
     for also_readers in dict.fromkeys((readers, True)):
         for group in waiting:

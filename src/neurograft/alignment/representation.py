@@ -7,13 +7,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from neurograft.alignment.activation_similarity import ActivationEvidence, moved_cells
+from neurograft.alignment.activation_similarity import ActivationSimilarity, moved_cells
 from neurograft.alignment.activations import Cells, When, member_cells
 from neurograft.alignment.weight_similarity import (
-    Evidence,
     Maps,
     Network,
-    WeightEvidence,
+    Similarity,
+    WeightSimilarity,
     aligned,
     neuron_norms,
 )
@@ -25,7 +25,7 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class Representation:
     """A network and, where they count, the activations of its neurons."""
 
     network: Network
@@ -36,12 +36,12 @@ class Side:
         """How the network's neurons lie in its tensors."""
         return self.network.graph
 
-    def against(self, member: "Side") -> Evidence:
+    def against(self, member: "Representation") -> Similarity:
         """How alike a member's neurons are to this side's."""
-        weights = WeightEvidence(self.network, member.network)
+        weights = WeightSimilarity(self.network, member.network)
         if self.activations is None or member.activations is None:
             return weights
-        return ActivationEvidence(self.activations, member.activations, weights)
+        return ActivationSimilarity(self.activations, member.activations, weights)
 
     def mass(self, group: str, squares: Tensor | None = None) -> Tensor:
         """How much signal each neuron carries: |features| · |weights that read it|, shape `(units,)`, float64.
@@ -51,7 +51,7 @@ class Side:
         made, read = neuron_norms(self.network, group)
         return (made if squares is None else squares.detach().double().cpu().sqrt()) * read
 
-    def standardised(self) -> "Side":
+    def standardised(self) -> "Representation":
         """The same side with activations of mean 0 and variance 1, so that their products are correlations."""
         if self.activations is None:
             return self
@@ -59,25 +59,25 @@ class Side:
         for name, values in self.activations.items():
             centred = values - values.mean(0)
             standard[name] = centred / centred.square().mean(0).sqrt().clamp_min(torch.finfo(values.dtype).eps)
-        return Side(self.network, standard)
+        return Representation(self.network, standard)
 
-    def moved(self, maps: Maps, graph: NeuronGraph) -> "Side":
+    def moved(self, maps: Maps, graph: NeuronGraph) -> "Representation":
         """This side in the basis that `maps` lead to."""
         state = {name: aligned(self.network, name, maps)[0] for name in graph.tensors}
         activations = None if self.activations is None else moved_cells(self.activations, maps)
-        return Side(Network(state, graph), activations)
+        return Representation(Network(state, graph), activations)
 
 
-def sides_of(members: Members, metric: str, when: When, samples: int) -> list[Side]:
+def representations_of(members: Members, metric: str, when: When, samples: int) -> list[Representation]:
     """Every member as a side; with its activations if `metric` is "activations"."""
     networks = [Network(state, graph) for state, graph in zip(members.states, members.graphs, strict=True)]
     if metric == "weights":
-        return [Side(network) for network in networks]
+        return [Representation(network) for network in networks]
     found = member_cells(members, when=when, samples=samples)
-    return [Side(network, activations) for network, activations in zip(networks, found, strict=True)]
+    return [Representation(network, activations) for network, activations in zip(networks, found, strict=True)]
 
 
-def mean_side(sides: Sequence[Side], weights: Sequence[float]) -> Side:
+def mean_representation(sides: Sequence[Representation], weights: Sequence[float]) -> Representation:
     """The weighted mean of sides that share a basis."""
     total = sum(weights)
     shares = [w / total for w in weights]
@@ -91,10 +91,10 @@ def mean_side(sides: Sequence[Side], weights: Sequence[float]) -> Side:
 
     activations = [side.activations for side in sides if side.activations is not None]
     state = mean([side.network.state for side in sides])
-    return Side(Network(state, sides[0].graph), mean(activations) if activations else None)
+    return Representation(Network(state, sides[0].graph), mean(activations) if activations else None)
 
 
-def resized_side(side: Side, sizes: Mapping[str, int]) -> Side:
+def resized_representation(side: Representation, sizes: Mapping[str, int]) -> Representation:
     """The network with other widths: its heaviest neurons alone, or each split into copies that share its readers.
 
     Splitting keeps the function; dropping does not, the dropped ones are merged into the kept when they are matched.

@@ -56,7 +56,7 @@ class Products:
         return squared if distance == "squared" else squared.sqrt_()
 
 
-class Evidence(Protocol):
+class Similarity(Protocol):
     """Something that can tell how alike the neurons of two networks are."""
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
@@ -83,7 +83,7 @@ class Evidence(Protocol):
         ...
 
 
-class WeightEvidence:
+class WeightSimilarity:
     """Neurons are alike if their weights are, each axis of the member's weights being aligned first.
 
     A neuron's features are its entries in every weight, bias, scale and shift that makes it (and reads it, if
@@ -99,7 +99,7 @@ class WeightEvidence:
         self.inside = {group.name: group.inside for group in target.graph.free if group.inside is not None}
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
-        """As `Evidence.products` says."""
+        """As `Similarity.products` says."""
         sizes = self.member.graph[group].size, self.target.graph[group].size
         total = ProductSum(*sizes)
         for name, dim in weight_axes(self.target.graph, group, readers):
@@ -115,7 +115,7 @@ class WeightEvidence:
         return total.products()
 
     def nothing(self, group: str) -> Products:
-        """As `Evidence.nothing` says."""
+        """As `Similarity.nothing` says."""
         member, target = self.member.graph[group].size, self.target.graph[group].size
         return Products(torch.zeros(member, target), torch.ones(member), torch.ones(target))
 

@@ -264,7 +264,7 @@ def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None
 
 
 def _numbers(model: nn.Module, inputs: Any, graph: NeuronGraph) -> list[Tensor]:
-    """What the network answers on all examples: the real numbers among the outputs that count, as for `trace`.
+    """What the network outputs on all examples: the real numbers among the outputs that count, as for `trace`.
 
     Raises:
         PlanError: there are none, so that nothing could be compared.

@@ -10,7 +10,7 @@ from torch import nn
 from neurograft.axes.layout import Factor, Layout, layout_size, segment_size
 from neurograft.tracing.graph import NeuronGraph
 
-# names that speak of widths, and names that speak of something else although they hold such a word
+# names that mean widths, and names that mean something else although they hold such a word
 WIDTH = re.compile(
     r"head|hidden|dim|size|width|feature|channel|embed|embd|inner|split|state|rank|group|experts$|^d_|^n[fx]$"
 )
@@ -44,7 +44,7 @@ def declare_integers(
 ) -> list[Declaration]:
     """Give every declared integer the new width of whatever had its old one, in place.
 
-    An attribute whose name speaks of a width is compared with the dimensions, segments and factors of the tensors
+    An attribute whose name means a width is compared with the dimensions, segments and factors of the tensors
     below its module. Where the same old width became several new ones, counts (`num_heads`) go by factors and sizes
     (`hidden_size`) by whole dimensions; what stays ambiguous is left alone, and a run of the network will tell.
 
@@ -62,7 +62,7 @@ def declare_integers(
         foreign = not type(module).__module__.startswith("torch.")
         if (foreign and not isinstance(module, handled)) or isinstance(module, DECLARING):
             changed += _declare(module, path, old, new)
-        # a configuration is shared by all modules of a model: it speaks of the whole
+        # a configuration is shared by all modules of a model: it describes the whole
         config = module.__dict__.get("config")
         if not path and config is not None and hasattr(config, "__dict__"):
             changed += _declare(config, "", old, new)
@@ -120,7 +120,7 @@ def _widths(path: str, old: NeuronGraph, new: NeuronGraph) -> tuple[dict[int, se
         infos = [info for name, info in old.tensors.items() if name.startswith(prefix)]
         if infos or not path:
             break
-        path = path.rpartition(".")[0]  # a module without tensors speaks of those beside it
+        path = path.rpartition(".")[0]  # a module without tensors describes those beside it
     for info in infos:
         for before, after in zip(info.layouts, new.tensors[info.name].layouts, strict=True):
             wholes.setdefault(layout_size(before), set()).add(layout_size(after))

@@ -24,7 +24,7 @@ MOST = 50  # prefixes that are looked at
 
 
 @dataclass(frozen=True)
-class Reading:
+class NameMatch:
     """One way to find a network in a checkpoint: its tensors are those whose names begin with `prefix`.
 
     `names` maps the network's names (of tied tensors the first) to the stored ones, which `wrapped` says have wrappers
@@ -128,7 +128,7 @@ class _Wanted:
         self._ignored, self._renamed = ignored, renamed
         self.keeps_names = renamed is not None
 
-    def readings(self, checkpoint: Checkpoint) -> Iterator[Reading]:
+    def readings(self, checkpoint: Checkpoint) -> Iterator[NameMatch]:
         """Those of all prefixes under which every tensor is there, or else the ones that come closest."""
         names = {name: name if name in self.own else INNER.sub("", name) for name in checkpoint.tensors}
         self._between = BETWEEN if any(file.suffix != ".safetensors" for file in checkpoint.files) else NEVER
@@ -163,7 +163,7 @@ class _Wanted:
             return sorted(whole, key=lambda prefix: (len(prefix), prefix))[:MOST]
         return sorted(sorted(found, key=len)[:MOST], key=lambda prefix: (-count(prefix), len(prefix)))
 
-    def _reading(self, names: Mapping[str, str], prefix: str) -> Reading:
+    def _reading(self, names: Mapping[str, str], prefix: str) -> NameMatch:
         folder = prefix[: prefix.rfind(self._between) + 1]
         found: dict[str, str] = {}
         extra, beside, passed = [], [], []
@@ -185,7 +185,7 @@ class _Wanted:
         missing = [name for name in dict.fromkeys(self.first.values()) if name not in found]
         counters = [name for name in missing if name.endswith(COUNTER)]
         wrapped = any(stored != names[stored] for stored in found.values())
-        return Reading(
+        return NameMatch(
             prefix, wrapped, found, [n for n in missing if n not in counters], counters, extra, beside, passed
         )
 
@@ -199,7 +199,7 @@ class _Wanted:
     def _is_ignored(self, name: str) -> bool:
         return self._ignored(name) or (self._renamed is not None and self._ignored(self._renamed(name)))
 
-    def wrong_shape(self, checkpoint: Checkpoint, reading: Reading) -> str | None:
+    def wrong_shape(self, checkpoint: Checkpoint, reading: NameMatch) -> str | None:
         """What is wrong with a tensor that has another shape than the network's."""
         for name, stored in reading.names.items():
             found, expected = tuple(checkpoint.tensors[stored].shape), tuple(self.own[name].shape)
@@ -211,14 +211,14 @@ class _Wanted:
         return None
 
 
-def _accounts_for_all(reading: Reading, taken: Collection[str], asked: bool) -> bool:
+def _accounts_for_all(reading: NameMatch, taken: Collection[str], asked: bool) -> bool:
     """Whether nothing is left over that may belong to a larger network than the one that is looked for."""
     if any(name not in taken for name in reading.extra):
         return False
     return asked or reading.is_wrapper or all(name in taken for name in reading.beside)
 
 
-def _chosen(checkpoint: Checkpoint, fitting: Sequence[Reading]) -> Reading:
+def _chosen(checkpoint: Checkpoint, fitting: Sequence[NameMatch]) -> NameMatch:
     networks = [reading for reading in fitting if not reading.is_average] or fitting
     first = networks[0]
     for other in networks[1:]:
@@ -232,7 +232,7 @@ def _chosen(checkpoint: Checkpoint, fitting: Sequence[Reading]) -> Reading:
     return first
 
 
-def _alike(checkpoint: Checkpoint, one: Reading, other: Reading) -> bool:
+def _alike(checkpoint: Checkpoint, one: NameMatch, other: NameMatch) -> bool:
     for name, stored in one.names.items():
         a, b = checkpoint.tensors[stored], checkpoint.tensors[other.names[name]] if name in other.names else None
         if b is None or a.dtype != b.dtype or not torch.equal(a, b):
@@ -240,7 +240,7 @@ def _alike(checkpoint: Checkpoint, one: Reading, other: Reading) -> bool:
     return True
 
 
-def _as_named(checkpoint: Checkpoint, chosen: Reading, wanted: _Wanted) -> tuple[Checkpoint, dict[str, str]]:
+def _as_named(checkpoint: Checkpoint, chosen: NameMatch, wanted: _Wanted) -> tuple[Checkpoint, dict[str, str]]:
     """The checkpoint under the network's own names, in the order of its bytes, with counters that are not there."""
     owners = {stored: name for name, stored in chosen.names.items()}
     kept = wanted.own if not wanted.keeps_names else owners
@@ -251,7 +251,7 @@ def _as_named(checkpoint: Checkpoint, chosen: Reading, wanted: _Wanted) -> tuple
     return found, names | {name: name for name in zeros}
 
 
-def _taken_text(checkpoint: Checkpoint, chosen: Reading, fitting: Sequence[Reading]) -> str:
+def _taken_text(checkpoint: Checkpoint, chosen: NameMatch, fitting: Sequence[NameMatch]) -> str:
     """What was taken of a checkpoint, in one line."""
     told = [f"the tensors under {chosen.prefix!r} were taken"] if chosen.prefix else []
     if chosen.wrapped:

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class GlobalName:
     """A class or function that a pickle names: `module name`."""
 
     name: str
@@ -22,7 +22,7 @@ class Referred:
 
 
 @dataclass(eq=False, slots=True)
-class Made:
+class Constructed:
     """An object that unpickling would make: `kind` called with `arguments`, given items and a state."""
 
     kind: Any
@@ -40,7 +40,7 @@ DICTS = ("collections OrderedDict", "collections defaultdict", "collections Coun
 
 
 def read_pickle(file: IO[bytes], referred: list[Referred] | None = None) -> Any:
-    """What one pickle holds: numbers, texts, lists, tuples, dicts, `Named`, `Referred` and `Made`.
+    """What one pickle holds: numbers, texts, lists, tuples, dicts, `GlobalName`, `Referred` and `Constructed`.
 
     Time and memory grow with the length of the pickle only: what would be called is kept as a description, and keys of
     dicts that are neither text, numbers nor None are left out with their values. What lies outside is added to
@@ -120,14 +120,14 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
-        elif isinstance(target, Made):
+        elif isinstance(target, Constructed):
             target.items.update(zip(range(len(target.items), len(target.items) + len(items)), items, strict=True))
         else:
             raise TypeError(f"items for a {type(target).__name__}")
 
     def update(self, items: list[Any]) -> None:
         """Put keys and values into the dict on top of the stack."""
-        target = self.stack[-1].items if isinstance(self.stack[-1], Made) else self.stack[-1]
+        target = self.stack[-1].items if isinstance(self.stack[-1], Constructed) else self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise TypeError(f"keys and values for a {type(target).__name__}")
         pairs = zip(items[::2], items[1::2], strict=True)
@@ -135,13 +135,13 @@ class _Machine:
 
     def make(self, kind: Any, arguments: Any, keywords: Any = None) -> None:
         """Push what calling `kind` would give."""
-        if isinstance(kind, Named) and kind.name in DICTS:
+        if isinstance(kind, GlobalName) and kind.name in DICTS:
             self.stack.append({})
             pairs = arguments[0] if isinstance(arguments, tuple) and arguments else ()
             for pair in pairs if isinstance(pairs, list) else ():
                 self.update(list(pair))
         else:
-            self.stack.append(Made(kind, arguments, keywords if isinstance(keywords, dict) else {}))
+            self.stack.append(Constructed(kind, arguments, keywords if isinstance(keywords, dict) else {}))
 
     def make_first(self, items: list[Any]) -> None:
         """Push what calling the first of `items` with the others would give."""
@@ -159,7 +159,7 @@ class _Machine:
 
     def build(self, state: Any) -> None:
         """Give the object on top of the stack its state; attributes of dicts are not kept."""
-        if isinstance(self.stack[-1], Made):
+        if isinstance(self.stack[-1], Constructed):
             self.stack[-1].state = state
 
 
@@ -181,7 +181,7 @@ OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "EMPTY_SET": lambda m, _: m.stack.append([]),
     "EMPTY_DICT": lambda m, _: m.stack.append({}),
     "DICT": lambda m, _: m.new_dict(m.pop_mark()),
-    "INST": lambda m, name: m.make(Named(name), tuple(m.pop_mark())),
+    "INST": lambda m, name: m.make(GlobalName(name), tuple(m.pop_mark())),
     "OBJ": lambda m, _: m.make_first(m.pop_mark()),
     "LIST": lambda m, _: m.stack.append(m.pop_mark()),
     "FROZENSET": lambda m, _: m.stack.append(m.pop_mark()),
@@ -195,8 +195,8 @@ OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "SETITEM": lambda m, _: m.update(m.pop(2)),
     "SETITEMS": lambda m, _: m.update(m.pop_mark()),
     "BUILD": lambda m, _: m.build(*m.pop(1)),
-    "GLOBAL": lambda m, name: m.stack.append(Named(name)),
-    "STACK_GLOBAL": lambda m, _: m.stack.append(Named(" ".join(m.pop(2)))),
+    "GLOBAL": lambda m, name: m.stack.append(GlobalName(name)),
+    "STACK_GLOBAL": lambda m, _: m.stack.append(GlobalName(" ".join(m.pop(2)))),
     "REDUCE": lambda m, _: m.make(*m.pop(2)),
     "NEWOBJ": lambda m, _: m.make(*m.pop(2)),
     "NEWOBJ_EX": lambda m, _: m.make(*m.pop(3)),

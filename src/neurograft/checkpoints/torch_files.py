@@ -12,7 +12,7 @@ import torch
 
 from neurograft.checkpoints.hashing import Stamp
 from neurograft.checkpoints.header import MOST_ENTRIES
-from neurograft.checkpoints.pickles import Made, Named, Referred, read_pickle
+from neurograft.checkpoints.pickles import Constructed, GlobalName, Referred, read_pickle
 from neurograft.checkpoints.stored_tensor import Entry
 from neurograft.errors import CheckpointError
 from neurograft.escaping import named
@@ -195,7 +195,7 @@ def _streamed(file: BinaryIO, size: int) -> tuple[Iterator[tuple[str, Found]], b
 
 
 def _dtype(kind: Any) -> torch.dtype:
-    name = kind.name.rpartition(" ")[2] if isinstance(kind, Named) else str(kind)
+    name = kind.name.rpartition(" ")[2] if isinstance(kind, GlobalName) else str(kind)
     if name not in STORAGES:
         raise ValueError(f"it holds a {name:.80}, which are no plain numbers")
     return STORAGES[name]
@@ -212,9 +212,9 @@ def _tensors(content: Any, storages: Storages) -> Iterator[tuple[str, Found]]:
     seen: set[int] = set()
 
     def walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, Found]]:
-        if isinstance(value, Made) and (tensor := _tensor(value, storages)) is not None:
+        if isinstance(value, Constructed) and (tensor := _tensor(value, storages)) is not None:
             yield name, tensor
-        elif isinstance(value, (dict, list, tuple, Made)) and id(value) not in seen:
+        elif isinstance(value, (dict, list, tuple, Constructed)) and id(value) not in seen:
             seen.add(id(value))
             if depth > DEEPEST:
                 raise ValueError(f"its objects are nested more than {DEEPEST} deep")
@@ -226,7 +226,7 @@ def _tensors(content: Any, storages: Storages) -> Iterator[tuple[str, Found]]:
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """The parts of a collection, a module or another object, with their names."""
-    state = value.state if isinstance(value, Made) else None
+    state = value.state if isinstance(value, Constructed) else None
     start = name if not name or name.endswith(".") else f"{name}{BETWEEN}"
     if isinstance(state, dict) and isinstance(state.get("_modules"), dict):
         unsaved = _items(state.get("_non_persistent_buffers_set"))
@@ -235,26 +235,26 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
                 if kind != "_buffers" or key not in unsaved:
                     yield f"{start}{key}{end}", inner
         return
-    for part in (value.items, state) if isinstance(value, Made) else (value,):
+    for part in (value.items, state) if isinstance(value, Constructed) else (value,):
         pairs = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, (list, tuple)) else ()
         for key, inner in pairs:
             yield f"{start}{key}", inner
 
 
 def _items(pickled_set: Any) -> Sequence[Any]:
-    given = pickled_set.arguments if isinstance(pickled_set, Made) else (pickled_set,)
+    given = pickled_set.arguments if isinstance(pickled_set, Constructed) else (pickled_set,)
     return given[0] if isinstance(given, tuple) and given and isinstance(given[0], list) else ()
 
 
-def _tensor(made: Made, storages: Storages) -> Found | None:
+def _tensor(made: Constructed, storages: Storages) -> Found | None:
     """The tensor that an object stands for, None if it is none."""
     kind, given = made.kind, made.arguments
-    if not isinstance(kind, Named) or not isinstance(given, tuple):
+    if not isinstance(kind, GlobalName) or not isinstance(given, tuple):
         return None
     if kind.name == "torch._tensor _rebuild_from_type_v2":  # of a subclass: function, class, arguments, state
-        return _tensor(Made(given[0], given[2]), storages)
+        return _tensor(Constructed(given[0], given[2]), storages)
     if kind.name in (f"{REBUILD}parameter", f"{REBUILD}parameter_with_state"):
-        return _tensor(given[0], storages) if isinstance(given[0], Made) else None
+        return _tensor(given[0], storages) if isinstance(given[0], Constructed) else None
     if kind.name in (f"{REBUILD}tensor", f"{REBUILD}tensor_v2", f"{REBUILD}tensor_v3"):
         place, offset, shape, stride = given[:4]
         there = storages(place.key)

@@ -53,7 +53,7 @@ def advise(
     ] = None,
     lr: Annotated[
         list[float] | None,
-        typer.Option(help="A step size to try; repeat it for several.", show_default="0.01 and 0.03"),
+        typer.Option(help="A learning rate to try; repeat it for several.", show_default="0.01 and 0.03"),
     ] = None,
     batch: Annotated[int, typer.Option(min=2, help="Samples per step.")] = 64,
     augment: Annotated[bool, typer.Option("--augment", help="Random crops and flips of the training images.")] = False,

@@ -23,12 +23,12 @@ Recovery = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LossCurve:
     """Scores along a straight line between two networks.
 
     Attributes:
         loss: mean loss at every share, in nats for the cross-entropy.
-        accuracy: share of right answers at every share, 0 to 1; nan if the task has no classes.
+        accuracy: share of correct outputs at every share, 0 to 1; nan if the task has no classes.
     """
 
     loss: tuple[float, ...]
@@ -66,8 +66,8 @@ class Barrier:
     """
 
     shares: tuple[float, ...]
-    before: Line
-    after: Line
+    before: LossCurve
+    after: LossCurve
     method: str
 
     @property
@@ -190,9 +190,9 @@ def barrier(
     straight = plan_members(members, Average(), seed=seed)
     aligned = plan_members(members, aligning, seed=seed)
 
-    def line(way: FusionPlan) -> Line:
+    def line(way: FusionPlan) -> LossCurve:
         scores = [_measured(way, members, s, batches, recover, loss, metric) for s in shares]
-        return Line(tuple(x.loss for x in scores), tuple(_accuracy(x, metric) for x in scores))
+        return LossCurve(tuple(x.loss for x in scores), tuple(_accuracy(x, metric) for x in scores))
 
     return Barrier(shares, line(straight), line(aligned), aligning.name)
 

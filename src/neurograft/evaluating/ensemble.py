@@ -1,4 +1,4 @@
-"""Several members that answer together: what a fused network is compared with."""
+"""Several members whose outputs are combined: what a fused network is compared with."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -15,7 +15,7 @@ Vote: TypeAlias = Literal["average", "probabilities", "majority"]
 
 
 class Ensemble(nn.Module):
-    """Members that answer together.
+    """Members whose outputs are combined.
 
     With outputs z_m (logits) of k members:
 
@@ -29,7 +29,7 @@ class Ensemble(nn.Module):
 
     Args:
         models: the members; all take the same inputs.
-        vote: how their answers are put together.
+        vote: how their outputs are combined.
         dim: the dimension of the outputs that counts the classes; only the two votes over classes need it.
 
     Raises:
@@ -59,7 +59,7 @@ class Ensemble(nn.Module):
         self.dim = dim
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The members' common answer to the same inputs."""
+        """The members' combined output for the same inputs."""
         outputs = [member(*args, **kwargs) for member in self.members]
         if isinstance(outputs[0], Mapping) and isinstance(outputs[0].get("logits"), Tensor):
             kind: Callable[..., Any] = type(outputs[0])

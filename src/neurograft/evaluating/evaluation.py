@@ -192,16 +192,16 @@ class Tally:
     def add(self, outputs: Any, labels: Any, where: str) -> None:
         """Add a batch."""
         self.batches += 1
-        answer = first_tensor(outputs)
-        if bool(answer.isnan().any()):
+        output = first_tensor(outputs)
+        if bool(output.isnan().any()):
             raise InputError(f"{where}: the network's outputs hold NaN; check its weights")
-        logits = class_logits(answer, labels)
+        logits = class_logits(output, labels)
         if logits is None and self.loss is None and self.metric is None:
             raise InputError(
-                f"{where}: outputs of shape {tuple(answer.shape)} and labels {_described(labels)} are no "
+                f"{where}: outputs of shape {tuple(output.shape)} and labels {_described(labels)} are no "
                 "classification; pass loss= or metric="
             )
-        count = len(answer) if answer.dim() else 1
+        count = len(output) if output.dim() else 1
         if logits is not None:
             check_classes(labels, logits.shape[-1], where)
             count = self._classify(logits, labels)

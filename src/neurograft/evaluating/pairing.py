@@ -44,17 +44,17 @@ def right_answers(model: nn.Module, batches: Batches) -> Tensor:
     device, found = device_of(model), []
     with preserve_state(model), forked_random_state(batches=batches), torch.no_grad():
         for number, (inputs, labels) in enumerate(labelled(batches)):
-            answer = first_tensor(call_on_batch(model, to_device(inputs, device), f"batch {number}"))
-            logits = class_logits(answer, labels)
+            output = first_tensor(call_on_batch(model, to_device(inputs, device), f"batch {number}"))
+            logits = class_logits(output, labels)
             if logits is None:
-                raise InputError(f"batch {number}: its labels are no classes of outputs of shape {tuple(answer.shape)}")
+                raise InputError(f"batch {number}: its labels are no classes of outputs of shape {tuple(output.shape)}")
             counted = labels != IGNORED_LABEL
             found.append((logits.argmax(-1).cpu() == labels.cpu())[counted.cpu()].flatten())
     return torch.cat(found)
 
 
 def gap(one: Tensor, other: Tensor) -> Gap:
-    """The difference of two accuracies from the answers to the same samples.
+    """The difference of two accuracies from the outputs for the same samples.
 
     With b the samples that only the first gets right, c those that only the second does, of n samples,
 

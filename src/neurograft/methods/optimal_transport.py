@@ -10,8 +10,14 @@ from torch import Tensor
 from neurograft.alignment.activations import When
 from neurograft.alignment.assignment import Solver, assign, check_memory, transport
 from neurograft.alignment.matching import Everything, execution_order, identity, match_forward
-from neurograft.alignment.representation import Side, mean_side, medoid, resized_side, sides_of
-from neurograft.alignment.weight_similarity import Distance, Evidence, Maps, Products
+from neurograft.alignment.representation import (
+    Representation,
+    mean_representation,
+    medoid,
+    representations_of,
+    resized_representation,
+)
+from neurograft.alignment.weight_similarity import Distance, Maps, Products, Similarity
 from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
 from neurograft.errors import OptionError, PlanError
 from neurograft.members.members import Members
@@ -116,7 +122,7 @@ class OptimalTransport(Method):
         sizes = _sizes(members, self.width, self.reference)
         for group, n in sizes.items():
             check_memory(group, max(members.sizes(group)), n, self.solver, self.marginals == "uniform", self.max_memory)
-        sides = sides_of(members, self.metric, self.when, self.samples)
+        sides = representations_of(members, self.metric, self.when, self.samples)
         return _fuse(members, sides, _Aligner(self, generator), sizes, self.reference, self.barycenter)
 
 
@@ -138,7 +144,7 @@ class _Aligner:
     options: OptimalTransport
     generator: torch.Generator
 
-    def __call__(self, target: Side, member: Side) -> _Aligned:
+    def __call__(self, target: Representation, member: Representation) -> _Aligned:
         """Match a member to the target: in execution order, and in random orders if asked."""
         evidence = target.against(member)
         graph = target.graph
@@ -150,7 +156,9 @@ class _Aligner:
             best = min(best, other, key=lambda found: found.total)
         return best
 
-    def _attempt(self, evidence: Evidence, target: Side, member: Side, order: Sequence[str]) -> _Aligned:
+    def _attempt(
+        self, evidence: Similarity, target: Representation, member: Representation, order: Sequence[str]
+    ) -> _Aligned:
         solve = _Solver(self.options, target, member)
         graph = target.graph
         maps = match_forward(evidence, graph, order, solve, sweeps=self.options.sweeps)
@@ -169,8 +177,8 @@ class _Solver:
     """Decides one group's map after the other, and notes what it cost."""
 
     options: OptimalTransport
-    target: Side
-    member: Side
+    target: Representation
+    member: Representation
     costs: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -249,7 +257,7 @@ def _sizes(members: Members, width: int | Mapping[str, int] | None, reference: i
 
 def _fuse(
     members: Members,
-    sides: Sequence[Side],
+    sides: Sequence[Representation],
     align: _Aligner,
     sizes: Mapping[str, int],
     reference: int | None,
@@ -271,14 +279,14 @@ def _fuse(
             unmoved if m == reference else known.get((reference, m)) or align(target, sides[m]) for m in everybody
         ]
     else:
-        target = resized_side(sides[reference], sizes)
+        target = resized_representation(sides[reference], sizes)
         aligned = [align(target, side) for side in sides]
     rounds = 0
     still = not barycenter
     while not still and rounds < MOST_ROUNDS:
         rounds += 1
         moved = [side.moved(found.maps, target.graph) for side, found in zip(sides, aligned, strict=True)]
-        centre = mean_side(moved, members.weights_or())
+        centre = mean_representation(moved, members.weights_or())
         again = [align(centre, side) for side in sides]
         still = all(_same(a.maps, b.maps) for a, b in zip(aligned, again, strict=True))
         aligned = again

@@ -16,8 +16,8 @@ from neurograft.alignment.matching import (
     match_forward,
     order_of,
 )
-from neurograft.alignment.representation import Side, mean_side, medoid, sides_of
-from neurograft.alignment.weight_similarity import Evidence, Products
+from neurograft.alignment.representation import Representation, mean_representation, medoid, representations_of
+from neurograft.alignment.weight_similarity import Products, Similarity
 from neurograft.axes.maps import NeuronMap
 from neurograft.members.members import Members
 from neurograft.methods.method import Method, check_reference
@@ -109,7 +109,7 @@ class Permutation(Method):
         check_reference(self.reference, members)
         for group in members.graph.free:
             check_memory(group.name, group.size, group.size, "exact", True, self.max_memory)
-        sides = [side.standardised() for side in sides_of(members, self.metric, self.when, self.samples)]
+        sides = [side.standardised() for side in representations_of(members, self.metric, self.when, self.samples)]
         descent = _Descent(members.graph, self.sweeps, self._starts(members.graph), generator)
         reference = self.reference
         if reference is None:
@@ -159,7 +159,7 @@ class _Descent:
     restarts: int
     generator: torch.Generator
 
-    def __call__(self, evidence: Evidence) -> _Found:
+    def __call__(self, evidence: Similarity) -> _Found:
         """The best of all starts."""
         best = self.descend(evidence, self.forward(evidence))
         for attempt in range(1, self.restarts):
@@ -174,7 +174,7 @@ class _Descent:
         """Every neuron in its place."""
         return {group.name: identity(group.size) for group in self.graph.free}
 
-    def forward(self, evidence: Evidence, order: Sequence[str] | None = None) -> _Found:
+    def forward(self, evidence: Similarity, order: Sequence[str] | None = None) -> _Found:
         """A start: one group after the other, on what the groups before it allow to compare."""
 
         def solve(_group: str, products: Products) -> NeuronMap:
@@ -184,7 +184,7 @@ class _Descent:
         maps = self.identity() | match_forward(evidence, self.graph, order, solve, readers=True)
         return _Found(maps, (evidence.objective(maps),))
 
-    def descend(self, evidence: Evidence, start: _Found, shuffle: bool = False) -> _Found:
+    def descend(self, evidence: Similarity, start: _Found, shuffle: bool = False) -> _Found:
         """Improve one group after the other until a whole sweep improves nothing."""
         maps = dict(start.maps)
         objectives = list(start.objectives)
@@ -196,7 +196,7 @@ class _Descent:
             objectives.append(evidence.objective(maps))
         return _Found(maps, tuple(objectives))
 
-    def _improve(self, evidence: Evidence, maps: Permutations, group: str) -> bool:
+    def _improve(self, evidence: Similarity, maps: Permutations, group: str) -> bool:
         products = evidence.products(group, maps, Everything(), readers=True)
         if products is None:
             return False
@@ -216,7 +216,7 @@ class _Descent:
     def _shuffled(self, names: Sequence[str]) -> list[str]:
         return [names[i] for i in torch.randperm(len(names), generator=self.generator)]
 
-    def _random(self, evidence: Evidence) -> _Found:
+    def _random(self, evidence: Similarity) -> _Found:
         maps = {
             group.name: NeuronMap.permutation(torch.randperm(group.size, generator=self.generator))
             for group in self.graph.free
@@ -225,7 +225,11 @@ class _Descent:
 
 
 def _synchronise(
-    sides: Sequence[Side], found: Sequence[_Found], weights: Sequence[float], reference: int, descent: _Descent
+    sides: Sequence[Representation],
+    found: Sequence[_Found],
+    weights: Sequence[float],
+    reference: int,
+    descent: _Descent,
 ) -> tuple[list[_Found], tuple[float, ...]]:
     """Match each member in turn to the mean of the others, all in the reference's basis, until none moves."""
     graph = descent.graph
@@ -239,7 +243,7 @@ def _synchronise(
             others = [i for i in range(len(sides)) if i != m and weights[i] > 0]
             if m == reference or not others:
                 continue
-            evidence = mean_side([moved[i] for i in others], [weights[i] for i in others]).against(sides[m])
+            evidence = mean_representation([moved[i] for i in others], [weights[i] for i in others]).against(sides[m])
             after = descent.descend(evidence, _Found(found[m].maps, (evidence.objective(found[m].maps),)))
             total += after.best
             if len(after.objectives) > 1:

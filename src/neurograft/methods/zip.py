@@ -1,4 +1,4 @@
-"""Zipping: neurons of all members that answer alike become one, within a member too."""
+"""Zipping: neurons of all members that respond alike become one, within a member too."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

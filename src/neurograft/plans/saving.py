@@ -21,7 +21,7 @@ from neurograft.operators import OPERATORS
 from neurograft.operators.operator import Operator
 from neurograft.plans.checking import check_fields, check_plan
 from neurograft.plans.plan import FusionPlan
-from neurograft.tracing.flow import Edge, Flow, Happening, Node
+from neurograft.tracing.flow import Edge, Flow, Node, NodeKind
 from neurograft.tracing.graph import FixedReason, Group, NeuronGraph, Slot, TensorInfo, Tied, Use
 
 KEY = "neurograft-plan"
@@ -33,7 +33,7 @@ KINDS = {
         *(Pairs, PerUnit, NeuronMap, FusionPlan),
     )
 }
-ENUMS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (FixedReason, Happening)}
+ENUMS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (FixedReason, NodeKind)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def save_plan(saved: SavedPlan, path: Path) -> None:
         ...     load_plan(Path(folder) / "plan.safetensors").plan.weights
         (0.5, 0.5)
     """
-    writing = _Writing()
+    writing = _PlanWriter()
     content = {
         "version": VERSION,
         "network": saved.network,
@@ -92,7 +92,7 @@ def load_plan(path: Path) -> SavedPlan:
         content = json.loads(opened.metadata[KEY])
         if content["version"] != VERSION:
             raise CheckpointError(f"{path} is a plan of version {content['version']}; this neurograft reads {VERSION}")
-        reading = _Reading(opened.tensors, content["graphs"])
+        reading = _PlanReader(opened.tensors, content["graphs"])
         plan = reading.decoded(content["plan"])
         if not isinstance(plan, FusionPlan):
             raise TypeError(f"it holds a {type(plan).__name__}")
@@ -105,7 +105,7 @@ def load_plan(path: Path) -> SavedPlan:
         raise CheckpointError(f"{path} is no plan that this neurograft can read: {named(str(error), 200)}") from error
 
 
-class _Writing:
+class _PlanWriter:
     """Turns dataclasses, collections and tensors into JSON; members that share a graph or a map share it on disk."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class _Writing:
             return value
         if isinstance(value, (Tensor, NeuronGraph)):
             return self._once(value)
-        if isinstance(value, FixedReason | Happening):
+        if isinstance(value, FixedReason | NodeKind):
             return {type(value).__name__: value.value}
         if isinstance(value, torch.dtype):
             return {"dtype": CODES[value]}
@@ -159,7 +159,7 @@ class _Writing:
         return self._seen[id(value)]
 
 
-class _Reading:
+class _PlanReader:
     def __init__(self, tensors: Mapping[str, Tensor], graphs: Sequence[Any]):
         # copied, because a file that is mapped must not be replaced while the plan lives
         self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}

@@ -13,7 +13,7 @@ from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.members.members import Members
 from neurograft.operators.mean import Mean
 from neurograft.plans.plan import FusionPlan
-from neurograft.recovery.holdout import Judge
+from neurograft.recovery.holdout import HoldOut
 from neurograft.recovery.samples import Samples
 
 ROWS = 1024
@@ -96,7 +96,7 @@ def agreement(
 
 def nearest_member(plan: FusionPlan, models: Sequence[nn.Module], samples: Samples) -> int:
     """The member, of those that count at all, whose outputs are nearest to the members' mean; of equals the first."""
-    judge = Judge.of(samples, plan, models)
+    judge = HoldOut.of(samples, plan, models)
     pairs = zip(models, plan.weights, strict=True)
     errors = [judge.error(model) if weight > 0 else inf for model, weight in pairs]
     return min(range(len(models)), key=lambda m: (round(errors[m], 6), m))

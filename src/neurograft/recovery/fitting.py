@@ -7,7 +7,7 @@ from math import inf, nan
 import torch
 from torch import Tensor
 
-from neurograft.recovery.layers import Place
+from neurograft.recovery.layers import LayerUse
 from neurograft.recovery.patches import matrix_of, patches, weight_of
 from neurograft.recovery.report import LayerRecovery
 from neurograft.recovery.ridge import Regression, Solution
@@ -26,7 +26,7 @@ class Fit:
     `block` are the bytes of patches it may hold at a time; while they are summed up there are four copies of them.
     """
 
-    place: Place
+    place: LayerUse
     targets: list[Tensor]
     ridge: float | None
     largest: float

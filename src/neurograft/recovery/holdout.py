@@ -55,14 +55,14 @@ def _samples(parts: Sequence[tuple[Inputs, int]]) -> Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class HoldOut:
     """What the members say on the held-out samples, per batch their weighted mean output."""
 
     samples: Samples
     wanted: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, samples: Samples, plan: FusionPlan, models: Sequence[nn.Module]) -> "Judge":
+    def of(cls, samples: Samples, plan: FusionPlan, models: Sequence[nn.Module]) -> "HoldOut":
         """Run every member once."""
         wanted: list[Tensor] = []
         for m, (model, weight) in enumerate(zip(models, plan.weights, strict=True)):

@@ -20,7 +20,7 @@ from neurograft.tracing.observing import Step
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LayerUse:
     """One use of a weight in the run of the fused network.
 
     Attributes:
@@ -56,7 +56,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class NetworkLayers:
     """What one small run of a fused network shows.
 
     Attributes:
@@ -67,14 +67,14 @@ class Survey:
         unseen: weights the tracer saw in contractions that the run does not read directly.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[LayerUse, ...]
     run: tuple[Key | str, ...]
     order: tuple[Key | str, ...]
     largest: int
     unseen: tuple[str, ...]
 
 
-class _Surveyor:
+class _LayerFinder:
     """Notes contractions and BatchNorms as they run, and the largest activation."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class _Surveyor:
 
 def survey(
     model: nn.Module, plan: FusionPlan, samples: Samples, *, layers: Sequence[str] = ("*",), exclude: Sequence[str] = ()
-) -> Survey:
+) -> NetworkLayers:
     """Run the fused network once on a few samples and see what there is to settle.
 
     Raises:
@@ -111,7 +111,7 @@ def survey(
     check_patterns(model, exclude, "exclude")
     inputs, count = samples.small()
     with preserve_state(model):
-        seen = _Surveyor()
+        seen = _LayerFinder()
         watcher = Watcher(before=seen.before, norm=seen.norm, done=seen.done)
         run(model, plan.graph, inputs, watcher, what="batches[0]")
     branches = streams(plan.graph, {key: c.weight.numel() for key, c in seen.met.items() if not c.skipped})
@@ -126,7 +126,7 @@ def survey(
     met = {name for name, _ in seen.met}
     unseen = tuple(dict.fromkeys(name for name in contracted if name not in met))
     order = _settling_order(plan.graph, seen.run, branches)
-    return Survey(tuple(places), tuple(seen.run), order, -(-seen.largest // count), unseen)
+    return NetworkLayers(tuple(places), tuple(seen.run), order, -(-seen.largest // count), unseen)
 
 
 def _settling_order(
@@ -153,7 +153,7 @@ def _place(
     plan: FusionPlan,
     met: Mapping[Key, Contraction],
     branch: Branch | None,
-) -> Place:
+) -> LayerUse:
     key, weight, geometry = contraction.key, contraction.weight, contraction.geometry
     use, skipped = _use_of(contraction, plan, met)
     branch = branch if use is not None else None
@@ -161,7 +161,7 @@ def _place(
         outputs = weight.shape[-1]
     else:
         outputs = weight.shape[1] * geometry.groups if geometry.transposed else weight.shape[0]
-    return Place(
+    return LayerUse(
         key,
         number,
         max(1, weight.numel() // max(1, outputs)),

@@ -17,8 +17,8 @@ from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import copy_of
 from neurograft.recovery.agreement import Agreement, agreement, merges
 from neurograft.recovery.fitting import BLOCK, Fit
-from neurograft.recovery.holdout import Judge, held_out
-from neurograft.recovery.layers import Place, Survey, survey
+from neurograft.recovery.holdout import HoldOut, held_out
+from neurograft.recovery.layers import LayerUse, NetworkLayers, survey
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.samples import ACTIVATIONS, Sampler, Samples, read_samples
 from neurograft.recovery.sequential_solve import Item, Work, eval_mode, settle
@@ -159,7 +159,7 @@ def refitted(
     )
     report = replace(report, samples=total, notes=notes)
     if judges is not None:
-        judge = Judge.of(judges, plan, members.networks)
+        judge = HoldOut.of(judges, plan, members.networks)
         report = replace(report, held_out=judges.total, before=judge.error(fused), after=judge.error(result))
         if isfinite(report.before) and not report.after <= report.before:
             return Recovered(copy_of(fused), _unchanged(report, time.perf_counter() - started))
@@ -176,7 +176,7 @@ class _Refit:
     ridge: float | None
     room: int
 
-    def run(self, model: nn.Module, samples: Samples, found: Survey) -> RecoveryReport:
+    def run(self, model: nn.Module, samples: Samples, found: NetworkLayers) -> RecoveryReport:
         """Refit a copy of ours in place."""
         reports = {place.key: left_out(place) for place in found.places if place.skipped}
         passes = 0
@@ -194,7 +194,7 @@ class _Refit:
         return RecoveryReport("refit", lines, samples.total, passes, 0.0)
 
     def targets(
-        self, found: Survey, names: Sequence[Key | str], samples: Samples
+        self, found: NetworkLayers, names: Sequence[Key | str], samples: Samples
     ) -> tuple[list[Fit], dict[str, PlannedNorm]]:
         """What the members say of some layers and BatchNorms."""
         places = [place for place in found.places if place.key in names and not place.skipped]
@@ -220,7 +220,7 @@ def _unchanged(report: RecoveryReport, seconds: float) -> RecoveryReport:
     return replace(report, layers=kept, after=report.before, notes=(*report.notes, note), seconds=seconds)
 
 
-def left_out(place: Place) -> LayerRecovery:
+def left_out(place: LayerUse) -> LayerRecovery:
     """The line of a layer that is left out."""
     return LayerRecovery(place.key[0], "left out", note=place.skipped)
 
@@ -234,7 +234,7 @@ def _check_options(ridge: float | None, positions: int | None, max_memory: int |
         raise OptionError(f"max_memory is {max_memory}; it is a number of bytes, 1 or more")
 
 
-def _affordable(found: Survey, memory: int) -> Survey:
+def _affordable(found: NetworkLayers, memory: int) -> NetworkLayers:
     """Leave out layers whose matrices, which cannot be split, do not fit into three quarters of the memory."""
     places = []
     for place in found.places:
@@ -245,13 +245,13 @@ def _affordable(found: Survey, memory: int) -> Survey:
     return replace(found, places=tuple(places))
 
 
-def _room(found: Survey, memory: int) -> int:
+def _room(found: NetworkLayers, memory: int) -> int:
     """Bytes that the widest layer's matrices leave for activations, and as many for targets; ops keep an eighth."""
     widest = max((place.matrices for place in found.places if not place.skipped), default=0)
     return max(memory - memory // 8 - widest, memory // 4) // 2
 
 
-def _chunks(found: Survey, sampler: Sampler, room: int) -> Iterator[tuple[Key | str, ...]]:
+def _chunks(found: NetworkLayers, sampler: Sampler, room: int) -> Iterator[tuple[Key | str, ...]]:
     """Runs of the order whose targets fit into the room; at least one layer each."""
     places = {place.key: place for place in found.places}
     chunk: list[Key | str] = []
@@ -268,7 +268,7 @@ def _chunks(found: Survey, sampler: Sampler, room: int) -> Iterator[tuple[Key | 
 
 
 def _in_order(
-    found: Survey, fits: Sequence[Fit], names: Sequence[Key | str], norms: Mapping[str, PlannedNorm]
+    found: NetworkLayers, fits: Sequence[Fit], names: Sequence[Key | str], norms: Mapping[str, PlannedNorm]
 ) -> list[Item]:
     """Fits and norms as the run can settle them; a norm inside a corrected branch keeps the scale it is solved for."""
     inside = {name for place in found.places if place.stream for name in place.norms}
@@ -277,6 +277,6 @@ def _in_order(
     return [by_name[name] for name in found.order if name in by_name]
 
 
-def _largest_norm(models: Sequence[nn.Module], place: Place) -> float:
+def _largest_norm(models: Sequence[nn.Module], place: LayerUse) -> float:
     """The largest norm this weight has in a member."""
     return max(float(model.get_parameter(place.key[0]).detach().norm()) for model in models)

@@ -14,7 +14,7 @@ from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import copy_of, preserve_state
 from neurograft.recovery.data_free import repair_without_data
-from neurograft.recovery.layers import Place, Survey, survey
+from neurograft.recovery.layers import LayerUse, NetworkLayers, survey
 from neurograft.recovery.refit import MEMORY, left_out
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.rescaling import Rescale
@@ -101,7 +101,7 @@ def repaired(
     return Recovered(result, RecoveryReport("repair", lines, samples.total, passes, seconds, notes))
 
 
-def _repairable(place: Place, plan: FusionPlan) -> bool:
+def _repairable(place: LayerUse, plan: FusionPlan) -> bool:
     """Whether a layer makes hidden neurons that no BatchNorm normalises anyway."""
     if place.skipped or place.use is None or place.followed:
         return False
@@ -109,7 +109,7 @@ def _repairable(place: Place, plan: FusionPlan) -> bool:
     return bool(groups) and any(not group.fixed for group in groups)
 
 
-def _line(name: Key | str, item: Rescale | NormFit | None, found: Survey) -> LayerRecovery:
+def _line(name: Key | str, item: Rescale | NormFit | None, found: NetworkLayers) -> LayerRecovery:
     if isinstance(item, Rescale):
         return item.report()
     if isinstance(item, NormFit):
@@ -122,7 +122,7 @@ def _line(name: Key | str, item: Rescale | NormFit | None, found: Survey) -> Lay
 
 
 def _planned(
-    places: Sequence[Place], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples
+    places: Sequence[LayerUse], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples
 ) -> dict[Key, tuple[Tensor, Tensor]]:
     """μ* = Σ_m c_m A_m μ_m and σ* = Σ_m c_m A_m σ_m of every layer."""
     planned: dict[Key, tuple[Tensor, Tensor]] = {}

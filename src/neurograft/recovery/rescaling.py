@@ -6,7 +6,7 @@ from math import nan
 import torch
 from torch import Tensor
 
-from neurograft.recovery.layers import Place
+from neurograft.recovery.layers import LayerUse
 from neurograft.recovery.patches import matrix_of, weight_of
 from neurograft.recovery.report import LayerRecovery
 from neurograft.recovery.statistics import SILENT, Statistics
@@ -19,7 +19,7 @@ NO_BIAS = "no bias: scale only"
 class Rescale:
     """A layer that waits for its scale; `mean` and `deviation` are the planned ones, shape `(outputs,)`."""
 
-    place: Place
+    place: LayerUse
     mean: Tensor
     deviation: Tensor
     statistics: Statistics = field(default_factory=Statistics)

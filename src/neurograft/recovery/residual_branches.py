@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neurograft.axes.layout import layout_size
 from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Owner
-from neurograft.tracing.flow import Edge, Happening
+from neurograft.tracing.flow import Edge, NodeKind
 from neurograft.tracing.graph import NeuronGraph, Use
 from neurograft.tracing.observing import Step
 
@@ -40,7 +40,7 @@ def streams(graph: NeuronGraph, sizes: Mapping[Key, int]) -> dict[Key, Branch]:
     found: dict[Key, Branch] = {}
     offered: set[Key] = set()
     for node, ways in zip(graph.flow.nodes, graph.flow.into, strict=True):
-        if node.happening is not Happening.SUM or len(ways) > 2:  # another example may have come other ways
+        if node.happening is not NodeKind.SUM or len(ways) > 2:  # another example may have come other ways
             continue
         branches = [_branch(graph, edge, sizes) for edge in ways]
         for mine, onto, other in zip(branches, branches[::-1], ways[::-1], strict=True):
@@ -86,7 +86,7 @@ def _entries(graph: NeuronGraph, name: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trail:
+class BranchPath:
     """What happened to a contraction's output so far: y = A·z + B per channel, its entries moved about.
 
     `steps` are the ops on the way and the shapes they were given. `scale` is A and `shift` is B, shape `(channels,)`;
@@ -123,7 +123,7 @@ class Trail:
 class Addition:
     """Two activations that are about to be added: the end of a trail, and another."""
 
-    trail: Trail
+    trail: BranchPath
     branch: Tensor
     other: Tensor
 
@@ -133,20 +133,20 @@ class Addition:
         return self.trail.contraction.key
 
 
-class Trails:
+class BranchPaths:
     """Follows the outputs of chosen contractions as a network runs; calls `adding` at the additions they reach."""
 
     def __init__(self, model: nn.Module, followed: Collection[Key], adding: Callable[[Addition], None]) -> None:
         self.owner, self.followed, self.adding = Owner(model), followed, adding
-        self.trails: dict[int, Trail] = {}
+        self.trails: dict[int, BranchPath] = {}
         self.kept: list[Tensor] = []  # ids stay unique while the tensors live
 
     def start(self, contraction: Contraction, output: Tensor) -> None:
         """A contraction has made this output."""
         if contraction.key in self.followed and not contraction.skipped:
-            self._follow(output, Trail(contraction, output.shape[1]))
+            self._follow(output, BranchPath(contraction, output.shape[1]))
 
-    def _follow(self, tensor: Tensor, trail: Trail) -> None:
+    def _follow(self, tensor: Tensor, trail: BranchPath) -> None:
         self.trails[id(tensor)] = trail
         self.kept.append(tensor)
 
@@ -181,7 +181,7 @@ class Trails:
         else:
             self.trails.pop(id(output), None)
 
-    def _longer(self, trail: Trail, step: Step) -> Trail | None:
+    def _longer(self, trail: BranchPath, step: Step) -> BranchPath | None:
         if self.trails.get(id(step.args[0])) is not trail:
             if step.op != "mul":
                 return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neurograft.recovery.fitting import Fit
 from neurograft.recovery.rescaling import Rescale
-from neurograft.recovery.residual_branches import Addition, Trails
+from neurograft.recovery.residual_branches import Addition, BranchPaths
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
 from neurograft.recovery.statistics import NormFit
 from neurograft.recovery.watching import Contraction, Key, Norm, Stop, Watcher, run
@@ -112,7 +112,7 @@ class _Fitter:
         norms: dict[str, Norm],
     ) -> None:
         followed = {i.place.key for i in items if isinstance(i, Fit) and i.place.stream}
-        self.trails = Trails(work.model, followed, self.adding)
+        self.trails = BranchPaths(work.model, followed, self.adding)
         self.work, self.batch, self.last, self.norms_met = work, batch, last, norms
         self.left = list(items)
 

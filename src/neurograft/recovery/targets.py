@@ -10,8 +10,8 @@ from neurograft.axes.mixing import mix_along, unit_positions
 from neurograft.inputs import device_of, to_device
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
-from neurograft.recovery.layers import Place
-from neurograft.recovery.residual_branches import Addition, Trails
+from neurograft.recovery.layers import LayerUse
+from neurograft.recovery.residual_branches import Addition, BranchPaths
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
 from neurograft.recovery.statistics import PlannedNorm, read_statistics, running_statistics
 from neurograft.recovery.watching import Contraction, Key, Stop, Watcher, run
@@ -21,7 +21,7 @@ Targets = dict[Key, list[Tensor]]
 
 
 def collect_targets(
-    places: Sequence[Place], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples, sampler: Sampler
+    places: Sequence[LayerUse], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples, sampler: Sampler
 ) -> Targets:
     """Run every member once and mix what its layers give as the plan says: T = Σ_m c_m A_m z_m.
 
@@ -96,7 +96,7 @@ def planned_part(rows: Tensor, own: Layout, fused: Layout, tensor: str, plan: Fu
     return rows if bool((c == 1).all()) else rows * c.to(rows.device)
 
 
-def planned_rows(rows: Tensor, place: Place, plan: FusionPlan, member: int) -> Tensor:
+def planned_rows(rows: Tensor, place: LayerUse, plan: FusionPlan, member: int) -> Tensor:
     """One member's part of the planned rows, c_m A_m z_m; `(rows, member's outputs)` becomes `(rows, outputs)`."""
     assert place.use is not None
     use = plan.graphs[member].use(*place.key)
@@ -113,14 +113,14 @@ class _Listener:
         self,
         model: nn.Module,
         member: int,
-        places: Sequence[Place],
+        places: Sequence[LayerUse],
         plan: FusionPlan,
         targets: Targets,
         sampler: Sampler,
         batch: int,
         samples: int,
     ) -> None:
-        self.trails = Trails(model, {place.key for place in places if place.stream}, self.adding)
+        self.trails = BranchPaths(model, {place.key for place in places if place.stream}, self.adding)
         self.member, self.plan, self.targets, self.sampler = member, plan, targets, sampler
         self.batch, self.samples = batch, samples
         self.wanted = {place.key: place for place in places}
@@ -137,7 +137,7 @@ class _Listener:
             self.take(place, addition.trail.back(addition.branch + addition.other))
             self.trails.drop(place.key)
 
-    def take(self, place: Place, output: Tensor) -> None:
+    def take(self, place: LayerUse, output: Tensor) -> None:
         check_finite_output(output, place.key[0], f"member {self.member}, batches[{self.batch}]")
         n, available = rows_shape(output, self.samples)
         chosen = self.sampler.choose(place.number, self.batch, n, available, place.inputs)

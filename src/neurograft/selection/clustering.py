@@ -1,4 +1,4 @@
-"""Greedy clusters of neurons that answer alike, within and across members."""
+"""Greedy clusters of neurons that respond alike, within and across members."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ def greedy_clusters(activations: Tensor, count: int) -> Tensor:
     """Merge the two clusters whose mean activations correlate most, until `count` clusters are left.
 
     The correlation of two clusters is that of the sums of their members' activations, kept exact by adding rows of
-    the covariance matrix, the only matrix of all pairs that is kept. Neurons that always answer the same correlate
-    with those that give the same answer only.
+    the covariance matrix, the only matrix of all pairs that is kept. Neurons whose output is constant correlate
+    with those of the same constant only.
 
     Args:
         activations: one column per neuron, shape `(samples, neurons)`.

@@ -1,4 +1,4 @@
-"""Neurons that answer alike: one member's copy of another's neuron, or two of the same member."""
+"""Neurons that respond alike: one member's copy of another's neuron, or two of the same member."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from neurograft.alignment.matching import execution_order, identity, match_forward, order_of
-from neurograft.alignment.weight_similarity import Network, Products, WeightEvidence, aligned
+from neurograft.alignment.weight_similarity import Network, Products, WeightSimilarity, aligned
 from neurograft.axes.layout import Layout, layout_size, resize_layout
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.axes.mixing import axis_pairs
@@ -35,7 +35,7 @@ def matched_insides(members: Members) -> dict[str, tuple[NeuronMap, ...]]:
         return {}
     orders = {group.name: [identity(group.size)] for group in inner}
     for state, own in zip(members.states[1:], members.graphs[1:], strict=True):
-        evidence = WeightEvidence(first, Network(state, own))
+        evidence = WeightSimilarity(first, Network(state, own))
         found = match_forward(evidence, graph, execution_order(graph), _alike, sweeps=2, readers=True)
         for group in inner:
             orders[group.name].append(found.get(group.name, identity(group.size)))
@@ -55,17 +55,17 @@ def _alike(_group: str, products: Products) -> NeuronMap:
 
 
 def twin_classes(members: Members, groups: Sequence[str], tolerance: float, insides: Insides) -> Classes:
-    """Number the units of every group so that units with the same number answer alike, whatever the input.
+    """Number the units of every group so that units with the same number respond alike, whatever the input.
 
-    Two units are twins if everything that makes them (rows of producers, biases, norms with their statistics) is
-    equal, where a row's entries for inputs that are twins of each other are summed first: what is found is the
+    Two units are duplicates if everything that makes them (rows of producers, biases, norms with their statistics) is
+    equal, where a row's entries for inputs that are duplicates of each other are summed first: what is found is the
     coarsest partition that is stable under that rule, so permuted copies are found and residual streams too.
     Rows are compared along 32 random directions, which keeps memory at 32 numbers per unit.
 
     Args:
         members: the networks.
         groups: the groups to look at.
-        tolerance: how far the incoming weights of twins may lie apart, relative to the longer of the two.
+        tolerance: how far the incoming weights of duplicates may lie apart, relative to the longer of the two.
         insides: the orders in which the neurons inside units are compared, as `matched_insides` gives them.
 
     Returns:
@@ -103,7 +103,7 @@ def _reordered(members: Members, insides: Insides) -> Members:
 
 
 def _makers(graph: NeuronGraph, group: str) -> list[Slot]:
-    """The slots whose entries decide what a unit answers."""
+    """The slots whose entries decide what a unit computes."""
     return [slot for slot in graph[group].slots if slot.role in ("out", "elementwise")]
 
 
@@ -162,7 +162,7 @@ def _projected(
 
 
 def layout_ids(layout: Layout, classes: Mapping[str, Tensor], counts: Mapping[str, int]) -> tuple[Tensor, int]:
-    """Number the positions of a dimension so that positions of twins share a number; and how many numbers there are.
+    """Number the positions of a dimension so that duplicates share a number; and how many numbers there are.
 
     A class is to its units what a merged neuron is to its parts, so the numbers are where the merged ones would sit.
 
@@ -202,9 +202,9 @@ def leaders(rows: Tensor, classes: Tensor, tolerance: float) -> Tensor:
         near = (distances <= allowed) & (classes[start:stop, None] == classes[None, :stop])
         near &= torch.arange(stop)[None, :] < torch.arange(start, stop)[:, None]
         for unit in near.any(1).nonzero().flatten().tolist():
-            twins = (near[unit] & leading[:stop]).nonzero().flatten()
-            if len(twins):
-                found[start + unit] = twins[0]
+            duplicates = (near[unit] & leading[:stop]).nonzero().flatten()
+            if len(duplicates):
+                found[start + unit] = duplicates[0]
                 leading[start + unit] = False
     numbers: Tensor = torch.unique(found, return_inverse=True)[1]
     return numbers

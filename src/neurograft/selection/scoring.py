@@ -1,4 +1,4 @@
-"""The kinds of importance: from the weights, from what neurons answer, from the loss, or by chance."""
+"""The kinds of importance: from the weights, from activations, from the loss, or by chance."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def scorers(
     - `l1`: absolute weights instead of squares: many small weights count for more beside few large ones.
     - `activation`: mean |activation| as its readers see it, times the norm of the weights that read it.
     - `variance`: variance of the activation times the squared norm of the weights that read it; a neuron that
-      always answers the same counts nothing, however large its answer.
+      is constant counts nothing, however large it is.
     - `taylor`: |Σ w · ∂loss/∂w| over the weights that read it: how the loss changes, to first order, if nobody
       does; cross-entropy on the labels of the calibration batches, mean over pieces of 32 samples (at a minimum the
       slopes of many samples cancel).
@@ -67,9 +67,9 @@ def scorers(
             first_order(model, graph, groups, batches) for model, graph in zip(models, members.graphs, strict=True)
         ]
         return lambda m, _: Measured(losses[m])
-    answers = [answer_sizes(found, kind) for found in member_activations(members, when="post", samples=SAMPLES)]
+    sizes = [activation_sizes(found, kind) for found in member_activations(members, when="post", samples=SAMPLES)]
     power = 1 if kind == "activation" else 2
-    return lambda m, scale: Read(answers[m], Magnitude(members.states[m], members.graphs[m], moved, scale), power)
+    return lambda m, scale: Read(sizes[m], Magnitude(members.states[m], members.graphs[m], moved, scale), power)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +85,12 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """How large a neuron's answers are, times how strongly they are read: answer · (Σ w² of its readers)^(power/2).
+    """A neuron's activations times how strongly they are read: activation · (Σ w² of its readers)^(power/2).
 
-    Groups whose answers no calibration batch shows count by their readers alone.
+    Groups whose activations no calibration batch shows count by their readers alone.
     """
 
-    answers: Mapping[str, Tensor]
+    sizes: Mapping[str, Tensor]
     weights: Magnitude
     power: int
 
@@ -98,14 +98,14 @@ class Read:
         """One vector of shape `(units,)`."""
         read = [self.weights.slot_sum(s, group, alive).cpu() for s in self.weights.slots(group) if s.role == "in"]
         norm = torch.stack(read).sum(0) if read else torch.ones(self.weights.graph[group].size)
-        return [self.answers.get(group, torch.ones(1)).to(norm) * norm ** (self.power / 2)]
+        return [self.sizes.get(group, torch.ones(1)).to(norm) * norm ** (self.power / 2)]
 
 
-def answer_sizes(activations: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+def activation_sizes(activations: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     """Mean absolute activation or variance per unit, from activations of shape `(samples, units)`.
 
     Example:
-        >>> answer_sizes({"a": torch.tensor([[1.0, 2.0], [-1.0, 2.0]])}, "variance")
+        >>> activation_sizes({"a": torch.tensor([[1.0, 2.0], [-1.0, 2.0]])}, "variance")
         {'a': tensor([1., 0.])}
     """
     if kind == "activation":

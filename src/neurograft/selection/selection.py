@@ -20,7 +20,7 @@ Kept: TypeAlias = dict[int, dict[str, Tensor]]
 """member -> group -> the member's units that survive, int64, sorted."""
 
 Twins: TypeAlias = Mapping[str, Sequence[Tensor]]
-"""group -> one tensor per member, shape `(units,)`: units with the same number answer alike."""
+"""group -> one tensor per member, shape `(units,)`: units with the same number respond alike."""
 
 Normalize: TypeAlias = Literal["none", "layer", "member"]
 
@@ -82,7 +82,7 @@ class Selection:
         order: "backward" scores each group on what the groups decided before it have left, "joint" on everything.
         normalize: see `transplant`.
         balance: see `transplant`.
-        twins: units that answer alike, empty to treat every unit as different.
+        duplicates: units that respond alike, empty to treat every unit as different.
     """
 
     members: Members
@@ -92,7 +92,7 @@ class Selection:
     order: str
     normalize: Normalize = "none"
     balance: bool = False
-    twins: Twins = field(default_factory=dict)
+    duplicates: Twins = field(default_factory=dict)
 
     def tree(self, node: Tree) -> tuple[Kept, tuple[int, ...]]:
         """Select below a node first, then among what its children kept; returns survivors and the members below."""
@@ -141,7 +141,7 @@ class Selection:
             seen = alive if self.order == "backward" else kept
             scores = {m: self._score(scorer, m, group, seen[m]) / levels[m] for m, scorer in scorers.items()}
             candidates = {m: kept[m][group] for m in kept}
-            classes = self.twins.get(group)
+            classes = self.duplicates.get(group)
             taken = _classes_of(classes, {m: units[group] for m, units in (before or {}).items()})
             for m, units in largest(scores, candidates, sizes[group], classes, taken).items():
                 chosen[m][group] = units
@@ -236,17 +236,17 @@ def _seen_before(values: Tensor) -> Tensor:
 
 
 def selection_maps(
-    members: Members, kept: Kept, sizes: Mapping[str, int], twins: Twins | None = None
+    members: Members, kept: Kept, sizes: Mapping[str, int], duplicates: Twins | None = None
 ) -> dict[str, tuple[NeuronMap, ...]]:
     """The maps of a selection: fused neurons are the kept ones, member 0's first.
 
-    With `twins`, the readers of a dropped unit read the kept unit of its class, if there is one: A stays the
+    With `duplicates`, the readers of a dropped unit read the kept unit of its class, if there is one: A stays the
     selection S, B becomes Sᵀ plus a 1 from the dropped unit to its twin.
     """
     maps = {}
     for group, n in sizes.items():
         found, start = [], 0
-        classes = None if twins is None else twins.get(group)
+        classes = None if duplicates is None else duplicates.get(group)
         stands_for = None if classes is None else _representatives(classes, [units[group] for units in kept.values()])
         for m, member_size in enumerate(members.sizes(group)):
             units = kept[m][group]

@@ -16,7 +16,7 @@ from neurograft.tracing.labelling import Labelling
 from neurograft.tracing.permutation import permuted_tensor
 from neurograft.tracing.recording import record
 from neurograft.tracing.tape import Op, Tape, live
-from neurograft.tracing.unit_loops import Turns
+from neurograft.tracing.unit_loops import LoopPasses
 
 
 def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> tuple[float, str | None]:
@@ -25,23 +25,23 @@ def deep_check(bench: Bench, moved: Mapping[str, Tensor], tolerance: float) -> t
     bench.put({})
     labelling = Labelling(bench.model)
     tapes = []
-    labels: list[tuple[dict[int, Label], Numbers, Turns]] = []
+    labels: list[tuple[dict[int, Label], Numbers, LoopPasses]] = []
     for example in bench.examples:
         tape = _record(bench, example)
         labelling.read(tape, bench.outputs or None)
         tapes.append(tape)
-        labels.append((dict(labelling.main.axes), labelling.main.numbers.kept(), labelling.main.turns.kept()))
+        labels.append((dict(labelling.main.axes), labelling.main.numbers.kept(), labelling.main.passes.kept()))
     graph, variables = build_graph(labelling, bench.model)
     known = {name: var for name, var in variables.items() if not var.fixed}
     chosen = {name: index for name, index in moved.items() if name in known and known[name].size == len(index)}
     mixings = {name: Pairs.permutation(order) for name, order in chosen.items()}
     changed = {name: permuted_tensor(x, graph.tensors[name], mixings) for name, x in bench.original.items()}
     by_variable = {variables[name]: order for name, order in chosen.items()}
-    for example, tape, (axes, numbers, turns) in zip(bench.examples, tapes, labels, strict=True):
+    for example, tape, (axes, numbers, passes) in zip(bench.examples, tapes, labels, strict=True):
         bench.put(changed)
         other = _record(bench, example)
         bench.put({})
-        error, first = _compare(tape, other, axes, numbers, turns, by_variable, tolerance)
+        error, first = _compare(tape, other, axes, numbers, passes, by_variable, tolerance)
         worst, where = max(worst, error), where or first
     return worst, where
 
@@ -57,7 +57,7 @@ def _compare(
     after: Tape,
     axes: Mapping[int, Label],
     numbers: Numbers,
-    turns: Turns,
+    passes: LoopPasses,
     by_variable: Mapping[Var, Tensor],
     tolerance: float,
 ) -> tuple[float, str | None]:
@@ -66,7 +66,7 @@ def _compare(
         return float("inf"), "the permuted network ran other ops"
     moved = dict(by_variable)
     worst, where = 0.0, None
-    units = _units(ours, turns)
+    units = _units(ours, passes)
     for one, other in zip(ours, theirs, strict=True):
         if one.name.startswith(("empty", "new_empty")) or one.name == "mkldnn_rnn_layer":
             continue
@@ -77,11 +77,11 @@ def _compare(
             meaning = numbers.of(x) if isinstance(x, Tensor) else None
             if not isinstance(x, Tensor) or id(x) not in axes or (meaning and meaning.kind in ("bounds", "range")):
                 continue
-            if id(x) in turns.partial:
+            if id(x) in passes.partial:
                 continue
-            turn = turns.of.get(id(x))
+            turn = passes.of.get(id(x))
             if turn is not None:
-                # this turn is now the one of the unit that has come here
+                # this pass is now the one of the unit that has come here
                 x = units[turn.form].get(int(positions(turn.axis, moved)[turn.number]), x)
             expected = _moved(x, looked(axes[id(x)]), moved)
             if meaning is not None and meaning.kind == "units":
@@ -93,13 +93,13 @@ def _compare(
     return worst, where
 
 
-def _units(ops: Sequence[Op], turns: Turns) -> dict[int, dict[int, Tensor]]:
+def _units(ops: Sequence[Op], passes: LoopPasses) -> dict[int, dict[int, Tensor]]:
     # per form of a loop's tensors, that of every unit
     found: dict[int, dict[int, Tensor]] = {}
     for op in ops:
         for r in op.results:
-            if isinstance(r, Tensor) and id(r) in turns.of:
-                turn = turns.of[id(r)]
+            if isinstance(r, Tensor) and id(r) in passes.of:
+                turn = passes.of[id(r)]
                 found.setdefault(turn.form, {})[turn.number] = r
     return found
 

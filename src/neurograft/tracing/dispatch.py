@@ -20,7 +20,7 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
                     yield item
 
 
-class Facts:
+class RunFacts:
     """What an op's schema says, looked up once per op."""
 
     __slots__ = ("composite", "mutable", "name", "overload")
@@ -37,14 +37,14 @@ class Facts:
         self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
-_FACTS: dict[Any, Facts] = {}
+_FACTS: dict[Any, RunFacts] = {}
 
 
-def facts_of(func: Any) -> Facts:
+def facts_of(func: Any) -> RunFacts:
     """What the op's schema says."""
     facts = _FACTS.get(func)
     if facts is None:
-        facts = _FACTS[func] = Facts(func)
+        facts = _FACTS[func] = RunFacts(func)
     return facts
 
 

@@ -15,7 +15,7 @@ MOVING = frozenset(
 )
 
 
-class Happening(Enum):
+class NodeKind(Enum):
     """What happens at a node."""
 
     INPUT = "input"
@@ -38,14 +38,14 @@ class Happening(Enum):
 class Node:
     """An op at which more than one thing meets; `tensors` are the weights that enter, in the op's order."""
 
-    happening: Happening
+    happening: NodeKind
     op: str
     module: str = ""
     tensors: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = f" in {self.module}" if self.module else ""
-        if self.happening in (Happening.INPUT, Happening.OUTPUT):
+        if self.happening in (NodeKind.INPUT, NodeKind.OUTPUT):
             return f"{self.happening.value} {self.op}".rstrip()
         # a module's weight stands for all its tensors
         own = [name for name in self.tensors if name.rpartition(".")[2] == "weight"] or list(self.tensors)
@@ -91,7 +91,7 @@ class Flow:
 
     def readers(self, node: int) -> tuple[Edge, ...]:
         """The edges to all that reads what a node makes inside the network."""
-        return tuple(e for e in self.out_of[node] if self.nodes[e.target].happening is not Happening.OUTPUT)
+        return tuple(e for e in self.out_of[node] if self.nodes[e.target].happening is not NodeKind.OUTPUT)
 
     def depends(self, node: int, on: int) -> bool:
         """Whether what a node makes depends on what another one makes; every node depends on itself."""
@@ -111,4 +111,4 @@ class Flow:
         return text_table(("number", "what enters or meets", "reads"), rows, numbers={"number"}, width=140)
 
 
-__all__ = ["MOVING", "Edge", "Flow", "Happening", "Node"]
+__all__ = ["MOVING", "Edge", "Flow", "Node", "NodeKind"]

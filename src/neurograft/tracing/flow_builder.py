@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neurograft.tracing.flow import Edge, Flow, Happening, Node
+from neurograft.tracing.flow import Edge, Flow, Node, NodeKind
 from neurograft.tracing.tape import Op, op_tensors, storage_of
 
 # ops whose result is what they take
@@ -41,14 +41,14 @@ class FlowBuilder:
         self.last = -1
         self.now = 0
         for path, x in inputs:
-            self.ways[id(x)] = _Way(self._node(Node(Happening.INPUT, path), ()), (), 0)
+            self.ways[id(x)] = _Way(self._node(Node(NodeKind.INPUT, path), ()), (), 0)
 
     def end(self, outputs: Iterable[tuple[str, Tensor]]) -> None:
         """The run is over, and has returned these tensors."""
         for path, x in outputs:
             way = self._way(x)
             if way is not None:
-                self._node(Node(Happening.OUTPUT, path), (way,))
+                self._node(Node(NodeKind.OUTPUT, path), (way,))
 
     def add(self, op: Op, weights: Sequence[str], *, constant: bool, alike: bool) -> None:
         """An op that does not work on weights alone has run.
@@ -106,14 +106,14 @@ class FlowBuilder:
         return {node: place for place, node in enumerate(self.order)}
 
 
-def _happening(results: bool, weights: bool, taken: int, adds: bool) -> Happening:
+def _happening(results: bool, weights: bool, taken: int, adds: bool) -> NodeKind:
     if not results:
-        return Happening.VALUE
+        return NodeKind.VALUE
     if weights:
-        return Happening.WEIGHT
+        return NodeKind.WEIGHT
     if taken > 1:
-        return Happening.SUM if adds and taken == 2 else Happening.MEETING
-    return Happening.CONSTANT
+        return NodeKind.SUM if adds and taken == 2 else NodeKind.MEETING
+    return NodeKind.CONSTANT
 
 
 __all__ = ["FlowBuilder"]

@@ -34,7 +34,7 @@ _UNREACHED = Why(FixedReason.UNREACHED, "no example input reached it")
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedVariable:
     """Groups by name and the variables behind them."""
 
     variables: Mapping[str, Var]
@@ -130,7 +130,7 @@ def pin_dealt(labelling: Labelling) -> None:
                 fix(order.by, order.why)
 
 
-def name_groups(labelling: Labelling) -> Named:
+def name_groups(labelling: Labelling) -> NamedVariable:
     """Groups in parameter order, each named after the first dim that holds it."""
     names: dict[Var, str] = {}
     for tensor, axes in labelling.parameter_axes.items():
@@ -139,7 +139,7 @@ def name_groups(labelling: Labelling) -> Named:
             new = [var for var in new if not (var.why and var.why.reason is FixedReason.KERNEL)]
             for i, var in enumerate(new):
                 names[var] = f"{tensor}:{dim}" + (f".{i}" if i else "")
-    return Named({name: var for var, name in names.items()}, names)
+    return NamedVariable({name: var for var, name in names.items()}, names)
 
 
 def layouts_of(axes: Axes, names: Mapping[Var, str]) -> tuple[Layout, ...]:
@@ -147,7 +147,9 @@ def layouts_of(axes: Axes, names: Mapping[Var, str]) -> tuple[Layout, ...]:
     return tuple(layout_of(axis, names) for axis in axes)
 
 
-def _tensor_info(labelling: Labelling, name: str, named: Named, marks: Mapping[Var, frozenset[Role]]) -> TensorInfo:
+def _tensor_info(
+    labelling: Labelling, name: str, named: NamedVariable, marks: Mapping[Var, frozenset[Role]]
+) -> TensorInfo:
     x = labelling.tensors.by_name[name]
     layouts = layouts_of(labelling.parameter_axes[name], named.names)
     roles = tuple(
@@ -201,7 +203,7 @@ def _roles_of(layout: Layout, private: Axis, marks: Mapping[Var, frozenset[Role]
     numbered = [(number, marks.get(var, default)) for var, number in _numbers(private)]
     found = {}
     for group in groups:
-        # a private factor speaks for the group if moving the group's units moves along the factor
+        # a private factor stands for the group if moving the group's units moves along the factor
         places = unit_positions(layout, group)
         along = [(number[places], played) for number, played in numbered]
         moves = [bool((n != n[:1]).any()) or (len(n) == 1 and bool((n >= 0).any())) for n, _ in along]
@@ -219,7 +221,7 @@ def _numbers(axis: Axis) -> Iterator[tuple[Var, Tensor]]:
             yield var, number
 
 
-def _notes_by_group(notes: list[tuple[Axis, str]], named: Named) -> dict[str, tuple[str, ...]]:
+def _notes_by_group(notes: list[tuple[Axis, str]], named: NamedVariable) -> dict[str, tuple[str, ...]]:
     found: dict[str, dict[str, None]] = {}
     for axis, why in notes:
         for var in leaves(axis):
@@ -228,7 +230,7 @@ def _notes_by_group(notes: list[tuple[Axis, str]], named: Named) -> dict[str, tu
     return {name: tuple(whys) for name, whys in found.items()}
 
 
-def _least(labelling: Labelling, named: Named) -> dict[str, int]:
+def _least(labelling: Labelling, named: NamedVariable) -> dict[str, int]:
     # how many units of a group the run has chosen at once
     found: dict[str, int] = {}
     for axis, _, count in labelling.main.notes.ranked:
@@ -239,7 +241,7 @@ def _least(labelling: Labelling, named: Named) -> dict[str, int]:
     return found
 
 
-def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:
+def _uses(labelling: Labelling, named: NamedVariable) -> Iterator[Use]:
     seen: set[tuple[str, int]] = set()
     places = labelling.flow.places()
     for first, last in pairwise([*labelling.starts, len(labelling.main.notes.uses)]):
@@ -256,7 +258,7 @@ def _uses(labelling: Labelling, named: Named) -> Iterator[Use]:
                 yield replace(_use(labelling, note, named, nth), node=places[labelling.flow.node_of[id(note.op)]])
 
 
-def _use(labelling: Labelling, note: UseNote, named: Named, nth: int) -> Use:
+def _use(labelling: Labelling, note: UseNote, named: NamedVariable, nth: int) -> Use:
     own = _own_dims(labelling, note)
     return Use(
         tensor=note.names[0],
@@ -284,4 +286,4 @@ def _own_dims(labelling: Labelling, note: UseNote) -> list[tuple[int, int]]:
     return pairs
 
 
-__all__ = ["Named", "build_graph", "layouts_of", "name_groups", "unreached"]
+__all__ = ["NamedVariable", "build_graph", "layouts_of", "name_groups", "unreached"]

@@ -170,11 +170,11 @@ class Labelling:
             self._step(op, kept, i)
             self.steps.append(op)
         self.seen.update(self.main.axes)
-        self.main.turns.finish()
+        self.main.passes.finish()
         self.flow.end(tensors_of(tape.outputs))
         for path, x in tensors_of(tape.outputs):
-            turn = self.main.turns.of.get(id(x))
-            self.main.turns.refuse(() if turn is None else (turn,), f"the output {path}".strip())
+            turn = self.main.passes.of.get(id(x))
+            self.main.passes.refuse(() if turn is None else (turn,), f"the output {path}".strip())
         beside = unread_outputs(tape, kept) if outputs is None else ()
         for path, x in (*pinned_outputs(tape.outputs, outputs), *beside):
             self.pinned.append((tape, path, x))
@@ -195,7 +195,7 @@ class Labelling:
             labels.names.clear()
             labels.strangers.clear()
             labels.numbers.forget()
-            labels.turns.forget()
+            labels.passes.forget()
             for name, x in self.tensors.by_name.items():
                 labels.know(x, axes[name], name)
 
@@ -294,14 +294,14 @@ class Labelling:
         if not _fits(op, results):
             return self._unruled(labels, op, " (its rule gave other shapes)")
         labels.numbers.settle(op, op.name in UNIFORM)
-        labels.turns.settle(op)
+        labels.passes.settle(op)
         return results
 
     def _unruled(self, labels: Labels, op: Op, how: str) -> list[Label | None]:
         # nothing is known: whatever enters is fixed, and so is what leaves
         labels.numbers.understood.clear()
         labels.numbers.settle(op, False)
-        labels.turns.refuse([labels.turns.of[id(x)] for x in op_tensors(op) if id(x) in labels.turns.of], str(op))
+        labels.passes.refuse([labels.passes.of[id(x)] for x in op_tensors(op) if id(x) in labels.passes.of], str(op))
         entering = [axis for x in op_tensors(op) for axis in labels.of(x)]
         if labels is self.main:
             movable = [axis for axis in entering if any(not v.fixed for v in leaves(axis))]

@@ -16,7 +16,7 @@ from neurograft.tracing.graph import Kind, Role
 from neurograft.tracing.index_semantics import Numbers
 from neurograft.tracing.reasons import Because, FixedReason, Why
 from neurograft.tracing.tape import Op, op_tensors, storage_of
-from neurograft.tracing.unit_loops import Turns
+from neurograft.tracing.unit_loops import LoopPasses
 
 Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
@@ -92,7 +92,7 @@ class Labels:
         self.strangers: set[int] = set()
         self.notes = Notes()
         self.numbers = Numbers()
-        self.turns = Turns()
+        self.passes = LoopPasses()
         self.op: Op | None = None
         self.mixing = False
         self.multiplying = False
@@ -237,9 +237,9 @@ class Labels:
         named = any(m.moves and axis_size(m.axis) == axis_size(axis) for m in self.numbers.meanings.values())
         if self.private is None or self.op is None or not named or algebra.reason(axis) is not None:
             return False
-        if id(source) in self.turns.of or not 0 <= number < axis_size(axis):
+        if id(source) in self.passes.of or not 0 <= number < axis_size(axis):
             return False
-        self.turns.start(self.op, axis, number, id(source), *how)
+        self.passes.start(self.op, axis, number, id(source), *how)
         return True
 
     def fixed(self, size: int, why: Because = "") -> Axis:

@@ -87,7 +87,7 @@ class MetaExecution:
 
 
 class Literals(TorchFunctionMode):
-    """Turns numbers that Python writes out into tensors on the CPU before torch puts them on the meta device itself.
+    """Passes numbers that Python writes out into tensors on the CPU before torch puts them on the meta device itself.
 
     Torch makes such tensors out of sight of any dispatch mode; only their way to the meta device is seen.
     """

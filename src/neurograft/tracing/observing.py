@@ -79,7 +79,7 @@ def operands(op: str, args: tuple[Any, ...], is_weight: Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
+class WeightRead:
     """A weight that an op reads.
 
     Attributes:
@@ -110,7 +110,7 @@ class Step:
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    reading: Reading | None
+    reading: WeightRead | None
 
     def run(self) -> Any:
         """Run the op (once more), with its operands as they are now."""
@@ -135,7 +135,7 @@ class Observer(Protocol):
         """The op has run; what is returned takes the place of its result, None keeps it."""
 
 
-class _Watch:
+class _Watcher:
     """Follows which tensors are parameters, made from parameters, or activations, and calls the observer."""
 
     def __init__(self, model: nn.Module, graph: NeuronGraph, observer: Observer, path: Callable[[], str]):
@@ -193,7 +193,7 @@ class _Watch:
                 self.active[r] = True
         return result
 
-    def _reading(self, op: str, args: tuple[Any, ...]) -> Reading | None:
+    def _reading(self, op: str, args: tuple[Any, ...]) -> WeightRead | None:
         found = operands(op, args, lambda x: bool(self.names(x)))
         if found is None:
             return None
@@ -201,7 +201,7 @@ class _Watch:
         nth = self.counts.get(tensor, 0)
         self.counts[tensor] = nth + 1
         active = found.input is not None and not self.names(found.input)
-        return Reading(tensor, nth, self.graph.use(tensor, nth), found, active)
+        return WeightRead(tensor, nth, self.graph.use(tensor, nth), found, active)
 
 
 @contextmanager
@@ -230,7 +230,7 @@ def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterato
           and makes (7, 2)
     """
     with module_paths(model) as path, without_fast_paths():
-        watch = _Watch(model, graph, observer, path)
+        watch = _Watcher(model, graph, observer, path)
         hook = model.register_forward_pre_hook(lambda _, *given: watch.begin(given), with_kwargs=True)
         try:
             with Dispatch(watch.meet):
@@ -239,4 +239,4 @@ def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterato
             hook.remove()
 
 
-__all__ = ["OPERANDS", "Observer", "Operands", "Reading", "Step", "observe", "operands"]
+__all__ = ["OPERANDS", "Observer", "Operands", "Step", "WeightRead", "observe", "operands"]

@@ -1,8 +1,8 @@
 """Loops over units by number: what happens to one of them must happen to each, and only sums may bring them together.
 
 `for e in range(n): out += f(x, weight[e], chosen == e)` says nothing of the order of the n units. A tensor that belongs
-to one turn of such a loop knows the unit's number and how it was computed, its form; the same form with another number
-is the same tensor of another unit. Where turns meet, they must be added up, or be stacked in order, one of the same
+to one pass of such a loop knows the unit's number and how it was computed, its form; the same form with another number
+is the same tensor of another unit. Where passes meet, they must be added up, or be stacked in order, one of the same
 form for every unit; anything else gives the units' order a meaning.
 """
 
@@ -23,7 +23,7 @@ _Key: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class LoopPass:
     """What one unit of `axis` has: its number, how it was computed, and of a sum what was added to something else."""
 
     axis: Axis
@@ -34,8 +34,8 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Total:
-    """A sum over turns that may not be complete: per number the forms of what was added."""
+class LoopSum:
+    """A sum over passes that may not be complete: per number the forms of what was added."""
 
     axis: Axis
     why: str
@@ -52,12 +52,12 @@ class Total:
 
 
 @dataclass(slots=True)
-class Turns:
-    """The turns of a run, and the sums over them."""
+class LoopPasses:
+    """The passes of a run, and the sums over them."""
 
-    of: dict[int, Turn] = field(default_factory=dict)
+    of: dict[int, LoopPass] = field(default_factory=dict)
     partial: set[int] = field(default_factory=set)
-    totals: dict[_Key, Total] = field(default_factory=dict)
+    totals: dict[_Key, LoopSum] = field(default_factory=dict)
     forms: dict[Hashable, int] = field(default_factory=dict)
     own: set[int] = field(default_factory=set)
     alike: dict[int, int] = field(default_factory=dict)
@@ -69,116 +69,118 @@ class Turns:
         for known in (self.of, self.partial, self.totals, self.forms, self.own, self.alike, self.versions):
             known.clear()
 
-    def kept(self) -> "Turns":
+    def kept(self) -> "LoopPasses":
         """What is known of this run, to be asked later."""
-        return Turns(dict(self.of), set(self.partial))
+        return LoopPasses(dict(self.of), set(self.partial))
 
     def start(self, op: Op, axis: Axis, number: int, *how: Hashable) -> None:
         """The result of an op is what one unit of `axis` has, taken by its number."""
-        self.of[id(op.results[0])] = Turn(axis, number, self._intern((op.name, *how)), str(op))
+        self.of[id(op.results[0])] = LoopPass(axis, number, self._intern((op.name, *how)), str(op))
         self.started = True
 
     def settle(self, op: Op) -> None:
-        """After an op's rule: its results belong to the turn of its operands, or a sum over turns grows."""
+        """After an op's rule: its results belong to the pass of its operands, or a sum over passes grows."""
         started, self.started = self.started, False
         if started or not (self.of or self.totals):
             return
         operands = list(op_tensors(op))
-        turns = [self.of[id(x)] for x in operands if id(x) in self.of]
+        passes = [self.of[id(x)] for x in operands if id(x) in self.of]
         added_to = self._added_to(op)
-        merging = self._merges(op, turns)
+        merging = self._merges(op, passes)
         for x in operands:
             if x is not added_to and not merging:
                 self._close(x)
         if merging:
             self._merge(op, operands)
-        elif not turns:
+        elif not passes:
             self._pass_by(op)
-        elif not self._meet(op, turns):
-            self.refuse(turns, str(op))
+        elif not self._meet(op, passes):
+            self.refuse(passes, str(op))
         elif added_to is not None:
-            self._grow(op, added_to, turns[0])
-        elif op.name != "stack" or not stacks_all(turns):
-            self._go_on(op, turns)
+            self._grow(op, added_to, passes[0])
+        elif op.name != "stack" or not stacks_all(passes):
+            self._go_on(op, passes)
         for x in op.mutates:
             self.versions[storage_of(x)] = self.versions.get(storage_of(x), 0) + 1
 
     def finish(self) -> None:
-        """The run is over: all sums over turns must be complete."""
+        """The run is over: all sums over passes must be complete."""
         for key in list(self.totals):
             self._check(self.totals.pop(key))
 
-    def refuse(self, turns: Sequence[Turn], where: str) -> None:
-        """Turns meet otherwise than in a sum: the units' order has a meaning."""
-        for turn in turns:
-            fix(turn.axis, _order(turn.why, f"meet in {where}"))
+    def refuse(self, passes: Sequence[LoopPass], where: str) -> None:
+        """Passes meet otherwise than in a sum: the units' order has a meaning."""
+        for loop_pass in passes:
+            fix(loop_pass.axis, _order(loop_pass.why, f"meet in {where}"))
 
-    def _meet(self, op: Op, turns: Sequence[Turn]) -> bool:
-        # whether all operands can belong to one turn (or are all units' tensors, about to be stacked)
-        first = turns[0]
-        if any(axis_size(turn.axis) != axis_size(first.axis) for turn in turns):
+    def _meet(self, op: Op, passes: Sequence[LoopPass]) -> bool:
+        # whether all operands can belong to one pass (or are all units' tensors, about to be stacked)
+        first = passes[0]
+        if any(axis_size(loop_pass.axis) != axis_size(first.axis) for loop_pass in passes):
             return False
-        for turn in turns[1:]:
-            unify(first.axis, turn.axis, str(op))
-        return stacks_all(turns) if op.name == "stack" else all(turn.number == first.number for turn in turns)
+        for loop_pass in passes[1:]:
+            unify(first.axis, loop_pass.axis, str(op))
+        return (
+            stacks_all(passes) if op.name == "stack" else all(loop_pass.number == first.number for loop_pass in passes)
+        )
 
-    def _go_on(self, op: Op, turns: Sequence[Turn]) -> None:
+    def _go_on(self, op: Op, passes: Sequence[LoopPass]) -> None:
         results = [r for r in op.results if isinstance(r, Tensor)]
         if not results or any(storage_of(x) not in self.own for x in op.mutates):
-            self.refuse(turns, str(op))
+            self.refuse(passes, str(op))
             return
         common = {storage_of(x) for x in op_tensors(op) if storage_of(x) not in self.own}
         form = (op.name, op.overload, *(self._form(x) for x in op.args), *map(self._form, op.kwargs.items()))
-        added = turns[0].form if op.name == "add" and len(turns) == 1 and not op.kwargs else None
+        added = passes[0].form if op.name == "add" and len(passes) == 1 and not op.kwargs else None
         for k, r in enumerate(results):
-            self.of[id(r)] = Turn(turns[0].axis, turns[0].number, self._intern((form, k)), turns[0].why, added)
+            self.of[id(r)] = LoopPass(passes[0].axis, passes[0].number, self._intern((form, k)), passes[0].why, added)
             if storage_of(r) not in common:
                 self.own.add(storage_of(r))
 
     def _pass_by(self, op: Op) -> None:
-        # what every turn computes anew from what belongs to none is the same in all of them
+        # what every pass computes anew from what belongs to none is the same in all of them
         if not op.mutates and torch.Tag.nondeterministic_seeded not in op.func.tags:
             form = (op.name, op.overload, *(self._form(x) for x in op.args), *map(self._form, op.kwargs.items()))
             self.alike.update((id(r), self._intern((form, k))) for k, r in enumerate(op.results))
 
     def _added_to(self, op: Op) -> Tensor | None:
-        # what an op adds a turn's tensor to, if that is no turn's itself
+        # what an op adds a pass's tensor to, if that is no pass's itself
         if op.name not in _ADDING:
             return None
         onto, added = (op.args[i] if i < len(op.args) else None for i in _ADDING[op.name])
         turning = isinstance(added, Tensor) and id(added) in self.of
         return onto if turning and isinstance(onto, Tensor) and id(onto) not in self.of else None
 
-    def _grow(self, op: Op, onto: Tensor, turn: Turn) -> None:
-        total = self._taken(onto) or Total(turn.axis, turn.why)
-        unify(total.axis, turn.axis, str(op))
+    def _grow(self, op: Op, onto: Tensor, loop_pass: LoopPass) -> None:
+        total = self._taken(onto) or LoopSum(loop_pass.axis, loop_pass.why)
+        unify(total.axis, loop_pass.axis, str(op))
         given = [self._form(x) for x in op.args if x is not onto]
-        total.add(turn.number, self._intern((op.name, *given, *map(self._form, op.kwargs.items()))))
+        total.add(loop_pass.number, self._intern((op.name, *given, *map(self._form, op.kwargs.items()))))
         result = op.results[0]
         self.totals[("storage", storage_of(result)) if op.mutates else ("id", id(result))] = total
         self.partial.update([] if op.mutates else [id(result)])
 
-    def _merges(self, op: Op, turns: Sequence[Turn]) -> bool:
-        # y + z of two turns, or a sum over turns plus another's: it is known by now that a sum over turns is meant
+    def _merges(self, op: Op, passes: Sequence[LoopPass]) -> bool:
+        # y + z of two passes, or a sum over passes plus another's: it is known by now that a sum over passes is meant
         if op.name != "add" or op.kwargs:
             return False
         summed = [x for x in op.args if isinstance(x, Tensor)]
         totals = [("id", id(x)) in self.totals for x in summed]
         known = all(id(x) in self.of or total for x, total in zip(summed, totals, strict=True))
-        return known and (any(totals) or len({turn.number for turn in turns}) > 1)
+        return known and (any(totals) or len({loop_pass.number for loop_pass in passes}) > 1)
 
     def _merge(self, op: Op, operands: Sequence[Tensor]) -> None:
-        merged: Total | None = None
+        merged: LoopSum | None = None
         for x in operands:
             part = self.totals.pop(("id", id(x)), None)
             if part is None:
-                turn = self.of[id(x)]
-                part = Total(turn.axis, turn.why)
-                part.add(turn.number, turn.form if turn.added is None else turn.added)
-                self.partial.update([] if turn.added is None else [id(x)])
-            merged = merged or Total(part.axis, part.why)
+                loop_pass = self.of[id(x)]
+                part = LoopSum(loop_pass.axis, loop_pass.why)
+                part.add(loop_pass.number, loop_pass.form if loop_pass.added is None else loop_pass.added)
+                self.partial.update([] if loop_pass.added is None else [id(x)])
+            merged = merged or LoopSum(part.axis, part.why)
             if axis_size(merged.axis) != axis_size(part.axis):
-                self.refuse([Turn(t.axis, 0, 0, t.why) for t in (merged, part)], str(op))
+                self.refuse([LoopPass(t.axis, 0, 0, t.why) for t in (merged, part)], str(op))
                 return
             unify(merged.axis, part.axis, str(op))
             for number, forms in part.forms.items():
@@ -187,7 +189,7 @@ class Turns:
             self.totals["id", id(op.results[0])] = merged
             self.partial.add(id(op.results[0]))
 
-    def _taken(self, x: Tensor) -> Total | None:
+    def _taken(self, x: Tensor) -> LoopSum | None:
         return self.totals.pop(("id", id(x)), None) or self.totals.pop(("storage", storage_of(x)), None)
 
     def _close(self, x: Tensor) -> None:
@@ -195,7 +197,7 @@ class Turns:
         if total is not None:
             self._check(total)
 
-    def _check(self, total: Total) -> None:
+    def _check(self, total: LoopSum) -> None:
         if not total.complete():
             fix(total.axis, _order(total.why, "not treated alike"))
 
@@ -217,13 +219,15 @@ def _order(why: str, what: str) -> Why:
     return Why(FixedReason.ORDER, f"its units are asked for one by one ({why}) and {what}")
 
 
-def stacks_all(turns: Sequence[Turn]) -> bool:
+def stacks_all(passes: Sequence[LoopPass]) -> bool:
     """Whether these are the tensors of all units, in their order, computed alike."""
-    first = turns[0]
-    alike = all(turn.form == first.form for turn in turns)
+    first = passes[0]
+    alike = all(loop_pass.form == first.form for loop_pass in passes)
     return (
-        alike and [turn.number for turn in turns] == list(range(axis_size(first.axis))) and reason(first.axis) is None
+        alike
+        and [loop_pass.number for loop_pass in passes] == list(range(axis_size(first.axis)))
+        and reason(first.axis) is None
     )
 
 
-__all__ = ["Turn", "Turns", "stacks_all"]
+__all__ = ["LoopPass", "LoopPasses", "stacks_all"]

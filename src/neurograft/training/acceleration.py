@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from neurograft.errors import MissingExtra, OptionError
-from neurograft.training.settings import Settings
+from neurograft.training.settings import TrainingSettings
 
 Accelerator: TypeAlias = Any  # accelerate ships no types, and is imported late
 LAUNCHERS = ("LOCAL_RANK", "WORLD_SIZE")  # what torchrun and `accelerate launch` set in each process
@@ -22,7 +22,7 @@ SHARDED = {
 
 
 @contextmanager
-def accelerated(settings: Settings, home: torch.device) -> Iterator[Accelerator]:
+def accelerated(settings: TrainingSettings, home: torch.device) -> Iterator[Accelerator]:
     """An `accelerate.Accelerator` for one training, and none of its traces afterwards.
 
     Accelerate keeps device, precision and processes in states that all accelerators of a process share and nobody
@@ -74,7 +74,7 @@ def accelerated(settings: Settings, home: torch.device) -> Iterator[Accelerator]
             state.update(kept)
 
 
-def _device(settings: Settings, home: torch.device) -> torch.device:
+def _device(settings: TrainingSettings, home: torch.device) -> torch.device:
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise OptionError(f"{variable} is set, but training copies the network to each GPU: launch without {name}")
@@ -93,7 +93,7 @@ def _current_gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _start_tracker(accelerator: Accelerator, settings: Settings) -> None:
+def _start_tracker(accelerator: Accelerator, settings: TrainingSettings) -> None:
     folder = settings["tracker"]
     if folder is None:
         return

@@ -1,4 +1,4 @@
-"""Train a student to answer like its teachers."""
+"""Train a student towards its teachers' outputs."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -11,8 +11,8 @@ from neurograft.errors import InputError, OptionError
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.inputs import Batches, check_model, first_tensor
 from neurograft.training.finetuning import label_loss
-from neurograft.training.loop import Answer, fit
-from neurograft.training.settings import Settings, takes_settings
+from neurograft.training.loop import Forward, fit
+from neurograft.training.settings import TrainingSettings, takes_settings
 
 
 @takes_settings
@@ -25,7 +25,7 @@ def distill(
     soft: float = 1.0,
     hard: float = 0.0,
     dim: int = -1,
-    **settings: Unpack[Settings],
+    **settings: Unpack[TrainingSettings],
 ) -> nn.Module:
     """Train a copy of the student to give the teachers' mean output; the student itself stays as it is.
 
@@ -38,10 +38,10 @@ def distill(
         teachers: the members, or one network (an `Ensemble` too); they run in eval mode and come back as they were.
         batches: a re-iterable of inputs, with or without labels; with `hard` above 0 labels are needed.
         temperature: T, how much the teachers' probabilities are flattened.
-        soft: weight of the teachers' answer.
+        soft: weight of the teachers' outputs.
         hard: weight of the labels.
         dim: the dimension of the outputs that counts the classes.
-        **settings: see `Settings`.
+        **settings: see `TrainingSettings`.
 
     Raises:
         InputError: for batches that are empty, one-shot or hold NaN, or outputs of different shapes.
@@ -66,11 +66,11 @@ def distill(
     teacher = teachers if isinstance(teachers, nn.Module) else Ensemble(teachers)
     loss = settings.get("loss")
 
-    def batch_loss(answers: Sequence[Answer], inputs: Any, labels: Any, where: str) -> Tensor:
-        ask_student, ask_teacher = answers
+    def batch_loss(forwards: Sequence[Forward], inputs: Any, labels: Any, where: str) -> Tensor:
+        student_forward, teacher_forward = forwards
         with torch.no_grad():
-            wanted = first_tensor(ask_teacher(inputs, where))
-        outputs = ask_student(inputs, where)
+            wanted = first_tensor(teacher_forward(inputs, where))
+        outputs = student_forward(inputs, where)
         total = soft * soft_loss(first_tensor(outputs), wanted, temperature, dim=dim)
         return total + hard * label_loss(outputs, labels, loss, where) if hard > 0 else total
 

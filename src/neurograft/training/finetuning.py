@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from neurograft.errors import InputError
 from neurograft.evaluating.evaluation import IGNORED_LABEL, Measure, check_classes, class_logits
 from neurograft.inputs import Batches, first_tensor
-from neurograft.training.loop import Answer, fit
-from neurograft.training.settings import Settings, takes_settings
+from neurograft.training.loop import Forward, fit
+from neurograft.training.settings import TrainingSettings, takes_settings
 
 
 @takes_settings
-def finetune(model: nn.Module, batches: Batches, **settings: Unpack[Settings]) -> nn.Module:
+def finetune(model: nn.Module, batches: Batches, **settings: Unpack[TrainingSettings]) -> nn.Module:
     """Train a copy of the network on labelled batches; the network itself stays as it is.
 
     The defaults are the papers' stochastic gradient descent. With `validation` the best epoch is given back (highest
@@ -23,7 +23,7 @@ def finetune(model: nn.Module, batches: Batches, **settings: Unpack[Settings]) -
     Args:
         model: the network; submodules in eval mode inside a network in training mode stay in eval mode.
         batches: a re-iterable of `(inputs, labels)`; a shuffling DataLoader shuffles the same way for the same seed.
-        **settings: see `Settings`.
+        **settings: see `TrainingSettings`.
 
     Raises:
         InputError: for batches that are empty, unlabelled, one-shot or hold NaN.
@@ -42,8 +42,8 @@ def finetune(model: nn.Module, batches: Batches, **settings: Unpack[Settings]) -
     """
     loss = settings.get("loss")
 
-    def batch_loss(answers: Sequence[Answer], inputs: Any, labels: Any, where: str) -> Tensor:
-        return label_loss(answers[0](inputs, where), labels, loss, where)
+    def batch_loss(forwards: Sequence[Forward], inputs: Any, labels: Any, where: str) -> Tensor:
+        return label_loss(forwards[0](inputs, where), labels, loss, where)
 
     return fit(model, batches, batch_loss, settings, task={"task": "labels"})
 
@@ -58,11 +58,11 @@ def label_loss(outputs: Any, labels: Any, loss: Measure | None, where: str) -> T
         raise InputError(f"{where} has no labels; batches must be (inputs, labels) pairs")
     if loss is not None:
         return loss(outputs, labels)
-    answer = first_tensor(outputs)
-    logits = class_logits(answer, labels)
+    output = first_tensor(outputs)
+    logits = class_logits(output, labels)
     if logits is None:
         raise InputError(
-            f"{where}: outputs of shape {tuple(answer.shape)} and these labels are no classification; pass loss="
+            f"{where}: outputs of shape {tuple(output.shape)} and these labels are no classification; pass loss="
         )
     check_classes(labels, logits.shape[-1], where)
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long(), ignore_index=IGNORED_LABEL)

@@ -10,11 +10,11 @@ from neurograft.errors import InputError
 from neurograft.inputs import Batches, check_model
 from neurograft.preserve_state import forked_random_state
 from neurograft.training.finetuning import finetune
-from neurograft.training.settings import Settings, settled, takes_settings
+from neurograft.training.settings import TrainingSettings, settled, takes_settings
 
 
 @takes_settings
-def train(make: Callable[[], nn.Module], batches: Batches, **settings: Unpack[Settings]) -> nn.Module:
+def train(make: Callable[[], nn.Module], batches: Batches, **settings: Unpack[TrainingSettings]) -> nn.Module:
     """Build a network and train it: its first weights, the order of the batches and dropout all come from `seed`.
 
     So members of an ensemble differ by their seed alone, and each can be made again. From there on it is `finetune`:
@@ -23,7 +23,7 @@ def train(make: Callable[[], nn.Module], batches: Batches, **settings: Unpack[Se
     Args:
         make: builds the network: a function or a class, called without arguments.
         batches: a re-iterable of `(inputs, labels)`; a shuffling DataLoader shuffles the same way for the same seed.
-        **settings: see `Settings`.
+        **settings: see `TrainingSettings`.
 
     Raises:
         InputError: for batches that are empty, unlabelled, one-shot or hold NaN; if `make` builds no network.

@@ -1,4 +1,4 @@
-"""What becomes of the step size from epoch to epoch."""
+"""What becomes of the learning rate from epoch to epoch."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ TENTH = 0.1
 
 
 def factor_of(schedule: Schedule, epochs: int) -> Callable[[int], float]:
-    """The factor of the step size, as a function of the number t of epochs done out of E.
+    """The factor of the learning rate, as a function of the number t of epochs done out of E.
 
     | schedule | factor |
     | --- | --- |

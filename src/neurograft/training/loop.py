@@ -26,7 +26,7 @@ from neurograft.preserve_state import (
 )
 from neurograft.training.acceleration import Accelerator, accelerated
 from neurograft.training.learning_rates import factor_of
-from neurograft.training.processes import Crew
+from neurograft.training.processes import Processes
 from neurograft.training.resuming import (
     check_content,
     check_kept,
@@ -40,11 +40,11 @@ from neurograft.training.resuming import (
     write,
 )
 from neurograft.training.settings import Epoch as Epoch
-from neurograft.training.settings import Settings, settled
+from neurograft.training.settings import TrainingSettings, settled
 
-Answer: TypeAlias = Callable[[Any, str], Any]
+Forward: TypeAlias = Callable[[Any, str], Any]
 """A network, called with the inputs of a batch and the words that begin an error message."""
-BatchLoss: TypeAlias = Callable[[Sequence[Answer], Any, Any, str], Tensor]
+BatchLoss: TypeAlias = Callable[[Sequence[Forward], Any, Any, str], Tensor]
 """The loss of a batch, from the network and those beside it, the inputs, the labels (None without any) and the words
 that begin an error message."""
 
@@ -60,7 +60,7 @@ def fit(
     beside: Sequence[nn.Module] = (),
     task: Mapping[str, object],
 ) -> nn.Module:
-    """A trained copy of the model: gradient descent on `batch_loss(answers, inputs, labels, where)`.
+    """A trained copy of the model: gradient descent on `batch_loss(forwards, inputs, labels, where)`.
 
     With validation batches the best epoch is given back (highest accuracy, of equals the lowest loss; epoch 0, the
     network as it came, included), otherwise the last one.
@@ -69,7 +69,7 @@ def fit(
         model: the network; it is only read.
         batches: a re-iterable of batches.
         batch_loss: what a batch costs.
-        given: the settings, as `Settings` has them; missing ones take their defaults.
+        given: the settings, as `TrainingSettings` has them; missing ones take their defaults.
         beside: networks that `batch_loss` asks: in eval mode and where the training is meanwhile, then as before.
         task: what decides `batch_loss`, to tell one training's checkpoint from another's.
 
@@ -94,7 +94,7 @@ def fit(
     with accelerated(settings, home) as accelerator, _placed(beside, accelerator.device):
         trained.to(accelerator.device)
         with forked_random_state(trained, batches=batches, seed=settings["seed"]):
-            run = _Run(trained, beside, batches, batch_loss, settings, accelerator)
+            run = _TrainingRun(trained, beside, batches, batch_loss, settings, accelerator)
             if settings["checkpoint"] is not None:
                 told = {**task, **{f"network {i} beside": fingerprint(other) for i, other in enumerate(beside)}}
                 run.keep(Path(settings["checkpoint"]), identity_of(model, batches, settings, run.crew.count, told))
@@ -119,7 +119,7 @@ class _Forward(nn.Module):
         return call_on_batch(self.network, inputs, where)
 
 
-class _Run:
+class _TrainingRun:
     """One training: the network, its optimizer, and how far they are."""
 
     def __init__(
@@ -128,15 +128,15 @@ class _Run:
         beside: Sequence[nn.Module],
         batches: Batches,
         batch_loss: BatchLoss,
-        settings: Settings,
+        settings: TrainingSettings,
         accelerator: Accelerator,
     ) -> None:
         self.network, self.batches, self.batch_loss = network, batches, batch_loss
         self.settings, self.accelerator = settings, accelerator
-        self.crew = Crew(accelerator, settings["seed"])
+        self.crew = Processes(accelerator, settings["seed"])
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         others = [accelerator.prepare_model(_Forward(other), evaluation_mode=True) for other in beside]
-        self.answers = [accelerator.prepare_model(_Forward(network)), *others]
+        self.forwards = [accelerator.prepare_model(_Forward(network)), *others]
         self.optimizer = _optimizer(self.parameters, settings)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] | None = None
@@ -192,7 +192,7 @@ class _Run:
     def _log(self, epoch: Epoch) -> None:
         if not self.accelerator.trackers:
             return
-        values = {"step size": self.optimizer.param_groups[0]["lr"]}
+        values = {"learning rate": self.optimizer.param_groups[0]["lr"]}
         if epoch.number > 0:
             values["loss/training"] = epoch.train_loss
         if epoch.validation is not None:
@@ -250,7 +250,7 @@ class _Run:
             inputs, labels = split_labels(batch)
             place = f"epoch {epoch}, batch {number}"
             check_inputs(inputs, place)
-            loss = self.batch_loss(self.answers, to_device(inputs, device), to_device(labels, device), place)
+            loss = self.batch_loss(self.forwards, to_device(inputs, device), to_device(labels, device), place)
             value, loss = self.crew.agreed(loss, inputs, counted)
             if not math.isfinite(value):
                 raise TrainingDiverged(f"{place}: the loss is {value}; lower lr, or check the network for huge weights")
@@ -275,7 +275,7 @@ class _Run:
             scaler.update()
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
     if settings["optimizer"] is not None:
         return settings["optimizer"](parameters)
     return torch.optim.SGD(
@@ -283,8 +283,8 @@ def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.opti
     )
 
 
-def _schedule(optimizer: torch.optim.Optimizer, settings: Settings, done: int) -> LRScheduler | None:
-    """The schedule after so many epochs; PyTorch finds the first step size in the optimizer."""
+def _schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, done: int) -> LRScheduler | None:
+    """The schedule after so many epochs; PyTorch finds the first learning rate in the optimizer."""
     if settings["schedule"] == "constant":
         return None
     return LambdaLR(optimizer, factor_of(settings["schedule"], settings["epochs"]), last_epoch=done - 1)
@@ -302,7 +302,7 @@ def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
 
 
 @contextmanager
-def _bar(settings: Settings, batches: Batches, crew: Crew, done: int) -> Iterator[Callable[[], None]]:
+def _bar(settings: TrainingSettings, batches: Batches, crew: Processes, done: int) -> Iterator[Callable[[], None]]:
     """A progress bar on the terminal's error stream; nothing where there is no terminal."""
     from rich.console import Console
     from rich.progress import Progress

@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 DATA, NETWORK = 0, 1  # what a random state is for
 
 
-class Crew:
+class Processes:
     """The processes of one training, seen from one of them; alone it changes nothing.
 
     In every round each process takes the next batch, so a round of P processes with batches of B samples is a step

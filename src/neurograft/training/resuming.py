@@ -15,14 +15,14 @@ from neurograft.escaping import named
 from neurograft.evaluating.evaluation import Scores
 from neurograft.inputs import Batches
 from neurograft.training.learning_rates import factor_of
-from neurograft.training.settings import Epoch, Settings
+from neurograft.training.settings import Epoch, TrainingSettings
 
 FORMAT = "neurograft training 1"
 MOST_TOLD = 12  # differences in one message
 
 
 def identity_of(
-    network: nn.Module, batches: Batches, settings: Settings, processes: int, task: Mapping[str, object]
+    network: nn.Module, batches: Batches, settings: TrainingSettings, processes: int, task: Mapping[str, object]
 ) -> dict[str, str]:
     """What two trainings must have in common to be one: name and value of everything that decides the result.
 
@@ -109,7 +109,7 @@ def check_kept(optimizer: Mapping[str, Any], parameters: Sequence[Tensor]) -> No
     """What an optimizer keeps for a parameter has its shape, or fewer dimensions (a count, a row).
 
     Raises:
-        CheckpointError: a step size is none.
+        CheckpointError: a learning rate is none.
         ValueError: something of another shape.
     """
     for group in optimizer["param_groups"]:

@@ -38,15 +38,15 @@ class Epoch:
     seconds: float
 
 
-class Settings(TypedDict, total=False):
+class TrainingSettings(TypedDict, total=False):
     """How to train: what `train`, `finetune` and `distill` have in common.
 
     Attributes:
         epochs: passes over the batches.
-        lr: step size.
+        lr: learning rate.
         momentum: share of the last step that is repeated.
         weight_decay: L2 penalty.
-        schedule: what becomes of the step size: "constant"; "cosine", down towards 0; "step:50,80", a tenth of it after
+        schedule: what becomes of the learning rate: "constant"; "cosine", down towards 0; "step:50,80", a tenth after
             50 epochs, a hundredth after 80; "halve:30", half of it every 30 epochs; or a function that takes the number
             of epochs done, 0 before the first, and gives the factor.
         precision: "float32"; or mixed precision, "bf16" or (on a GPU, with scaled gradients) "fp16": layers compute in
@@ -83,7 +83,7 @@ class Settings(TypedDict, total=False):
     on_epoch: Callable[[Epoch], None] | None
 
 
-DEFAULTS = Settings(
+DEFAULTS = TrainingSettings(
     epochs=10,
     lr=0.01,
     momentum=0.9,
@@ -103,7 +103,7 @@ DEFAULTS = Settings(
 )
 
 
-def settled(settings: Mapping[str, Any]) -> Settings:
+def settled(settings: Mapping[str, Any]) -> TrainingSettings:
     """The settings that were given, and the defaults of all others.
 
     Raises:
@@ -119,33 +119,33 @@ def settled(settings: Mapping[str, Any]) -> Settings:
     for name in settings:
         if name not in DEFAULTS:
             raise OptionError(f"training has no setting {name!r}; {closest(name, DEFAULTS)}")
-    whole = Settings(**{**DEFAULTS, **settings})  # type: ignore[typeddict-item]
+    whole = TrainingSettings(**{**DEFAULTS, **settings})  # type: ignore[typeddict-item]
     _check_numbers(whole)
     _check_others(whole)
     return whole
 
 
 def takes_settings(function: Function) -> Function:
-    """Let a function that takes `**settings: Unpack[Settings]` show them in its signature and its docstring.
+    """Let a function that takes `**settings: Unpack[TrainingSettings]` show them in its signature and its docstring.
 
     Its docstring has a line `**settings:` where the descriptions of the settings belong.
     """
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    types = inspect.get_annotations(Settings)
+    types = inspect.get_annotations(TrainingSettings)
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
         for name, default in DEFAULTS.items()
     ]
     function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
-    if function.__doc__ and Settings.__doc__:  # both are None under `python -OO`
-        described = Settings.__doc__.partition("Attributes:\n")[2].rstrip()
+    if function.__doc__ and TrainingSettings.__doc__:  # both are None under `python -OO`
+        described = TrainingSettings.__doc__.partition("Attributes:\n")[2].rstrip()
         lines = [line for line in function.__doc__.splitlines() if line.lstrip().startswith("**settings:")]
         function.__doc__ = function.__doc__.replace(lines[0], described)
     return function
 
 
-def _check_numbers(settings: Settings) -> None:
+def _check_numbers(settings: TrainingSettings) -> None:
     def require(name: str, value: object, kind: Any, met: Callable[[Any], bool], allowed: str) -> None:
         if isinstance(value, bool) or not isinstance(value, kind) or not met(value):
             raise OptionError(f"{name}={value!r}: must be {allowed}")
@@ -162,7 +162,7 @@ def _check_numbers(settings: Settings) -> None:
             raise OptionError("patience stops on the validation score: pass validation= too")
 
 
-def _check_others(settings: Settings) -> None:
+def _check_others(settings: TrainingSettings) -> None:
     factor_of(settings["schedule"], settings["epochs"])
     check_choice("precision", settings["precision"], PRECISIONS)
     if not isinstance(settings["progress"], bool):

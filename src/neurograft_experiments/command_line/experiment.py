@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from neurograft_experiments.engine import Outcome
     from neurograft_experiments.store import Store
-    from neurograft_experiments.study_query import Asked
+    from neurograft_experiments.study_query import StudyQuery
     from neurograft_experiments.trials import Task
 
 FAILURES_SHOWN = 5
@@ -207,13 +207,13 @@ def run(
 def _prepare(tasks: "Sequence[Task]", store: "Store", data_folder: Path | None, *, look: bool) -> None:
     """Find out before the work whether results can be written, will fit, and data sets are there."""
     from neurograft_experiments.disk_space import room_for
-    from neurograft_experiments.engine import Schedule
+    from neurograft_experiments.engine import TaskQueue
     from neurograft_experiments.study_query import check_data
 
     store.prepare()
     store.check_room(room_for(tasks, store))
     if look:
-        check_data(tuple(Schedule(tasks, store).pending.values()), data_folder)
+        check_data(tuple(TaskQueue(tasks, store).pending.values()), data_folder)
 
 
 def _check_engine(engine: str, address: str | None, gpus: float | None) -> None:
@@ -240,7 +240,7 @@ def _interruptible(store: "Store") -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _show_standing(asked: "Sequence[Asked]", store: "Store", console: "Console", preset: str) -> None:
+def _show_standing(asked: "Sequence[StudyQuery]", store: "Store", console: "Console", preset: str) -> None:
     """How much there is to do, per study and in all."""
     from neurograft.checkpoints.writing import size_text
     from neurograft.reporting.tables import Table, terminal_table
@@ -265,7 +265,7 @@ def _show_standing(asked: "Sequence[Asked]", store: "Store", console: "Console",
     typer.echo(f"{size_text(room_for(everything, store))} will be written. Nothing was run.")
 
 
-def _show_outcome(asked: "Sequence[Asked]", outcome: "Outcome", store: "Store") -> None:
+def _show_outcome(asked: "Sequence[StudyQuery]", outcome: "Outcome", store: "Store") -> None:
     """What is there now, and what failed."""
     from neurograft_experiments.store import DATABASE, counted
 

@@ -11,7 +11,7 @@ from neurograft_experiments.networks.shapes import Shape
 
 
 def from_configuration(configuration: Mapping[str, Any] | str | Path, shape: Shape, classes: int) -> nn.Module:
-    """An untrained image classifier of transformers; its answer is a dataclass whose `logits` all of neurograft reads.
+    """An untrained image classifier of transformers; its output is a dataclass whose `logits` all of neurograft reads.
 
     `num_labels`, `num_channels` and `image_size` follow the data, unless the mapping sets them itself.
 

@@ -50,7 +50,7 @@ def make_network(settings: Mapping[str, Any], shape: Shape, classes: int) -> nn.
     Raises:
         OptionError: for a name or an option that is not known, with the closest known ones, and for a value that an
             option does not take.
-        InputError: if a factory cannot be found or called, or its network does not answer images of this shape with
+        InputError: if a factory cannot be found or called, or its network does not map images of this shape to
             one logit per class.
 
     Example:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from neurograft.reporting.document import Picture
 from neurograft_experiments.reports.figures import Axis, Line, Scale, bars_picture, lines_picture
 from neurograft_experiments.reports.measures import TUNINGS, measure_named
-from neurograft_experiments.reports.panels import Panel
-from neurograft_experiments.reports.results import Figure, Group, Results, Which
+from neurograft_experiments.reports.panels import ReportPanel
+from neurograft_experiments.reports.results import Figure, Results, RowGroup, Which
 from neurograft_experiments.reports.tables import digits_of
 from neurograft_experiments.rows import BEST, ENSEMBLE
 
@@ -21,7 +21,7 @@ def styles_of(results: Results) -> Mapping[str, int]:
     return {start: number for number, start in enumerate(own)} | REFERENCE_STYLES
 
 
-def over_chart(panel: Panel, tuning: str, measure: str = "accuracy") -> Iterator[Picture]:
+def over_chart(panel: ReportPanel, tuning: str, measure: str = "accuracy") -> Iterator[Picture]:
     """A measure over the varied quantity, a line per start with its spread over seeds; nothing without two values."""
     results, how, accuracy = panel.results, measure_named(measure), measure == "accuracy"
     styles = styles_of(results)
@@ -46,7 +46,7 @@ def over_chart(panel: Panel, tuning: str, measure: str = "accuracy") -> Iterator
     )
 
 
-def epochs_chart(panel: Panel, tuning: str) -> Iterator[Picture]:
+def epochs_chart(panel: ReportPanel, tuning: str) -> Iterator[Picture]:
     """Validation accuracy over the epochs of training, axes for each setting; nothing if nothing was trained."""
     results, drawn = panel.results, []
     styles = styles_of(results)
@@ -66,7 +66,7 @@ def epochs_chart(panel: Panel, tuning: str) -> Iterator[Picture]:
         yield lines_picture(drawn, label=label, x_label="epoch", y_label="validation accuracy")
 
 
-def at_once_bars(panel: Panel) -> Iterator[Picture]:
+def at_once_bars(panel: ReportPanel) -> Iterator[Picture]:
     """Test accuracy of every start before any training, in percent."""
     groups = [group for group in _bar_groups(panel) if group.which.tuning == "none"]
     if len(groups) >= 3:
@@ -79,7 +79,7 @@ def at_once_bars(panel: Panel) -> Iterator[Picture]:
         )
 
 
-def gain_bars(panel: Panel) -> Iterator[Picture]:
+def gain_bars(panel: ReportPanel) -> Iterator[Picture]:
     """How many points every trained start is above the best member, seed by seed; nothing if nothing was trained."""
     results, setting = panel.results, panel.settings[0]
     best = results.find(setting, Which(BEST))
@@ -103,16 +103,16 @@ def gain_bars(panel: Panel) -> Iterator[Picture]:
     )
 
 
-def _bar_groups(panel: Panel) -> list[Group]:
+def _bar_groups(panel: ReportPanel) -> list[RowGroup]:
     return [group for group in panel.results.in_setting(panel.settings[0]) if group.rows and not group.which.member]
 
 
-def _gain(group: Group | None, best: Group) -> tuple[float, float]:
+def _gain(group: RowGroup | None, best: RowGroup) -> tuple[float, float]:
     import pandas
 
     own, level = (
         pandas.Series({seed: row["test"]["accuracy"] for seed, row in of.rows.items()}, dtype=float)
-        for of in (group or Group(-1, (), Which("")), best)
+        for of in (group or RowGroup(-1, (), Which("")), best)
     )
     return 100 * (own - level).mean(), 100 * (own - level).std()
 
@@ -127,7 +127,7 @@ def _line(name: str, figures: Sequence[Figure], style: int, scale: float = 1.0) 
     return Line(name, means, deviations if any(deviations) else (), style)
 
 
-def _curve(group: Group, style: int) -> Line:
+def _curve(group: RowGroup, style: int) -> Line:
     """The mean curve over seeds; a seed that stopped early keeps its last value."""
     import pandas
 
@@ -137,5 +137,5 @@ def _curve(group: Group, style: int) -> Line:
     return Line(line.name, line.values, line.deviations, style, chosen)
 
 
-def _of(panel: Panel) -> str:
+def _of(panel: ReportPanel) -> str:
     return f" ({panel.title})" if panel.title else ""

@@ -10,7 +10,7 @@ from neurograft.reporting.provenance import computer_text
 from neurograft_experiments.reports.results import Results
 
 HONESTY = (
-    "All rows of a setting have the same members, budget of epochs, batches and seeds. Step sizes and epochs were "
+    "All rows of a setting have the same members, budget of epochs, batches and seeds. Learning rates and epochs were "
     "chosen on validation images, the test images were read once per network for what was chosen, and every "
     "measurement ran in eval mode."
 )
@@ -59,7 +59,9 @@ def _spent(rows: Sequence[Mapping[str, Any]]) -> float:
     for row in rows:
         seconds = {part: value or 0.0 for part, value in (row.get("seconds") or {}).items()}
         shared, tuned = seconds.pop("members", 0.0), seconds.pop("tune", 0.0)
-        total += sum(seconds.values()) + (0.0 if "search" in seconds else tuned)  # the search tuned at every step size
+        total += sum(seconds.values()) + (
+            0.0 if "search" in seconds else tuned
+        )  # the search tuned at every learning rate
         entries = row.get("configuration", {}).get("members") or ()
         if keys := frozenset(entry["key"] for entry in entries):
             members[keys] = max(members.get(keys, 0.0), shared)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from neurograft_experiments.reports.measures import TUNINGS
-from neurograft_experiments.reports.results import Group, Results, Which
+from neurograft_experiments.reports.results import Results, RowGroup, Which
 from neurograft_experiments.reports.settings import SAME, Setting, named, short, text_of
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class ReportPanel:
     """Settings that differ in one quantity only, or a single setting.
 
     Attributes:
@@ -36,7 +36,7 @@ class Panel:
         return short(self.x) if self.x is not None else ""
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[RowGroup]:
         """All rows of all its settings."""
         return [group for setting in self.settings for group in self.results.in_setting(setting)]
 
@@ -50,12 +50,12 @@ class Panel:
         there = {which.tuning for which in self.whiches()}
         return tuple(tuning for tuning in TUNINGS if tuning in there)
 
-    def along(self, which: Which) -> tuple[Group | None, ...]:
+    def along(self, which: Which) -> tuple[RowGroup | None, ...]:
         """One row's results in every setting."""
         return tuple(self.results.find(setting, which) for setting in self.settings)
 
 
-def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple[Panel, ...]:
+def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple[ReportPanel, ...]:
     """The panels of a study: one per combination of everything that varies besides `x`.
 
     Args:
@@ -66,13 +66,13 @@ def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple
     name = _field(results, x, 1 if single else 2)
     others = [field for field in results.varying if field != name]
     if name is None:
-        return tuple(Panel(results, named(setting, others), (setting,)) for setting in results.settings)
+        return tuple(ReportPanel(results, named(setting, others), (setting,)) for setting in results.settings)
     found: dict[tuple[str, ...], list[Setting]] = {}
     for setting in results.settings:
         if name in dict(setting):
             found.setdefault(tuple(text_of(dict(setting).get(field)) for field in others), []).append(setting)
     return tuple(
-        Panel(results, named(settings[0], others), tuple(sorted(settings, key=_place(settings, name))), name)
+        ReportPanel(results, named(settings[0], others), tuple(sorted(settings, key=_place(settings, name))), name)
         for settings in found.values()
     )
 

@@ -52,7 +52,7 @@ class Which:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class RowGroup:
     """The results of one row of a comparison, one per seed.
 
     Attributes:
@@ -119,7 +119,7 @@ class Results:
         groups: setting and row -> results over seeds, in the study's order.
     """
 
-    groups: Mapping[tuple[Setting, Which], Group]
+    groups: Mapping[tuple[Setting, Which], RowGroup]
     _values: dict[str, pandas.DataFrame] = field(default_factory=dict)
     _figures: dict[str, dict[int, Figure]] = field(default_factory=dict)
     _wide: dict[str, tuple[pandas.DataFrame, pandas.Series]] = field(default_factory=dict)
@@ -140,15 +140,15 @@ class Results:
                 columns[name] = values
         return tuple(columns)
 
-    def find(self, setting: Setting, which: Which) -> Group | None:
+    def find(self, setting: Setting, which: Which) -> RowGroup | None:
         """The results of a row in a setting, None if the study has no such row."""
         return self.groups.get((setting, which))
 
-    def in_setting(self, setting: Setting) -> tuple[Group, ...]:
+    def in_setting(self, setting: Setting) -> tuple[RowGroup, ...]:
         """All rows of a setting."""
         return tuple(group for (own, _), group in self.groups.items() if own == setting)
 
-    def __iter__(self) -> Iterator[Group]:
+    def __iter__(self) -> Iterator[RowGroup]:
         return iter(self.groups.values())
 
     @property
@@ -202,7 +202,7 @@ class Results:
             self._values[measure] = frame[["group", "seed", "samples"]].assign(value=value).dropna(subset="value")
         return self._values[measure]
 
-    def _beside(self, which: Callable[[Group], Which], column: str) -> pandas.Series:
+    def _beside(self, which: Callable[[RowGroup], Which], column: str) -> pandas.Series:
         """Beside every line of the frame, a number of another row of the same setting and seed."""
         pairs = [(group.number, self.find(group.setting, which(group))) for group in self]
         numbers = self.frame["group"].map({number: other.number for number, other in pairs if other is not None})
@@ -210,7 +210,7 @@ class Results:
         found = self.frame.set_index(["group", "seed"])[column].reindex(places)
         return pandas.Series(found.to_numpy(), self.frame.index)
 
-    def figure(self, group: Group | None, measure: str = "accuracy") -> Figure:
+    def figure(self, group: RowGroup | None, measure: str = "accuracy") -> Figure:
         """One measure of a group over its seeds.
 
         Raises:
@@ -227,7 +227,7 @@ class Results:
         return found or Figure()
 
     def differences(
-        self, pairs: Sequence[tuple[Group | None, Group | float | None]], measure: str = "accuracy"
+        self, pairs: Sequence[tuple[RowGroup | None, RowGroup | float | None]], measure: str = "accuracy"
     ) -> list[Difference | None]:
         """For each pair, the first minus the second; None if they share no seed, or one is not there.
 
@@ -263,8 +263,8 @@ class Results:
         return [Difference(mean, noise) if count else None for count, mean, noise in found]
 
 
-def _number(of: Group | float | None) -> float:
-    return of.number if isinstance(of, Group) else math.nan
+def _number(of: RowGroup | float | None) -> float:
+    return of.number if isinstance(of, RowGroup) else math.nan
 
 
 def _reached(curve: Sequence[float], level: float) -> float:
@@ -276,7 +276,7 @@ def _reached(curve: Sequence[float], level: float) -> float:
 def collect(
     expected: Iterable[Mapping[str, Any]], rows: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str] = {}
 ) -> Results:
-    """Group results over seeds.
+    """RowGroup results over seeds.
 
     Args:
         expected: the labels of every trial that the study has (`row`, `recovery`, `tuning`, `seed`, `network`, …),
@@ -293,11 +293,11 @@ def collect(
         >>> [(group.which.start, len(group.rows), group.missing) for group in found]
         [('average', 1, {1: 'not run'})]
     """
-    groups: dict[tuple[Setting, Which], Group] = {}
+    groups: dict[tuple[Setting, Which], RowGroup] = {}
     for labels in expected:
         setting = setting_of(labels)
         which = Which(labels["row"], labels.get("recovery", "none"), labels.get("tuning", "none"))
-        group = groups.setdefault((setting, which), Group(len(groups), setting, which))
+        group = groups.setdefault((setting, which), RowGroup(len(groups), setting, which))
         seed, key = labels.get("seed", 0), labels["key"]
         if seed in group.rows or seed in group.missing:
             raise InputError(

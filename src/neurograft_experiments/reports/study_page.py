@@ -6,8 +6,8 @@ from neurograft.reporting.document import Document, Heading, Paragraph, Part, Se
 from neurograft_experiments.reports.charts import at_once_bars, epochs_chart, gain_bars, over_chart
 from neurograft_experiments.reports.made import made_parts
 from neurograft_experiments.reports.measures import TUNINGS
-from neurograft_experiments.reports.panels import Panel, panels_of
-from neurograft_experiments.reports.results import Group, Results, Which
+from neurograft_experiments.reports.panels import ReportPanel, panels_of
+from neurograft_experiments.reports.results import Results, RowGroup, Which
 from neurograft_experiments.reports.tables import comparison_table, cost_table, over_table, rival_of, won_back_table
 from neurograft_experiments.reports.verdicts import claims_table, judge
 from neurograft_experiments.rows import BEST, CONTINUE, ENSEMBLE
@@ -41,7 +41,7 @@ def study_document(about: About, results: Results, *, name: str, preset: str, co
     return Document(f"{about.title} ({preset})", about.question, tuple(sections))
 
 
-def _single(panel: Panel) -> Iterator[Part]:
+def _single(panel: ReportPanel) -> Iterator[Part]:
     """One setting: which network validation would choose, the table, bars, curves, costs."""
     if (found := takeaway(panel)) is not None:
         yield Paragraph(found, "takeaway")
@@ -55,7 +55,7 @@ def _single(panel: Panel) -> Iterator[Part]:
     yield cost_table(panel)
 
 
-def _accuracy_over(panel: Panel) -> Iterator[Part]:
+def _accuracy_over(panel: ReportPanel) -> Iterator[Part]:
     """A varied quantity: per way of training a table and a plot over it, then the curves at each of its values."""
     for tuning in panel.tunings():
         yield Heading(f"{TUNINGS[tuning][:1].upper()}{TUNINGS[tuning][1:]}")
@@ -68,7 +68,7 @@ def _accuracy_over(panel: Panel) -> Iterator[Part]:
             yield over_table(panel, tuning, "epochs")
 
 
-def _measures_over(panel: Panel, measure: str) -> Iterator[Part]:
+def _measures_over(panel: ReportPanel, measure: str) -> Iterator[Part]:
     """Costs over a varied quantity: the study's measure, and the memory where rows have it."""
     remembered = any("memory" in row for row in panel.results.rows)
     for name in (measure, *(["memory"] if remembered and measure != "memory" else [])):
@@ -77,7 +77,7 @@ def _measures_over(panel: Panel, measure: str) -> Iterator[Part]:
             yield from over_chart(panel, tuning, name)
 
 
-def takeaway(panel: Panel) -> str | None:
+def takeaway(panel: ReportPanel) -> str | None:
     """One sentence: what validation would choose, beside what it must be compared with; None if nothing was measured.
 
     "Not distinguishable" means: closer than the noise over seeds and of the test set's size.
@@ -105,13 +105,13 @@ def takeaway(panel: Panel) -> str | None:
     )
 
 
-def _fused(group: Group) -> bool:
+def _fused(group: RowGroup) -> bool:
     """Whether it is what a practitioner could choose instead of the best member: a network of a member's size."""
     given = group.which.row in (BEST, ENSEMBLE, CONTINUE) or group.which.member
     return bool(group.rows) and not group.large and not given
 
 
-def standings(panel: Panel, tuning: str) -> str:
+def standings(panel: ReportPanel, tuning: str) -> str:
     """How often each start is above, equal to and below its rival along the varied quantity."""
     results, words = panel.results, []
     groups = [group for group in panel.groups if group.which.tuning == tuning and not group.large]

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from neurograft.reporting.tables import Table
 from neurograft_experiments.reports.measures import MARKS, TUNINGS, measure_named
-from neurograft_experiments.reports.panels import Panel
-from neurograft_experiments.reports.results import Group, Results, Which
+from neurograft_experiments.reports.panels import ReportPanel
+from neurograft_experiments.reports.results import Results, RowGroup, Which
 from neurograft_experiments.rows import BEST, CONTINUE, ENSEMBLE
 
 Key = TypeVar("Key", bound=Hashable)
@@ -22,7 +22,7 @@ SIGNS = (
 NOTES = {"accuracy": (SIGNS,), "epochs": ("One epoch more than there were: never.",)}
 
 
-def comparison_table(panel: Panel) -> Table:
+def comparison_table(panel: ReportPanel) -> Table:
     """Test accuracies of a single setting.
 
     A line per start and a column per way of training on; where nothing is trained on, a column per recovery.
@@ -40,7 +40,7 @@ def comparison_table(panel: Panel) -> Table:
     return _table(panel, "Test accuracy in %", ("network", *columns), list(lines.values()), grid, leads)
 
 
-def over_table(panel: Panel, tuning: str, measure: str = "accuracy") -> Table:
+def over_table(panel: ReportPanel, tuning: str, measure: str = "accuracy") -> Table:
     """One measure over the varied quantity: a line per start, a column per value."""
     whiches, words = panel.whiches(tuning), measure_named(measure).words
     groups = [[g for g in panel.results.in_setting(setting) if g.which.tuning == tuning] for setting in panel.settings]
@@ -58,12 +58,12 @@ def over_table(panel: Panel, tuning: str, measure: str = "accuracy") -> Table:
 
 
 def _table(
-    panel: Panel,
+    panel: ReportPanel,
     title: str,
     columns: tuple[str, ...],
     whiches: Sequence[Which],
-    grid: Sequence[Sequence[Group | None]],
-    leads: Sequence[Group | None],
+    grid: Sequence[Sequence[RowGroup | None]],
+    leads: Sequence[RowGroup | None],
     measure: str = "accuracy",
     tuning: str | None = None,
 ) -> Table:
@@ -92,7 +92,7 @@ def _table(
     )
 
 
-def won_back_table(panel: Panel) -> Table | None:
+def won_back_table(panel: ReportPanel) -> Table | None:
     """How much of what fusing lost each recovery of a single setting brought back; None if nothing was recovered."""
     results, setting = panel.results, panel.settings[0]
     recovered = [w for w in panel.whiches() if w.recovery != "none" and w.tuning == "none"]
@@ -113,7 +113,7 @@ def won_back_table(panel: Panel) -> Table | None:
     )
 
 
-def cost_table(panel: Panel) -> Table:
+def cost_table(panel: ReportPanel) -> Table:
     """What each start costs in a single setting, and how soon training brings it back."""
     results, setting = panel.results, panel.settings[0]
     trained = [tuning for tuning in panel.tunings() if tuning != "none"]
@@ -126,21 +126,21 @@ def cost_table(panel: Panel) -> Table:
             line += [_mean(results, group, "seconds.tune"), _rates(group), _mean(results, group, "epochs")]
         rows.append(tuple(line))
     names = {"finetune": "fine-tuning, s", "distill": "distilling, s"}
-    more = [column for tuning in trained for column in (names[tuning], "step size", "epochs to best")]
+    more = [column for tuning in trained for column in (names[tuning], "learning rate", "epochs to best")]
     return Table(
         title="Costs, mean over seeds",
         columns=("network", "fusing, s", "recovering, s", *more),
         rows=tuple(rows),
         numeric=len(more) + 2,
         note=(
-            "Seconds of training are those at the step size that validation chose. Epochs to best: how many until "
+            "Seconds of training are those at the learning rate that validation chose. Epochs to best: how many until "
             "the validation accuracy first reaches the best member's; one more than there were if it never does."
         ),
     )
 
 
 def cell(
-    results: Results, group: Group | None, measure: str, digits: int | None = None, sign: int | None = None
+    results: Results, group: RowGroup | None, measure: str, digits: int | None = None, sign: int | None = None
 ) -> str:
     """A figure with its spread, its mark of equality, and what is missing of it.
 
@@ -157,13 +157,13 @@ def cell(
     return text + (" †" if group.diverged else "")
 
 
-def signs(results: Results, pairs: Mapping[Key, tuple[Group | None, Group | None]]) -> dict[Key, int]:
+def signs(results: Results, pairs: Mapping[Key, tuple[RowGroup | None, RowGroup | None]]) -> dict[Key, int]:
     """1 where the first is above the second, -1 below, 0 not distinguishable; left out where one was not measured."""
     gaps = zip(pairs, results.differences(list(pairs.values())), strict=True)
     return {key: gap.sign for key, gap in gaps if gap is not None}
 
 
-def rival_of(results: Results, group: Group | None) -> Group | None:
+def rival_of(results: Results, group: RowGroup | None) -> RowGroup | None:
     """What a row must beat to have been worth while, None for those rows themselves."""
     if group is None or group.which.row in (BEST, CONTINUE) or group.which.member:
         return None
@@ -171,16 +171,16 @@ def rival_of(results: Results, group: Group | None) -> Group | None:
     return results.find(group.setting, Which(BEST) if tuning == "none" else Which(CONTINUE, tuning=tuning))
 
 
-def digits_of(groups: Sequence[Group]) -> int:
+def digits_of(groups: Sequence[RowGroup]) -> int:
     """Decimals of a percentage that say something for so many test images."""
     return 2 if min(_images(groups), default=0) >= FINE else 1
 
 
-def _images(groups: Sequence[Group]) -> list[int]:
+def _images(groups: Sequence[RowGroup]) -> list[int]:
     return sorted({row["test"]["samples"] for g in groups for row in g.rows.values() if row.get("test")})
 
 
-def _leader(results: Results, groups: Sequence[Group]) -> Group | None:
+def _leader(results: Results, groups: Sequence[RowGroup]) -> RowGroup | None:
     """The network of a member's size with the highest mean test accuracy: what others may be equal to."""
     single = [group for group in groups if group.rows and not group.large]
     return max(single, key=lambda group: results.figure(group).mean, default=None) if _images(single) else None
@@ -193,7 +193,7 @@ def _rules(rows: Sequence[str]) -> frozenset[int]:
     return frozenset(r for r in ends if r < len(rows) - 1)
 
 
-def _title(what: str, panel: Panel) -> str:
+def _title(what: str, panel: ReportPanel) -> str:
     seeds = {seed for group in panel.groups for seed in (*group.rows, *group.missing)}
     images = _images(panel.groups)
     on = f", {' or '.join(f'{n:,}' for n in images)} test images" if images else ""
@@ -201,22 +201,22 @@ def _title(what: str, panel: Panel) -> str:
     return f"{what} ({over}{on})"
 
 
-def _footnotes(panel: Panel, tuning: str | None) -> Iterator[str]:
+def _footnotes(panel: ReportPanel, tuning: str | None) -> Iterator[str]:
     groups = [group for group in panel.groups if tuning is None or group.which.tuning == tuning]
     if any(group.diverged for group in groups):
-        yield "† Training diverged at every step size; the start itself was measured."
+        yield "† Training diverged at every learning rate; the start itself was measured."
     for why in dict.fromkeys(why for group in groups for why in group.missing.values() if why != "not run"):
         yield f"Failed: {why}."
 
 
-def _mean(results: Results, group: Group | None, measure: str) -> str:
+def _mean(results: Results, group: RowGroup | None, measure: str) -> str:
     if group is None or not group.rows:
         return "–" if group is None else "not run"
     figure = results.figure(group, measure)
     return f"{figure.mean:.3g}" if figure else "–"
 
 
-def _rates(group: Group | None) -> str:
+def _rates(group: RowGroup | None) -> str:
     if group is None:
         return "–"
     rates = sorted({row["lr"] for row in group.rows.values() if row.get("lr") is not None})

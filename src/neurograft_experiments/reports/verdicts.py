@@ -9,7 +9,7 @@ from neurograft.reporting.tables import Table
 from neurograft_experiments.claims import Claim, Relation
 from neurograft_experiments.claims import Figure as Side
 from neurograft_experiments.reports.measures import TUNINGS, measure_named
-from neurograft_experiments.reports.results import Difference, Figure, Group, Results, Which
+from neurograft_experiments.reports.results import Difference, Figure, Results, RowGroup, Which
 from neurograft_experiments.reports.settings import SAME, Setting, named, text_of
 from neurograft_experiments.reports.tables import digits_of
 
@@ -97,7 +97,7 @@ def judge(claim: Claim, results: Results) -> Verdict:
     right = _candidates(results, against, claim.where, own) if against is not None else {}
     found = []
     for setting, groups in left.items():
-        other: Group | float | None = None
+        other: RowGroup | float | None = None
         if isinstance(claim.against, Side):
             other = _chosen(results, claim, claim.against, right.get(setting, []))
         else:
@@ -113,8 +113,8 @@ def _finding(
     results: Results,
     claim: Claim,
     setting: Setting,
-    one: Group | None,
-    other: Group | float | None,
+    one: RowGroup | None,
+    other: RowGroup | float | None,
     gap: Difference | None,
 ) -> Finding:
     name = SAME.get(claim.figure.best_over or "", claim.figure.best_over)
@@ -130,10 +130,10 @@ def _fixed(side: Side) -> Iterator[str]:
         yield side.best_over
 
 
-def _candidates(results: Results, side: Side, where: Mapping[str, Any], own: set[str]) -> dict[Setting, list[Group]]:
+def _candidates(results: Results, side: Side, where: Mapping[str, Any], own: set[str]) -> dict[Setting, list[RowGroup]]:
     """Common setting -> the rows a figure may be taken from there."""
     wanted = Which(side.row, side.recovery, side.tuning)
-    found: dict[Setting, list[Group]] = {}
+    found: dict[Setting, list[RowGroup]] = {}
     for group in results:
         if group.which == wanted and _matches(group.setting, {**where, **side.where}):
             common = tuple((name, value) for name, value in group.setting if name not in own)
@@ -147,7 +147,7 @@ def _matches(setting: Setting, where: Mapping[str, Any]) -> bool:
     return all(name in values and text_of(values[name]) == text_of(wanted) for name, wanted in places.items())
 
 
-def _chosen(results: Results, claim: Claim, side: Side, groups: list[Group]) -> Group | None:
+def _chosen(results: Results, claim: Claim, side: Side, groups: list[RowGroup]) -> RowGroup | None:
     """The row that a figure is taken from: of several, the one that validation prefers."""
     trials = {frozenset(row["key"] for row in group.rows.values()) for group in groups}
     if len(trials) > 1 and side.best_over is None:

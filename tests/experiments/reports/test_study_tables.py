@@ -79,7 +79,7 @@ def test_training_that_diverged_is_marked():
     (panel,) = panels_of(results, None)
     table = comparison_table(panel)
     assert line(table, "transplant")[-1] == "50.00 †"
-    assert "† Training diverged at every step size" in table.note
+    assert "† Training diverged at every learning rate" in table.note
 
 
 def test_a_table_over_a_varied_quantity_has_a_column_per_value():
@@ -99,7 +99,7 @@ def test_costs():
     results = collect(expected, rows)
     (panel,) = panels_of(results, None)
     table = cost_table(panel)
-    assert table.columns[3:6] == ("fine-tuning, s", "step size", "epochs to best")
+    assert table.columns[3:6] == ("fine-tuning, s", "learning rate", "epochs to best")
     assert line(table, "transplant")[:4] == ("0.1", "0", "9", "0.01")
     assert float(line(table, "transplant")[4]) == pytest.approx(11, abs=3)
 

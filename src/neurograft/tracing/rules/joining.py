@@ -36,13 +36,13 @@ def stack(labels: Labels, op: Op) -> Result:
     for x in arg(op, 0):
         mark(labels, x, "out")
     dim = arg(op, 1, 0) % (len(sizes_of(every[0])) + 1)
-    turns = [labels.turns.of[id(x)] for x in arg(op, 0) if id(x) in labels.turns.of]
-    if len(turns) == len(every) and stacks_all(turns):
+    passes = [labels.passes.of[id(x)] for x in arg(op, 0) if id(x) in labels.passes.of]
+    if len(passes) == len(every) and stacks_all(passes):
         first = labels.of(arg(op, 0)[0])
         for x in arg(op, 0)[1:]:
             for a, b in zip(first, labels.of(x), strict=True):
                 labels.unify(a, b)
-        return (*first[:dim], turns[0].axis, *first[dim:])
+        return (*first[:dim], passes[0].axis, *first[dim:])
     return side_by_side(labels, [inserted(label, dim) for label in every], dim, "the order of a stack")
 
 
