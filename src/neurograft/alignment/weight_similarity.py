@@ -192,11 +192,17 @@ def weight_axes(graph: NeuronGraph, group: str, readers: bool) -> Iterator[tuple
     seen: set[tuple[str, int]] = set()
     for slot in graph[group].slots:
         info = graph.tensors[slot.tensor]
-        if (slot.tensor, slot.dim) in seen or info.kind in STATISTICS:
+        if (slot.tensor, slot.dim) in seen or _measured(graph, info):
             continue
         if readers or info.roles[slot.dim][group] != {"in"}:
             seen.add((slot.tensor, slot.dim))
             yield slot.tensor, slot.dim
+
+
+def _measured(graph: NeuronGraph, info: TensorInfo) -> bool:
+    # a buffer that is multiplied by or looked up in, such as a codebook, is no statistic
+    known = info.kind == "statistic" and any(use.tensor == info.name for use in graph.uses)
+    return info.kind in STATISTICS and not known
 
 
 def aligned(network: Network, name: str, maps: Maps, leave: tuple[str, int] | None = None) -> tuple[Tensor, Layout]:

@@ -3,34 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from neurograft.inputs import is_sparse
 from neurograft.tracing import algebra
 from neurograft.tracing.algebra import Axis, axis_size, fixed, merge, unify
 from neurograft.tracing.blocks import Axes, Blank, Blocks, Label, axes_at, filled, looked, settled, sizes_of
 from neurograft.tracing.graph import Kind, Role
 from neurograft.tracing.index_semantics import Numbers
 from neurograft.tracing.reasons import Because, FixedReason, Why
-from neurograft.tracing.tape import Op, op_tensors, storage_of
+from neurograft.tracing.tape import Key, Op, op_tensors, storage_key, storage_of
 from neurograft.tracing.unit_loops import LoopPasses
-
-Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
-
-
-def storage_key(tensor: Tensor) -> Key:
-    """What makes `weight.data` the same weight although it is another Python object."""
-    if is_sparse(tensor):
-        return (id(tensor), 0, tuple(tensor.shape), ())
-    return (
-        int(tensor.untyped_storage()._cdata),
-        int(tensor.storage_offset()),
-        tuple(tensor.shape),
-        tuple(tensor.stride()),
-    )
 
 
 @dataclass(slots=True)

@@ -16,8 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from neurograft.tracing.dispatch import Dispatch, facts_of, tensors_in, without_fast_paths
 from neurograft.tracing.graph import NeuronGraph, Use
 from neurograft.tracing.labelling import by_size, consumes, tensors_of_model
-from neurograft.tracing.labels import storage_key
-from neurograft.tracing.tape import module_paths
+from neurograft.tracing.tape import module_paths, storage_key
 
 # op -> positions of its activation, its weight and its bias; the operands of a plain product may come in any order
 OPERANDS: dict[str, tuple[int | None, int, int | None]] = {

@@ -12,7 +12,7 @@ from neurograft.errors import NeurograftError, TraceError
 from neurograft.inputs import Inputs, call
 from neurograft.tracing.dispatch import Dispatch, facts_of, tensors_in
 from neurograft.tracing.meta_execution import Literals, MetaExecution
-from neurograft.tracing.tape import Op, Tape, as_found, module_paths, on_meta
+from neurograft.tracing.tape import Op, Tape, as_found, module_paths, on_meta, see_through
 
 
 @dataclass(slots=True)
@@ -36,7 +36,8 @@ class Recorder:
         return result
 
 
-def _as_given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def as_given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Run an op as the network gives it."""
     return args, kwargs, func(*args, **kwargs)
 
 
@@ -49,7 +50,7 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
     with as_found(model), module_paths(model) as path:
         literals: AbstractContextManager[object] = nullcontext()
         values: dict[int, Tensor] = {}
-        recorder = Recorder(path, _as_given)
+        recorder = Recorder(path, as_given)
         if on_meta(model):
             meta = MetaExecution()
             values, literals = meta.shadows, Literals()
@@ -64,7 +65,8 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
             raise TraceError(
                 f"{type(model).__name__} does not run on the example inputs: {type(error).__name__}: {error}"
             ) from error
+    see_through(recorder.ops, [*model.parameters(), *model.buffers()])
     return Tape(recorder.ops, inputs, outputs, values)
 
 
-__all__ = ["record"]
+__all__ = ["Recorder", "as_given", "record"]

@@ -1,15 +1,19 @@
 """What a network really runs: every ATen op of one forward pass, in order, with its tensors kept alive."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from neurograft.inputs import is_sparse
 from neurograft.preserve_state import give_back
 from neurograft.tracing.dispatch import tensors_in, without_fast_paths
+
+Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -51,8 +55,11 @@ def op_tensors(op: Op) -> Iterator[Tensor]:
 
 
 @contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no fused fast paths; modes, buffers and the random state come back as they were."""
+def as_found(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Eval mode (or training mode), no gradients, no fused fast paths.
+
+    Modes, buffers and the random state come back as they were.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if buffer.device.type != "meta"]
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
@@ -67,7 +74,7 @@ def as_found(model: nn.Module) -> Iterator[None]:
             torch.clear_autocast_cache()
             torch.set_autocast_cache_enabled(False)
             for module, _ in modes:
-                module.training = False
+                module.training = training
             yield
     finally:
         torch.backends.cudnn.enabled = cudnn
@@ -132,6 +139,45 @@ def storage_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)
 
 
+def storage_key(tensor: Tensor) -> Key:
+    """What makes `weight.data` the same weight although it is another Python object."""
+    if is_sparse(tensor):
+        return (id(tensor), 0, tuple(tensor.shape), ())
+    return (
+        int(tensor.untyped_storage()._cdata),
+        int(tensor.storage_offset()),
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+    )
+
+
+def see_through(ops: Sequence[Op], own: Iterable[Tensor]) -> None:
+    """Let ops take the results that their operands are, where these are other objects in the same memory.
+
+    No op makes `x.data` or `nn.Parameter(x)`. `own` are tensors that are themselves, a network's parameters.
+    """
+    made: dict[Key, Tensor] = {}
+    known = {id(x) for x in own}
+    keys = {storage_key(x) for x in own if x.numel()}
+    fresh: list[Tensor] = []
+
+    def itself(x: Tensor) -> Tensor:
+        if id(x) in known or not x.numel():
+            return x
+        for r in fresh:
+            made.setdefault(storage_key(r), r)
+        fresh.clear()
+        key = storage_key(x)
+        return x if key in keys else made.get(key, x)
+
+    for op in ops:
+        if any(id(x) not in known for x in op_tensors(op)):
+            op.args, op.kwargs, op.mutates = tree_map_only(Tensor, itself, (op.args, op.kwargs, op.mutates))
+        results = [r for r in op.results if isinstance(r, Tensor)]
+        known.update(map(id, results))
+        fresh += [r for r in results if r.numel()]
+
+
 def live(tape: Tape) -> list[Op]:
     """The ops that something returned, or a value read by Python, depends on.
 
@@ -167,6 +213,8 @@ __all__ = [
     "module_paths",
     "on_meta",
     "op_tensors",
+    "see_through",
+    "storage_key",
     "storage_of",
     "tensors_of",
 ]

@@ -22,6 +22,7 @@ from neurograft.tracing.proof import verify as prove
 from neurograft.tracing.reasons import FixedReason, Why
 from neurograft.tracing.recording import record
 from neurograft.tracing.tape import tensors_of
+from neurograft.tracing.training_run import follow_training
 
 
 def trace(
@@ -93,6 +94,7 @@ def learnt(model: nn.Module, examples: Sequence[Inputs], outputs: Any) -> tuple[
                 f"outputs={outputs!r} matches nothing the network returns; {closest(str(outputs), known)}"
             )
         chosen += [path for path in found if path not in chosen]
+    follow_training(labelling, model, examples, outputs)
     return labelling, chosen
 
 
