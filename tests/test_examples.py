@@ -14,7 +14,8 @@ STANDINS = {
     "scontrol": 'echo "scontrol $*" >> "$LOG"; [ "$1" = show ] && printf "one\\ntwo\\n"; exit 0',
     "srun": 'echo "srun $*" >> "$LOG"; case "$*" in *hostname*) echo 10.0.0.1;; esac',
     "ray": "exit 0",
-    "neurograft": 'echo "neurograft $*" >> "$LOG"\n'
+    # as the real one, it starts when Ray runs on every node: the script does not wait for what it put in the background
+    "neurograft": 'until grep -q "ray start --address" "$LOG"; do sleep 0.01; done; echo "neurograft $*" >> "$LOG"\n'
     '[ -z "$LONG" ] && exit 0\n'
     "trap 'exit 130' TERM; while true; do sleep 0.05; done",
 }
