@@ -3,7 +3,7 @@
 #
 # Before the time is up the run is told to stop, and the job puts itself into the queue again: it goes on where it was
 # until every trial has its row. Only the first node writes to OUTPUT; DATA must be there on every node, and neurograft
-# installed (pip install 'neurograft[cluster,data]'). Change the lines below to what your cluster has.
+# installed (pip install 'neurograft[cluster]'). Change the lines below to what your cluster has.
 #SBATCH --job-name=neurograft
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

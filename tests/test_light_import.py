@@ -53,3 +53,72 @@ def test_help_imports_no_torch(arguments):
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "neurograft", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("neurograft ")
+
+
+MODULE = """
+from torch import nn
+def net():
+    return nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+"""
+BARE = """
+import sys
+BLOCKED = {blocked!r}
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+import torch, neurograft as ng
+from neurograft.errors import MissingExtra
+from neurograft.methods import METHODS
+from torch import nn
+torch.manual_seed(0)
+def net():
+    return nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+nets, x = [net(), net()], torch.randn(64, 4)
+labels = torch.randint(3, (64,))
+print(ng.trace(nets[0], x[:2]))
+for method in METHODS:
+    print(ng.plan(nets, x[:2], method, calibration=[x]))
+    fused = ng.fuse(nets, x[:2], method, calibration=[x])
+plan = ng.plan(nets, x[:2], "average")
+fused = ng.repair(ng.apply(plan, nets), plan, nets, [x])
+fused = ng.reestimate_batch_norm(fused, [x])
+ng.combine(nets, x[:2]), ng.prune(nets[0], x[:2], ratio=0.5)
+ng.barrier(nets[0], nets[1], [(x, labels)], example_inputs=x[:2])
+print(ng.evaluate(ng.Ensemble(nets), [(x, labels)]))
+try:
+    ng.finetune(fused, [(x, labels)])
+except MissingExtra as error:
+    print(error)
+from neurograft.checkpoints import write_checkpoint
+from pathlib import Path
+folder = Path({folder!r})
+(folder / "own.py").write_text({module!r})
+for i, one in enumerate(nets):
+    write_checkpoint(one, folder / f"{{i}}.safetensors", {{}})
+sys.path.insert(0, str(folder))
+BLOCKED.discard("pydantic")  # typer needs it
+from neurograft.command_line.app import main
+for more in ([], ["--max-memory", "1GB"]):
+    files = [str(folder / f"{{i}}.safetensors") for i in range(2)]
+    output = str(folder / f"fused{{len(more)}}.safetensors")
+    sys.argv = ["neurograft", "fuse", "own:net", *files, "--method", "average", "--input", "2x4", "-o", output, *more]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+print("ALL DONE")
+"""
+
+
+def test_what_does_not_train_needs_the_library_alone(tmp_path):
+    blocked = {"pandas", "pydantic", "ray", "matplotlib", "accelerate", "datasets", "sklearn", "yaml", "filelock"}
+    blocked |= {"transformers", "safetensors", "pyarrow", "PIL", "tensorboard"}
+    program = BARE.format(blocked=blocked, folder=str(tmp_path), module=MODULE)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.rstrip().endswith("ALL DONE"), done.stderr
+    assert "training needs accelerate: pip install 'neurograft[train]'" in done.stdout

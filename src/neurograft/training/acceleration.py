@@ -36,10 +36,13 @@ def accelerated(settings: TrainingSettings, home: torch.device) -> Iterator[Acce
     Raises:
         OptionError: for a device or a precision that this machine does not have, a launcher that shards networks, or
             a tracker's folder that cannot be written to.
-        MissingExtra: for a tracker without TensorBoard.
+        MissingExtra: Accelerate is not installed, or TensorBoard for a tracker.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+    except ImportError as error:
+        raise MissingExtra("training needs accelerate: pip install 'neurograft[train]'") from error
 
     device = _device(settings, home)
     _check_precision(settings["precision"], device)
