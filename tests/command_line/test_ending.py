@@ -29,9 +29,13 @@ app.main()
 """
 
 
+# the tests may run where SIGHUP is ignored (nohup), which a child inherits
+DEFAULTS = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_nothing_unfinished_stays(tmp_path, name):
-    command = [sys.executable, "-c", WRITING, str(tmp_path / "out")]
+    command = [sys.executable, "-c", f"{DEFAULTS}{WRITING}", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
         assert list(tmp_path.iterdir())
