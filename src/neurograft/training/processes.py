@@ -1,181 +1,195 @@
-"""Processes that train one network together: who takes which batches, and how they agree on every number."""
+"""Where a training computes, and with whom: in one process, or in those of a launcher, through Accelerate."""
 
+import atexit
+import os
 import time
-from collections.abc import Callable, Iterator, Sized
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from neurograft.errors import InputError
-from neurograft.evaluating.evaluation import Measure, Scores, evaluate, tally
+from neurograft.errors import InputError, MissingExtra, OptionError
+from neurograft.evaluating.evaluation import Measure, Scores, tally
 from neurograft.inputs import Batches
-from neurograft.preserve_state import forked_random_state, random_state, seed_all, set_random_state
-from neurograft.training.acceleration import Accelerator
+from neurograft.preserve_state import seed_all
+from neurograft.training.settings import TrainingSettings
 
 Value = TypeVar("Value")
-DATA, NETWORK = 0, 1  # what a random state is for
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron",
+}
 
 
 class Processes:
-    """The processes of one training, seen from one of them; alone it changes nothing.
+    """The processes of one training, seen from one of them; alone it changes nothing and needs no Accelerate.
 
-    In every round each process takes the next batch, so a round of P processes with batches of B samples is a step
-    with P·B samples. All processes draw the same order of batches, and different dropout: both from the seed, the epoch
-    and, for dropout, the process.
+    Of several, each takes other batches, as Accelerate's `prepare_data_loader` shares them: of a DataLoader or a list
+    every P-th (the last round is filled up from the start), of anything else the first process reads P batches and
+    sends each process its part. Gradients are averaged over the processes.
+
+    Args:
+        settings: `device` counts.
+        home: the device of the network, where it is trained unless `device` or a launcher says otherwise.
+
+    Raises:
+        OptionError: for a device that this machine does not have, or a launcher that shards networks.
+        MissingExtra: for several processes without Accelerate.
     """
 
-    def __init__(self, accelerator: Accelerator, seed: int) -> None:
-        self.accelerator, self.seed = accelerator, seed
-        self.count: int = accelerator.num_processes
-        self.index: int = accelerator.process_index
+    def __init__(self, settings: TrainingSettings, home: torch.device) -> None:
+        for variable, name in SHARDED.items():
+            if os.environ.get(variable, "").lower() in ("1", "true"):
+                raise OptionError(
+                    f"{variable} is set, but training copies the network to each GPU: launch without {name}"
+                )
+        wanted = None if settings["device"] is None else torch.device(settings["device"])
+        self.device = wanted or (torch.device("cuda") if _on_gpus() else home)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise OptionError(f"device={str(self.device)!r}: torch finds no GPU on this machine")
+        self.seed, self.count, self.index = settings["seed"], int(os.environ.get("WORLD_SIZE", "1")), 0
+        if self.count > 1:
+            self._accelerator = _accelerator(cpu=self.device.type == "cpu")
+            self.count, self.index = self._accelerator.num_processes, self._accelerator.process_index
+            own: torch.device = self._accelerator.device
+            if wanted is not None and (wanted.type != own.type or wanted.index not in (None, own.index)):
+                raise OptionError(f"device={str(wanted)!r}: of several processes each has its own, here {own}")
+            self.device = own
+        elif self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
 
-    def rounds(self, batches: Batches, epoch: int) -> Iterator[tuple[Any, bool]]:
-        """This process's batch of every round of an epoch, and whether it counts.
+    @property
+    def gpus(self) -> list[int]:
+        """The index of this process's GPU, if it has one."""
+        return [self.device.index] if self.device.type == "cuda" else []
 
-        In a last round with fewer batches than processes the others repeat a batch that does not count.
+    def prepared(self, network: nn.Module) -> nn.Module:
+        """The network, its gradients averaged over all processes; weights are the same objects."""
+        if self.count == 1:
+            return network
+        prepared: nn.Module = self._accelerator.prepare_model(network)
+        return prepared
+
+    @contextmanager
+    def shared(self, batches: Batches, *, filled: bool = True) -> Iterator[Batches]:
+        """This process's share of the batches, new in every pass; the caller's sampler stays as it was.
+
+        Args:
+            batches: all of them.
+            filled: whether all processes take as many, the first ones again in the last round.
         """
         if self.count == 1:
-            for batch in batches:
-                yield batch, True
+            yield batches
             return
-        device = self.accelerator.device
-        seed_all(self._seed(epoch, NETWORK + self.index), [device.index] if device.type == "cuda" else [])
-        own = None
-        for group in self._groups(batches, epoch):
-            counted = group[0] is not None
-            own = group[0] if counted else own if own is not None else group[1]
-            yield own, counted
+        from accelerate.data_loader import prepare_data_loader
 
-    def agreed(self, loss: Tensor, inputs: Any, counted: bool) -> tuple[float, Tensor]:
-        """The mean loss over the samples of all processes, and what this one must differentiate.
+        sampler: Any = getattr(batches, "sampler", None)
+        before = getattr(sampler, "generator", None)
+        try:
+            yield prepare_data_loader(
+                _loader(batches), self.device, put_on_device=True, rng_types=["generator"], even_batches=filled
+            )
+        finally:
+            if hasattr(sampler, "generator"):
+                sampler.generator = before  # Accelerate gives a sampler one that all processes share
 
-        DDP averages gradients over the P processes; with n samples of N here the loss is weighted by P · n / N, so that
-        uneven batches give the gradient of the mean over all samples. Every process learns at once if a loss is NaN.
-        """
-        value = float(loss.detach())
+    def start_epoch(self, number: int) -> None:
+        """Let several processes draw other dropout, the same in every run."""
+        if self.count > 1:
+            words = numpy.random.SeedSequence((self.seed, number, self.index)).generate_state(1, numpy.uint64)
+            seed_all(int(words[0]), self.gpus)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss."""
         if self.count == 1:
-            return value, loss
-        samples = _samples(inputs) if counted else 0
-        mine = [samples, samples * value if counted else 0.0]
-        total, summed = self._sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        return summed / total, loss * (self.count * samples / total)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self._accelerator.backward(loss)
 
-    def evaluate(self, model: nn.Module, batches: Batches, epoch: int, loss: Measure | None) -> Scores:
-        """`evaluate`, each process on its share of the batches."""
-        if self.count == 1:
-            return evaluate(model, batches, loss=loss)
+    def mean(self, loss: Tensor) -> float:
+        """The mean of a loss over the processes: each learns at once if it is NaN somewhere."""
+        return float(loss.detach() if self.count == 1 else self._accelerator.reduce(loss.detach(), "mean"))
+
+    def evaluate(self, model: nn.Module, batches: Batches, loss: Measure | None) -> Scores:
+        """`evaluate`, each process on its own batches of a DataLoader or a list, on all of anything else."""
         started = time.perf_counter()
-        with forked_random_state(batches=batches):
-            mine = (batch for batch, _ in self._groups(batches, epoch) if batch is not None)
-            measured = tally(model, mine, loss=loss)
-        measured.set_sums(self._sum(measured.sums()))
+        if self.count == 1:
+            return tally(model, batches, loss=loss).scores(time.perf_counter() - started)
+        divided = isinstance(batches, DataLoader | Sequence)
+        with self.shared(batches, filled=False) if divided else nullcontext(batches) as own:
+            measured = tally(model, own, loss=loss)
+        sums = torch.tensor(measured.sums().tolist(), device=self.device, dtype=torch.float64)
+        measured.set_sums(self._accelerator.reduce(sums, "sum" if divided else "mean").cpu())
         return measured.scores(time.perf_counter() - started)
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give all processes the running statistics of the first one."""
-        if self.count > 1:
-            for buffer in model.buffers():
-                if buffer.dtype != torch.bool:  # masks, which no step changes
-                    torch.distributed.broadcast(buffer, 0)
+        for buffer in model.buffers() if self.count > 1 else ():
+            if buffer.dtype != torch.bool:  # masks, which no step changes
+                torch.distributed.broadcast(buffer, 0)
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """What the first process makes, or the error that it meets, in all of them."""
         if self.count == 1:
             return make()
+        from accelerate.utils import broadcast_object_list
+
         told: list[Any] = [None, None]
         if self.index == 0:
             try:
                 told[0] = make()
             except Exception as error:
                 told[1] = error
-        torch.distributed.broadcast_object_list(told, 0)
+        broadcast_object_list(told)
         if told[1] is not None:
             raise told[1]
         made: Value = told[0]
         return made
 
-    def _groups(self, batches: Batches, epoch: int) -> Iterator[tuple[Any, Any]]:
-        """For each round: this process's batch or None, and one that can stand for it."""
-        if isinstance(getattr(batches, "sampler", None), DistributedSampler):
-            raise InputError(
-                "the DataLoader has a DistributedSampler: pass one that has all samples, they are shared here"
-            )
-        stream = _common(self._seed(epoch, DATA))
-        if type(batches) is DataLoader and batches.batch_sampler is not None:
-            sampler = batches.batch_sampler
-            rounds, rest = divmod(len(sampler) if isinstance(sampler, Sized) else 0, self.count)
-            if rounds:  # only the indices are read by all, the samples by the process that takes them
-                own = stream(_part_of(batches, self.index, self.count))
-                yield from ((batch, None) for batch in islice(own, rounds))
-                if rest:
-                    yield next(own, None), None
-                return
-        everything = stream(batches)
-        while group := list(islice(everything, self.count)):
-            yield (group[self.index] if self.index < len(group) else None), group[0]
 
-    def _sum(self, numbers: Tensor) -> Tensor:
-        device = self.accelerator.device
-        summed: Tensor = self.accelerator.reduce(numbers.to(device), "sum")
-        return summed.cpu()
-
-    def _seed(self, epoch: int, purpose: int) -> int:
-        return int(numpy.random.SeedSequence((self.seed, epoch, purpose)).generate_state(1, numpy.uint64)[0])
+def _on_gpus() -> bool:
+    """Whether a launcher means the GPUs."""
+    launched = any(name in os.environ for name in ("LOCAL_RANK", "WORLD_SIZE"))
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return launched and not on_cpu and torch.cuda.is_available()
 
 
-def _common(seed: int) -> Callable[[Batches], Iterator[Any]]:
-    """Read batches under a random state of their own that starts from the seed; the outer one stays as it is."""
-
-    def stream(batches: Batches) -> Iterator[Any]:
-        with forked_random_state(batches=()):
-            seed_all(seed)
-            iterator, inner = iter(batches), random_state()
-        while True:
-            outer = random_state()
-            set_random_state(inner)
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                inner = random_state()
-                set_random_state(outer)
-            yield batch
-
-    return stream
+def _accelerator(*, cpu: bool) -> Any:
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError as error:
+        raise MissingExtra("several processes need accelerate: pip install 'neurograft[train]'") from error
+    alone = not torch.distributed.is_initialized()
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    if alone:
+        atexit.register(torch.distributed.destroy_process_group)  # it serves all trainings of the program
+    return accelerator
 
 
-class _Every(torch.utils.data.Sampler[list[int]]):
-    """Every P-th list of indices of a batch sampler."""
+class _Stream(IterableDataset[Any]):
+    """Batches of any kind as a data set that is read from front to back."""
 
-    def __init__(self, sampler: Any, first: int, step: int) -> None:
-        self.sampler, self.first, self.step = sampler, first, step
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return islice(iter(self.sampler), self.first, None, self.step)
-
-
-def _part_of(loader: "DataLoader[Any]", first: int, step: int) -> "DataLoader[Any]":
-    """The same loader for every P-th batch. (Accelerate's own would give the caller's sampler another generator.)"""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=_Every(loader.batch_sampler, first, step),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-    )
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
-def _samples(inputs: Any) -> int:
-    first = next(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
-    return len(first) if first.dim() else 1
+def _loader(batches: Batches) -> "DataLoader[Any]":
+    if isinstance(getattr(batches, "sampler", None), DistributedSampler):
+        raise InputError("the DataLoader has a DistributedSampler: pass one that has all samples, they are shared here")
+    if isinstance(batches, DataLoader):
+        return batches
+    if isinstance(batches, Sequence):
+        return DataLoader(batches, batch_size=1, collate_fn=_only)  # type: ignore[arg-type]
+    return DataLoader(_Stream(batches), batch_size=None)
+
+
+def _only(items: list[Any]) -> Any:
+    return items[0]
