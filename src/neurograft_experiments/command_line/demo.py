@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from neurograft_experiments.command_line import check_installed
+
 
 def demo(
     data: Annotated[
@@ -36,6 +38,7 @@ def demo(
     Everything is compared on the same budget with the members, their ensemble, plain averaging and "continue the best
     member". It needs no download and takes about a minute.
     """
+    check_installed("demo", "matplotlib", "pandas", "pydantic", "safetensors", "sklearn", "yaml")
     import torch
     from rich.console import Console
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from neurograft.errors import OptionError
+from neurograft_experiments.command_line import check_installed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +73,11 @@ Only = Annotated[
     ),
 ]
 OUTPUT = Path("runs/experiments")
+
+
+@experiment.callback()
+def _check() -> None:
+    check_installed("experiments", "matplotlib", "pandas", "pydantic", "safetensors", "yaml")
 
 
 @experiment.command("list")

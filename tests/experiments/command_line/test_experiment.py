@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from neurograft.errors import InputError
-from neurograft_experiments import running
+from neurograft_experiments import command_line, running
 from neurograft_experiments.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +48,13 @@ def table(output):
         row["key"]: {name: value for name, value in row.items() if name not in ("seconds", "hardware", "commit")}
         for row in Store(output).rows()
     }
+
+
+@pytest.mark.parametrize(("command", "extra"), [(["demo"], "demo"), (["experiment", "list"], "experiments")])
+def test_what_must_be_installed_first_is_named(neurograft, monkeypatch, command, extra):
+    monkeypatch.setattr(command_line, "find_spec", lambda name: None if name == "pandas" else name)
+    code, _, err = neurograft(*command)
+    assert (code, err.strip()) == (2, f"error: this command needs pandas: pip install 'neurograft[{extra}]'")
 
 
 def test_the_list_says_what_each_study_asks(neurograft):
