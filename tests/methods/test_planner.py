@@ -27,6 +27,14 @@ def test_an_unknown_option_names_the_closest() -> None:
         ng.plan(models, x, ordre="joint")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "0", True])
+def test_a_seed_outside_its_range(seed: object) -> None:
+    models, x = pair()
+    for fuse in (ng.plan, ng.fuse):
+        with pytest.raises(OptionError, match=r"seed is a whole number from 0 to 2\^63 - 1"):
+            fuse(models, x, seed=seed)  # type: ignore[arg-type]
+
+
 def test_a_method_that_is_no_name() -> None:
     models, x = pair()
     with pytest.raises(OptionError, match="unknown method None; known: average"):

@@ -18,7 +18,7 @@ from neurograft.methods import METHODS, choice_of
 from neurograft.methods.method import Method
 from neurograft.operators.operator import Operator
 from neurograft.operators.owned import Owned
-from neurograft.options import check_choice
+from neurograft.options import check_choice, check_seed
 from neurograft.plans.joint import check_joint
 from neurograft.plans.output_heads import Heads, freed_heads, graphs_for_methods, with_kept_heads
 from neurograft.plans.plan import Filling, FusionPlan
@@ -76,6 +76,7 @@ def plan(
         {'0.weight:0': 8}
     """
     chosen, operator = choice_of(method, options, align)
+    check_seed(seed)  # before the networks are traced
     members = members_of(models, example_inputs, weights, graph, fixed, calibration)
     return plan_members(members, chosen, operator, heads=heads, seed=seed)
 
@@ -88,6 +89,7 @@ def plan_members(
     With an operator the method only aligns.
     """
     check_choice("heads", heads, ("average", "keep"))
+    check_seed(seed)
     keep = heads == "keep"
     with_base = operator is not None and operator.needs_base
     if with_base and members.base is None:
