@@ -9,10 +9,20 @@ import neurograft as ng
 from tests.networks import MLP
 
 
-def planted(model: nn.Module, graph: ng.NeuronGraph, seed: int) -> nn.Module:
-    """The network with the neurons of every free group in random order."""
+def planted(model: nn.Module, graph: ng.NeuronGraph, seed: int, apart: bool = False) -> nn.Module:
+    """The network with the neurons of every free group in random order; `apart`: another in every unit, if allowed."""
+    return ng.permute(model, graph, random_orders(graph, seed, apart))
+
+
+def random_orders(graph: ng.NeuronGraph, seed: int, apart: bool = True) -> dict[str, Tensor]:
+    """An order for every free group, `(units, neurons)` where it is one for every unit that holds the group."""
     generator = torch.Generator().manual_seed(seed)
-    return ng.permute(model, graph, {g.name: torch.randperm(g.size, generator=generator) for g in graph.free})
+    orders = {}
+    for group in graph.free:
+        units = graph[group.inside].size if apart and group.per_unit and group.inside else 0
+        found = [torch.randperm(group.size, generator=generator) for _ in range(units or 1)]
+        orders[group.name] = torch.stack(found) if units else found[0]
+    return orders
 
 
 def largest_change(one: nn.Module, other: nn.Module) -> float:

@@ -2,14 +2,16 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from tests.applying.test_formula import FUSED, SIZES, dense, dense_axis, graph_of, random_mixing
+from tests.axes.test_mixing import places, whole_matrix
 from torch import Tensor
 
 from neurograft.applying.formula import FusedRows, fuse_tensor
-from neurograft.axes.maps import NeuronMap
+from neurograft.axes.maps import NeuronMap, PerUnit
 from neurograft.operators.mean import Mean
 from neurograft.operators.owned import Owned
 from neurograft.plans.plan import FusionPlan
@@ -102,3 +104,65 @@ def test_random_tensors(seed: int, owned: bool) -> None:
         for m, block in enumerate(rows.aligned(cuts[1], rows.count)):
             own = aligned_of(plan, tensors[m], m, roles)
             torch.testing.assert_close(block, own[cuts[1] :], rtol=1e-11, atol=1e-11)
+
+
+def random_insides(chance: random.Random, units: int) -> NeuronMap:
+    """One matrix per unit of b: permutations, or dense."""
+    if chance.random() < 0.5:
+        return NeuronMap.permutations("b", torch.stack([torch.randperm(2) for _ in range(units)]))
+    return NeuronMap(*(PerUnit("b", torch.rand(units, 2, 2, dtype=torch.float64)) for _ in range(2)))
+
+
+@pytest.mark.parametrize("owned", [False, True])
+@pytest.mark.parametrize("seed", range(40))
+def test_random_tensors_whose_units_hold_orders_of_their_own(seed: int, owned: bool) -> None:
+    """As above, with neurons d (two in every unit of b, left or right of it, or in a sum beside it)."""
+    torch.manual_seed(seed)
+    chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    forms = (("b", "d"), ("d", "b"), ("b", (("d",), (3,))), (2, "b", "d"), ("b", "a", "d"), ("b",), ("a",))
+    shape = [tuple(chance.choice(forms) for _ in range(chance.choice((1, 2)))) for _ in range(chance.choice((1, 2)))]
+    roles: list[dict[str, Role]] = [{g: chance.choice(("out", "in")) for g in sorted(groups_of(dim))} for dim in shape]
+    sizes = [{**own, "d": 2} for own in SIZES]
+    graphs = []
+    for own in sizes:
+        graph = graph_of(shape, roles, own)
+        groups = (replace(g, inside="b", per_unit=True) if g.name == "d" else g for g in graph)
+        graphs.append(replace(graph, groups=tuple(groups)))
+    kinds = {g: "selection" if owned else chance.choice(("dense", "selection", "weighted")) for g in "abc"}
+    maps = {
+        g: tuple(NeuronMap(*(random_mixing(kinds[g], FUSED[g], own[g], generator) for _ in range(2))) for own in SIZES)
+        for g in "abc"
+    }
+    maps["d"] = tuple(random_insides(chance, own["b"]) for own in SIZES)
+    plan = FusionPlan("test", tuple(graphs), maps, WEIGHTS, Owned() if owned else Mean())
+    tensors = [torch.randn(g.tensors["w"].shape, generator=generator, dtype=torch.float64) for g in graphs]
+    total = torch.zeros(plan.graph.tensors["w"].shape, dtype=torch.float64)
+    aligned = []
+    for m, tensor in enumerate(tensors):
+        for dim, layout in enumerate(graphs[m].tensors["w"].layouts):
+            used = {g: maps[g][m].unmerge if role == "in" else maps[g][m].merge for g, role in roles[dim].items()}
+            matrix = whole_matrix(layout, plan.graph.tensors["w"].layouts[dim], used)
+            tensor = torch.tensordot(matrix, tensor, dims=([1], [dim])).movedim(0, dim)
+        aligned.append(tensor)
+        made = [{g: role for g, role in dim.items() if g != "d"} for dim in roles]
+        total += tensor * (scale_of(plan, made, WEIGHTS[m]) if owned else WEIGHTS[m])
+    whole = fuse_tensor(tensors, plan, "w", torch.zeros(total.shape, dtype=torch.float64))
+    torch.testing.assert_close(whole, total, rtol=1e-11, atol=1e-11)
+    rows = FusedRows(tensors, plan, "w")
+    if not rows.whole:
+        cuts = sorted({0, rows.count, *(chance.randrange(rows.count + 1) for _ in range(3))})
+        blocks = [rows.block(start, stop) for start, stop in itertools.pairwise(cuts)]
+        torch.testing.assert_close(torch.cat(blocks), total, rtol=1e-11, atol=1e-11)
+        for block, own in zip(rows.aligned(cuts[1], rows.count), aligned, strict=True):
+            torch.testing.assert_close(block, own[cuts[1] :], rtol=1e-11, atol=1e-11)
+
+
+def scale_of(plan: FusionPlan, roles: list[dict[str, Role]], weight: float) -> Tensor:
+    """1 for entries that an outermost group makes along some dimension, the member's weight for all others."""
+    info = plan.graph.tensors["w"]
+    made = torch.zeros(info.shape, dtype=torch.bool)
+    for dim, layout in enumerate(info.layouts):
+        makers = {g for g, role in roles[dim].items() if role != "in"}
+        along = torch.tensor([any(group in makers for _, group, _ in place) for place in places(layout)])
+        made |= along.reshape(-1, *[1] * (len(info.shape) - dim - 1))
+    return torch.where(made, 1.0, weight)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.attention import FORMS, attention, sequences
 from tests.networks import NETWORKS, build, example
+from tests.planting import planted
 from torch import nn
 
 import neurograft as ng
@@ -16,6 +18,7 @@ from neurograft.applying import formula
 from neurograft.applying.provenance import Provenance
 from neurograft.applying.stored import fuse_stored, open_files
 from neurograft.applying.streaming import stream
+from neurograft.axes.maps import PerUnit
 from neurograft.checkpoints import load_into, open_checkpoint, provenance_of, sha256, write_checkpoint
 from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError, PlanError
 from neurograft.members.members import Members
@@ -68,6 +71,26 @@ def test_streamed_is_applied(tmp_path, monkeypatch, name, dtype, method):
     for tensor_name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[tensor_name], rtol=0, atol=0)
     stored_member(open_checkpoint(tmp_path / "out"), build(name))  # nothing is missing
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_orders_of_their_own_in_every_head_stream_too(tmp_path, monkeypatch, form):
+    net, x = attention(form, 4), sequences()
+    graph = ng.trace(net, x)
+    models = [net, planted(net, graph, 1, apart=True)]
+    for m, model in enumerate(models):
+        write_checkpoint(model, tmp_path / f"{m}.safetensors", {})
+    stored = [stored_member(open_checkpoint(tmp_path / f"{m}.safetensors"), model) for m, model in enumerate(models)]
+    members = Members.on_disk(stored, models, x, form).changed(graphs=(graph,) * 2)
+    plan = ng.plan(members, method="permutation", restarts=1)
+    assert any(isinstance(found.merge, PerUnit) for maps in plan.maps.values() for found in maps)
+    save_plan(SavedPlan(plan), tmp_path / "plan.safetensors")
+    monkeypatch.setattr(formula, "BLOCK", 50)
+    provenance = Provenance.of(plan, [member.checkpoint for member in stored], form)
+    stream(load_plan(tmp_path / "plan.safetensors").plan, members, tmp_path / "out", provenance)
+    fused = load_into(attention(form, 4), tmp_path / "out")
+    torch.testing.assert_close(dict(fused.state_dict()), dict(net.state_dict()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(fused.state_dict(), ng.apply(plan, models).state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("method", ["permutation", "optimal_transport"])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.attention import FORMS, attention, sequences
 from tests.fusion import planned
 from tests.networks import MLP, NETWORKS, build, example
 from tests.planting import largest_change, planted, split
@@ -35,6 +36,14 @@ def test_a_planted_permutation_is_undone(name: str) -> None:
     graph = ng.trace(model, inputs, verify=False)
     fused = planned([model, planted(model, graph, 1)], inputs, method="optimal_transport", graph=graph)
     assert largest_change(fused, model) < 1e-6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_orders_of_their_own_in_every_head_are_undone(form: str) -> None:
+    net, x = attention(form, 4), sequences()
+    graph = ng.trace(net, x)
+    members = [net, planted(net, graph, 1, apart=True)]
+    assert largest_change(planned(members, x, "optimal_transport", graph=graph), net) < 1e-6
 
 
 def test_the_cost_is_the_published_one() -> None:

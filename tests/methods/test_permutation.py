@@ -1,9 +1,11 @@
 import importlib
+from dataclasses import replace
 from itertools import pairwise, permutations, product
 from typing import Any
 
 import pytest
 import torch
+from tests.attention import FORMS, attention, sequences
 from tests.fusion import planned
 from tests.networks import MLP, NETWORKS, build, example
 from tests.planting import largest_change, planted
@@ -198,15 +200,60 @@ def test_synchronising_raises_the_agreement_with_the_others() -> None:
         assert order_of(maps[reference]).tolist() == list(range(maps[reference].fused))
 
 
-def test_inner_channels_move_alike_in_every_head() -> None:
+def test_inner_channels_get_an_order_in_every_head() -> None:
     model, x = build("attention"), example("attention")
     graph = ng.trace(model, x, verify=False)
     inner = [group for group in graph.free if group.inside is not None]
     assert [group.size for group in inner] == [4]
-    order = torch.tensor([2, 0, 3, 1])
-    moved = ng.permute(model, graph, {inner[0].name: order})
+    orders = torch.tensor([[2, 0, 3, 1], [0, 1, 2, 3], [3, 2, 1, 0]])
+    moved = ng.permute(model, graph, {inner[0].name: orders})
     plan = ng.plan([model, moved], x, method="permutation", graph=graph)
-    assert order_of(plan.maps[inner[0].name][1]).tolist() == order.argsort().tolist()
+    assert order_of(plan.maps[inner[0].name][1]).tolist() == orders.argsort(1).tolist()
+
+
+@pytest.mark.parametrize("metric", ["weights", "activations"])
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_thirty_of_thirty_networks_with_an_order_of_its_own_in_every_head(form: str, heads: int, metric: str) -> None:
+    x = sequences()
+    options = {} if metric == "weights" else {"metric": metric, "calibration": [torch.randn(64, *x.shape[1:])]}
+    for seed in range(30):
+        net = attention(form, heads, seed)
+        graph = ng.trace(net, x, verify=False)
+        members = [net, planted(net, graph, seed, apart=True)]
+        fused = planned(members, x, "permutation", graph=graph, restarts=1, **options)
+        assert largest_change(fused, net) < 1e-6, seed
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_order_for_all_heads_does_not_undo_them(form: str) -> None:
+    """Which is why every head has its own."""
+    net, x = attention(form, 4), sequences()
+    graph = ng.trace(net, x)
+    shared = replace(graph, groups=tuple(replace(group, per_unit=False) for group in graph))
+    members = [net, planted(net, graph, 1, apart=True)]
+    assert largest_change(planned(members, x, "permutation", graph=shared), net) > 0.1
+
+
+def test_three_members_meet_in_one_basis_inside_heads_too() -> None:
+    net, x = attention("grouped_query", 4), sequences()
+    graph = ng.trace(net, x)
+    members = [planted(net, graph, seed, apart=True) for seed in range(3)]
+    fused = planned(members, x, "permutation", graph=graph, reference=1, restarts=1)
+    assert largest_change(fused, members[1]) < 1e-6
+
+
+def test_strangers_agree_better_with_an_order_of_its_own_in_every_head() -> None:
+    x = sequences()
+    members = [attention("written", 4, seed) for seed in range(2)]
+    graph = ng.trace(members[0], x)
+    shared = replace(graph, groups=tuple(replace(group, per_unit=False) for group in graph))
+    apart, alike = (
+        ng.plan(members, x, "permutation", graph=g, reference=0).details["objective"][1] for g in (graph, shared)
+    )
+    assert all(later > earlier for earlier, later in pairwise(apart))
+    assert apart[-1] > alike[-1]
 
 
 @pytest.mark.parametrize("name", ["mlp_bias", "vgg_batch_norm", "resnet", "densenet"])

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from tests.attention import attention, sequences
 from tests.fusion import planned
 from tests.networks import MLP, build, example
 from tests.planting import planted
 from torch import Tensor, nn
 
 import neurograft as ng
-from neurograft.axes.maps import Pairs
+from neurograft.axes.maps import Pairs, PerUnit
 from neurograft.errors import BadWeights, OptionError
 
 
@@ -256,6 +257,26 @@ def test_copies_whose_insides_are_permuted_too_are_found(network: str) -> None:
     members = [net, planted(net, graph, 0), planted(net, graph, 1)]
     fused = planned(members, x, graph=graph, diversity=True, weights=[1, 2, 3])
     torch.testing.assert_close(fused(x), net(x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("network", ["grouped", "attention", "resnet_group_norm"])
+def test_copies_with_an_order_of_its_own_in_every_unit_are_found(network: str) -> None:
+    x = example(network).double()
+    net = build(network).double()
+    graph = ng.trace(net, x)
+    members = [net, planted(net, graph, 0, apart=True), planted(net, graph, 1, apart=True)]
+    fused = planned(members, x, graph=graph, diversity=True, weights=[1, 2, 3])
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-9, atol=1e-10)
+
+
+def test_shares_of_what_lies_inside_units_are_those_of_the_units() -> None:
+    """Three of the four heads come from member 0, so do three quarters of what lies inside."""
+    x = sequences()
+    members = [attention("torch", 4, seed) for seed in range(2)]
+    plan = ng.plan(members, x, diversity=True, quota=[0.75, 0.25])
+    heads, channels = "attention.in_proj_weight:0.1", "attention.in_proj_weight:0.2"
+    assert isinstance(plan.maps[channels][1].merge, PerUnit)
+    assert plan.shares[heads] == plan.shares[channels] == (0.75, 0.25)
 
 
 class HeadNorm(nn.Module):

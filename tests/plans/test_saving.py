@@ -1,11 +1,15 @@
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+from tests.attention import attention, sequences
+from tests.planting import planted
 from torch import nn
 
 import neurograft as ng
+from neurograft.axes.maps import NeuronMap, PerUnit
 from neurograft.checkpoints.writing import write_tensors
 from neurograft.errors import CheckpointError, PlanError
 from neurograft.plans.plan import FusionPlan
@@ -93,6 +97,54 @@ def test_maps_that_lead_outside_are_refused(tmp_path, nets):
 
     rewritten(path, far)
     with pytest.raises(CheckpointError, match="leads outside its 6 neurons"):
+        load_plan(path)
+
+
+def per_unit_plan() -> tuple[FusionPlan, list[nn.Module]]:
+    """Heads permuted as wholes, and inside each by itself."""
+    net, x = attention("torch", 4), sequences()
+    graph = ng.trace(net, x)
+    members = [net, planted(net, graph, 1, apart=True)]
+    return ng.plan(members, x, "permutation", graph=graph, restarts=1), members
+
+
+def test_a_plan_with_maps_per_unit_is_saved_and_printed(tmp_path):
+    plan, members = per_unit_plan()
+    path = tmp_path / "plan.safetensors"
+    save_plan(SavedPlan(plan), path)
+    found = load_plan(path).plan
+    assert str(found) == str(plan)
+    assert "attention.in_proj_weight:0.2 in each attention.in_proj_weight:0.1" in str(plan)
+    torch.testing.assert_close(ng.apply(found, members).state_dict(), ng.apply(plan, members).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: PerUnit(m.outer, replace(m.inner, source=m.inner.source + 3)), "leads outside its 3 neurons"),
+        (lambda m: PerUnit("stem.weight:0", m.inner), "may not be mapped differently in the units of stem.weight:0"),
+        (lambda m: PerUnit("head.weight:0", m.inner), "may not be mapped differently in the units of head.weight:0"),
+        (lambda m: PerUnit.permutations(m.outer, m.inner.source[:2]), "has 2 maps for the units of"),
+        (lambda m: PerUnit(m.outer, torch.full((4, 3, 3), torch.nan)), "must be a finite matrix"),
+        (lambda m: PerUnit(m.outer, replace(m.inner, target=m.inner.target[:, :2])), "index vectors of one length"),
+    ],
+)
+def test_maps_per_unit_that_fit_no_unit_are_refused(tmp_path, change, message):
+    plan, _ = per_unit_plan()
+    name, maps = next((name, maps) for name, maps in plan.maps.items() if isinstance(maps[1].merge, PerUnit))
+    damaged = NeuronMap(*(change(mixing) for mixing in (maps[1].merge, maps[1].unmerge)))
+    path = tmp_path / "plan.safetensors"
+    save_plan(SavedPlan(replace(plan, maps={**plan.maps, name: (maps[0], damaged)})), path)
+    with pytest.raises(CheckpointError, match=message):
+        load_plan(path)
+
+
+def test_groups_that_all_units_share_get_no_maps_per_unit(tmp_path):
+    plan, _ = per_unit_plan()
+    graph = replace(plan.graphs[0], groups=tuple(replace(group, per_unit=False) for group in plan.graphs[0]))
+    path = tmp_path / "plan.safetensors"
+    save_plan(SavedPlan(replace(plan, graphs=(graph, graph))), path)
+    with pytest.raises(CheckpointError, match="may not be mapped differently in the units of"):
         load_plan(path)
 
 

@@ -13,21 +13,11 @@ from neurograft.tracing import nesting
 from neurograft.tracing.graph import NeuronGraph
 from tests.attention import CHANNELS, WIDTH, Block, attention, sequences
 from tests.networks import build, example
+from tests.planting import random_orders
 
 
 def insides(graph: NeuronGraph) -> dict[str, tuple[int, str, bool]]:
     return {g.name: (g.size, g.inside, g.per_unit) for g in graph.free if g.inside is not None}
-
-
-def shuffled(graph: NeuronGraph, seed: int) -> dict[str, Tensor]:
-    """An order for every free group, of its own in every unit where that is allowed."""
-    generator = torch.Generator().manual_seed(seed)
-    orders = {}
-    for group in graph.free:
-        units = graph[group.inside].size if group.inside and group.per_unit else 0
-        found = [torch.randperm(group.size, generator=generator) for _ in range(units or 1)]
-        orders[group.name] = torch.stack(found) if units else found[0]
-    return orders
 
 
 @pytest.mark.parametrize(
@@ -53,7 +43,7 @@ def test_channels_may_differ_from_head_to_head(form: str, expected: dict[str, tu
         shapes = attention(form, 4)
     assert insides(ng.trace(shapes, x.to("meta"))) == expected
     assert ng.verify(net, graph, x, deep=True).passed
-    other = ng.permute(net, graph, shuffled(graph, 1))
+    other = ng.permute(net, graph, random_orders(graph, 1))
     torch.testing.assert_close(other(x), net(x), rtol=1e-4, atol=1e-5)
 
 
@@ -62,7 +52,7 @@ def test_every_unit_permuted_by_itself_computes_the_same(name: str) -> None:
     net, x = build(name).double(), example(name).double()
     graph = ng.trace(net, x)
     assert any(group.per_unit for group in graph)
-    other = ng.permute(net, graph, shuffled(graph, 3))
+    other = ng.permute(net, graph, random_orders(graph, 3))
     torch.testing.assert_close(other(x), net(x), rtol=1e-10, atol=1e-12)
 
 

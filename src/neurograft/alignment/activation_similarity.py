@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from neurograft.alignment.activations import Cells
-from neurograft.alignment.weight_similarity import Maps, Products, ProductSum, Similarity
-from neurograft.axes.maps import PerUnit
-from neurograft.axes.mixing import mix_axis
+from neurograft.alignment.products import Key, Products, ProductSum
+from neurograft.alignment.weight_similarity import Maps, WeightSimilarity, is_hidden, units_of
+from neurograft.axes.layout import Factor, Layout, resize_layout
+from neurograft.axes.mixing import mix_along
 
 TIE = 1e-4  # how much the weights count beside the activations: enough to decide between equals only
 
@@ -19,86 +20,72 @@ class ActivationSimilarity:
     Neurons that the samples cannot tell apart (all that are silent on them, behind a ReLU also those that respond in
     one and the same sample) are told apart by their weights, which count 10⁻⁴ as much as the activations.
 
-    `target` and `member` are what `member_cells` gives, on the same samples: units whose insides are not matched yet
-    count with their best inner matching, a group inside others once these are matched.
+    `target` and `member` are what `member_cells` gives, on the same samples: units whose insides are not matched yet,
+    or are matched in every pair of units by itself, count with their best inner matching.
     """
 
-    def __init__(self, target: Cells, member: Cells, otherwise: Similarity):
+    def __init__(self, target: Cells, member: Cells, weights: WeightSimilarity):
         self.target = target
         self.member = member
-        self.otherwise = otherwise
+        self.weights = weights
+        self.graph = weights.target.graph
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
         """As `Similarity.products` says; divided by the number of samples, with the weights as a tie-break."""
-        total: ProductSum | None = None
+        weights = self.weights.sums(group, maps, known, readers)
+        units = units_of(self.graph, group, maps)
+        shown: ProductSum | None = None
         rows = 0
-        for (outer, inner), other in self.target.items():
-            own = self.member[outer, inner]
-            if group == outer:
-                shown = inner if inner is not None and inner not in known else None
-                own = _moved(own, 2, inner, maps) if shown is None else own
-                axis = 1
-            elif group == inner and outer in known:
-                own, axis, shown = _moved(own, 1, outer, maps), 2, None
-            else:
+        for key, other in self.target.items():
+            hidden = tuple(name for name in key if is_hidden(self.graph, name, group, known))
+            if group not in key or any(name not in known and name not in (group, *hidden) for name in key):
                 continue
-            rows += len(other)
-            total = total or ProductSum(own.shape[axis], other.shape[axis])
-            total.add(shown, _features(own, axis, shown), _features(other, axis, shown))
-        found = total.products() if total else None
-        if found is None:
-            return self.otherwise.products(group, maps, known, readers)
-        found = Products(found.cross / rows, found.member / rows, found.target / rows)
-        return _with_ties_broken(found, self.otherwise.products(group, maps, known, readers))
+            own = moved(key, self.member[key], {name: m for name, m in maps.items() if name not in (group, *hidden)})
+            first = (group, *hidden) if units is None else (units, group)
+            own, other = _features(own, key, first), _features(other, key, first)
+            if shown is None:
+                shown = ProductSum(*(x.shape[: 1 if units is None else 2] for x in (own, other)))
+            shown.add(hidden, own, other)
+            rows += len(self.target[key])
+        if shown is None:
+            return weights.products()
+        shown = shown.scaled(1 / rows)
+        amount, beside = shown.amount(), weights.amount()
+        return shown.plus(weights, TIE * amount / beside if amount and beside else 1.0).products()
 
     def nothing(self, group: str) -> Products:
         """As `Similarity.nothing` says."""
-        return self.otherwise.nothing(group)
+        return self.weights.nothing(group)
 
     def twice(self, group: str) -> bool:
         """As `Similarity.twice` says: never for activations."""
-        return not any(group in key for key in self.target) and self.otherwise.twice(group)
+        return not any(group in key for key in self.target) and self.weights.twice(group)
 
     def objective(self, maps: Maps, group: str | None = None) -> float:
         """Σ over groups of the mean products of matched neurons' activations."""
         total = 0.0
         for key, other in self.target.items():
             if group is None or group in key:
-                own = _moved(_moved(self.member[key], 1, key[0], maps), 2, key[1], maps)
+                own = moved(key, self.member[key], maps)
                 total += float((own * other).sum(dtype=torch.double)) / len(other)
         return total
 
 
-def _with_ties_broken(shown: Products, weights: Products | None) -> Products:
-    """The products with the weights as further features, scaled to a small share of what the activations are."""
-    if weights is None:
-        return shown
-    amount, other = (float(p.member.double().sum() + p.target.double().sum()) for p in (shown, weights))
-    if other == 0:
-        return shown
-    scale = TIE * amount / other if amount else 1.0
-    return Products(
-        shown.cross + scale * weights.cross.to(shown.cross),
-        shown.member + scale * weights.member.to(shown.member),
-        shown.target + scale * weights.target.to(shown.target),
-    )
-
-
 def moved_cells(cells: Cells, maps: Maps) -> Cells:
     """The activations of fused neurons, in the basis that `maps` lead to."""
-    return {(outer, inner): _moved(_moved(x, 1, outer, maps), 2, inner, maps) for (outer, inner), x in cells.items()}
+    return {key: moved(key, x, maps) for key, x in cells.items()}
 
 
-def _moved(activations: Tensor, axis: int, group: str | None, maps: Maps) -> Tensor:
-    if group is None or group not in maps:
-        return activations
-    merge = maps[group].merge
-    assert not isinstance(merge, PerUnit)
-    return mix_axis(activations, axis, merge)
+def moved(key: Key, activations: Tensor, maps: Maps) -> Tensor:
+    """Activations of shape `(rows, units, …)`, one dimension per group in `key`, each multiplied by its group's map."""
+    sizes = activations.shape[1:]
+    layout: Layout = (tuple(Factor(name, n) for name, n in zip(key, sizes, strict=True)),)
+    fused = resize_layout(layout, {name: maps[name].fused for name in key if name in maps})
+    merges = {name: maps[name].merge for name in key if name in maps}
+    fused_sizes = [maps[name].fused if name in maps else n for name, n in zip(key, sizes, strict=True)]
+    return mix_along(activations.flatten(1), 1, layout, fused, merges).reshape(len(activations), *fused_sizes)
 
 
-def _features(activations: Tensor, axis: int, shown: str | None) -> Tensor:
-    """One row of features per neuron of an axis, or per (unit, inner neuron) if the inner group is `shown`."""
-    if shown is not None:
-        return activations.flatten(1).T
-    return activations.movedim(axis, 0).flatten(1)
+def _features(activations: Tensor, key: Key, first: Key) -> Tensor:
+    """The dimensions of some groups in front, all others as features."""
+    return activations.movedim([1 + key.index(name) for name in first], list(range(len(first)))).flatten(len(first))

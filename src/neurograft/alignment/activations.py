@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from neurograft.alignment.weight_similarity import unit_cells
 from neurograft.axes.layout import Layout, layout_size, sizes_along
+from neurograft.axes.mixing import cell_positions
 from neurograft.axes.real_parts import real_parts
 from neurograft.errors import InputError, OptionError
 from neurograft.inputs import Batches, call, device_of, pair_note, split_labels, to_device
@@ -20,7 +20,8 @@ from neurograft.tracing.observing import Step, observe
 
 When = Literal["pre", "post"]
 Side = Literal["input", "output"]
-Cells: TypeAlias = dict[tuple[str, str | None], Tensor]
+Cells: TypeAlias = dict[tuple[str, ...], Tensor]
+"""A group and the groups inside it that are told apart -> `(rows, units, neurons of each of these …)`."""
 
 
 def member_activations(members: Members, *, when: When = "pre", samples: int = 1024) -> list[dict[str, Tensor]]:
@@ -97,7 +98,7 @@ def group_activations(
     """
     names = [group.name for group in graph.outermost] if groups is None else list(groups)
     found: dict[str, list[Tensor]] = {}
-    for (group, _), rows in watch(model, graph, batches, _Collector(places(graph, names, when), samples)).items():
+    for (group,), rows in watch(model, graph, batches, _Collector(places(graph, names, when), samples)).items():
         found.setdefault(group, []).append(rows)
     return {group: torch.cat(rows) if len(rows) > 1 else rows[0] for group, rows in found.items()}
 
@@ -106,9 +107,10 @@ def member_cells(members: Members, *, when: When = "pre", samples: int = 1024) -
     """As `member_activations`, but the neurons inside a unit (the channels of a head) are told apart.
 
     Returns:
-        For every member and `(group, None)` what no inner group divides, shape `(rows, units)`; for `(group, inner)`
-        the rest, shape `(rows, units, inner neurons)`. Activations with another free group along another dimension
-        are left out: their rows lie in another order in every member.
+        For every member and `(group,)` what no inner group divides, shape `(rows, units)`; for `(group, inner)`
+        the rest, shape `(rows, units, inner neurons)`, and so on where several inner groups lie beside each other.
+        Activations with another free group along another dimension are left out: their rows lie in another order in
+        every member.
     """
     calibration, models = calibration_of(members)
     cells: list[Cells] = []
@@ -209,11 +211,11 @@ class _Rows:
 
     most: int
     generator: torch.Generator
-    keys: dict[str | None, Tensor] = field(default_factory=dict)
-    rows: dict[str | None, Tensor] = field(default_factory=dict)
+    keys: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    rows: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
 
-    def add(self, offered: Mapping[str | None, Tensor]) -> None:
-        """Offer the rows of one batch, each of shape `(rows, columns)`."""
+    def add(self, offered: Mapping[tuple[str, ...], Tensor]) -> None:
+        """Offer the rows of one batch, each of shape `(rows, units, …)`."""
         for kind, rows in offered.items():
             keys = torch.rand(len(rows), generator=self.generator)
             rows, keys = self._least(rows, keys)
@@ -239,14 +241,12 @@ class _Collector:
         inside: Mapping[str, Sequence[str]] | None = None,
     ):
         self.samples = samples
-        self.wanted: dict[tuple[str, int], list[tuple[ActivationSite, _Rows, dict[str | None, Tensor]]]] = {}
+        self.wanted: dict[tuple[str, int], list[tuple[ActivationSite, _Rows, dict[tuple[str, ...], Tensor]]]] = {}
         number = 0
         for use, found in wanted.items():
             for place in found:
-                there = sizes_along(place.layout)
-                hidden = [name for name in (inside or {}).get(place.group, ()) if name in there]
                 rows = _Rows(max(1, round(place.rows * samples)), torch.Generator().manual_seed(number))
-                cells = unit_cells(place.layout, place.group, hidden)
+                cells = cell_positions(place.layout, place.group, (inside or {}).get(place.group, ()))
                 self.wanted.setdefault(use, []).append((place, rows, cells))
                 number += 1
 
@@ -261,25 +261,21 @@ class _Collector:
         for place, rows, cells in self.wanted.get(step.reading.key, ()):
             tensor = step.reading.operands.input if place.side == "input" else output
             if tensor is not None and tensor.dim() > place.dim and tensor.shape[place.dim] == layout_size(place.layout):
-                rows.add(
-                    {inner: _rows_of(real_parts(tensor), place.dim, positions) for inner, positions in cells.items()}
-                )
+                rows.add({key: _rows_of(real_parts(tensor), place.dim, found) for key, found in cells.items()})
 
     def found(self) -> Cells:
-        """All rows of every group, by the group inside that is told apart."""
-        parts: dict[tuple[str, str | None], list[Tensor]] = {}
+        """All rows of every group, by the groups inside that are told apart."""
+        parts: dict[tuple[str, ...], list[Tensor]] = {}
         for place, rows, _ in (item for found in self.wanted.values() for item in found):
-            units = sizes_along(place.layout)[place.group]
             for inner, kept in rows.rows.items():
-                shaped = kept if inner is None else kept.reshape(len(kept), units, -1)
-                parts.setdefault((place.group, inner), []).append(shaped)
+                parts.setdefault((place.group, *inner), []).append(kept)
         return {key: torch.cat(rows) if len(rows) > 1 else rows[0] for key, rows in parts.items()}
 
 
 def _rows_of(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
-    """All entries of each unit as one column, shape `(rows, units)`."""
+    """All entries of each unit, or of each neuron inside units, as one column, shape `(rows, units, …)`."""
     last = tensor.movedim(dim, -1)
-    flat = positions.T.flatten()
+    flat = positions.movedim(-1, 0).flatten()
     if len(flat) != last.shape[-1] or not bool((flat == torch.arange(len(flat))).all()):
         last = last[..., flat.to(tensor.device)]
-    return last.reshape(-1, len(positions))
+    return last.reshape(-1, *positions.shape[:-1])

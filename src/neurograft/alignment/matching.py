@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from neurograft.alignment.assignment import assign
-from neurograft.alignment.weight_similarity import Products, Similarity
-from neurograft.axes.maps import NeuronMap, Pairs
+from neurograft.alignment.products import Products
+from neurograft.alignment.weight_similarity import Maps, Similarity, is_one_to_one
+from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
 from neurograft.tracing.graph import NeuronGraph
 
 Solve = Callable[[str, Products], NeuronMap]
@@ -41,8 +42,9 @@ def match_forward(
 ) -> dict[str, NeuronMap]:
     """Match one group after the other, each on what the groups matched before it allow to compare.
 
-    The groups inside a group follow it and are matched one to one. A group of which nothing can be compared yet
-    waits until the others are matched; later sweeps see all groups matched.
+    The groups inside a group follow it and are matched one to one: in every unit by itself where that is allowed and
+    units have one partner each, else alike in all. A group of which nothing can be compared yet waits until the others
+    are matched; later sweeps see all groups matched.
 
     Args:
         evidence: tells how alike the neurons are.
@@ -60,13 +62,50 @@ def match_forward(
             group, found = _first_comparable(evidence, waiting, maps, known, readers)
             waiting.remove(group)
             maps[group] = solve(group, found)
-            known.add(group)
+            maps |= matched_insides(graph, group, found, maps)
+            known |= {group} | {name for name in maps if graph[name].inside == group}
             for inner in inner_groups(graph, group):
                 products = evidence.products(inner, maps, known, readers)
                 if products is not None:
-                    maps[inner] = NeuronMap.permutation(assign(products.distances("squared")))
+                    maps[inner] = inner_map(graph, inner, assign_all(products.distances("squared")), maps)
                 known.add(inner)
     return maps
+
+
+def matched_insides(graph: NeuronGraph, group: str, products: Products, maps: Maps) -> dict[str, NeuronMap]:
+    """The maps of what lies inside units that were just matched, as it fits best in every pair by itself."""
+    if products.insides is None or not is_one_to_one(maps[group]):
+        return {}
+    merge = maps[group].merge
+    assert isinstance(merge, Pairs)
+    orders = products.insides.orders(merge.source, merge.target)
+    return {
+        name: NeuronMap.permutations(group, _by_member(merge, found))
+        for name, found in orders.items()
+        if graph[name].per_unit
+    }
+
+
+def inner_map(graph: NeuronGraph, inner: str, orders: Tensor, maps: Maps) -> NeuronMap:
+    """The map of a group inside others from its order: one for all units, or a row for every unit of the target."""
+    outer = graph[inner].inside
+    if orders.dim() == 1 or outer is None:
+        return NeuronMap.permutation(orders)
+    merge = maps[outer].merge if outer in maps else Pairs.permutation(torch.arange(len(orders)))
+    assert isinstance(merge, Pairs)
+    return NeuronMap.permutations(outer, _by_member(merge, orders[merge.target]))
+
+
+def _by_member(units: Pairs, orders: Tensor) -> Tensor:
+    # one order per pair of units -> one per unit of the member, who keeps those without a partner as they are
+    own = torch.arange(orders.shape[1]).repeat(units.member, 1)
+    own[units.source] = orders
+    return own
+
+
+def assign_all(costs: Tensor) -> Tensor:
+    """As `assign`, for one matrix of costs or for one after the other."""
+    return assign(costs) if costs.dim() == 2 else torch.stack([assign(cost) for cost in costs])
 
 
 def _first_comparable(
@@ -87,11 +126,15 @@ class Everything(Container[str]):
 
 
 def order_of(neuron_map: NeuronMap) -> Tensor:
-    """The permutation a map was made from: fused neuron i is the member's neuron `order[i]`."""
-    assert isinstance(neuron_map.merge, Pairs)
-    order = torch.empty(neuron_map.fused, dtype=torch.long)
-    order[neuron_map.merge.target] = neuron_map.merge.source
-    return order
+    """The permutation a map was made from: fused neuron i is `order[i]`, or in the member's unit s `order[s, i]`."""
+    merge = neuron_map.merge.inner if isinstance(neuron_map.merge, PerUnit) else neuron_map.merge
+    assert isinstance(merge, Pairs)
+    return torch.empty_like(merge.source).scatter_(-1, merge.target, merge.source)
+
+
+def moves(neuron_map: NeuronMap) -> bool:
+    """Whether a permutation moves any neuron."""
+    return not bool((order_of(neuron_map) == torch.arange(neuron_map.fused)).all())
 
 
 def identity(size: int) -> NeuronMap:

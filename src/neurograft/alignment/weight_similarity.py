@@ -1,25 +1,23 @@
 """How alike two networks' neurons are: products of their weights, and the distances that follow from them."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from neurograft.alignment.products import Key, Products, ProductSum, squared_norms
 from neurograft.axes.layout import Layout, resize_layout, terms
-from neurograft.axes.maps import NeuronMap
+from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.axes.mixing import cell_positions, mix_along, roles_mixing, unit_positions
 from neurograft.axes.real_parts import real_parts
 from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 Maps = Mapping[str, NeuronMap]
-Distance = Literal["euclidean", "squared", "cosine"]
 
 STATISTICS = ("mean", "variance", "statistic")  # measured on data, not learnt: they say nothing about alikeness
-MOST_PAIRS = 10_000  # pairs of units whose insides are matched one by one; above, the insides are taken as they lie
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,32 +26,6 @@ class Network:
 
     state: State
     graph: NeuronGraph
-
-
-@dataclass(frozen=True, eq=False)
-class Products:
-    """Inner products of one group's neurons: `cross` (member, target), and the squared norms of both sides."""
-
-    cross: Tensor
-    member: Tensor
-    target: Tensor
-
-    def distances(self, distance: Distance) -> Tensor:
-        """The cost of matching each member's neuron to each target neuron, shape `(member, target)`.
-
-        "squared" is |x - y|², "euclidean" its root, "cosine" 1 - x·y / |x||y| (1 where a neuron has no weights).
-
-        Example:
-            >>> same = torch.eye(2)
-            >>> Products(same, torch.ones(2), torch.ones(2)).distances("squared")
-            tensor([[0., 2.],
-                    [2., 0.]])
-        """
-        if distance == "cosine":
-            lengths = torch.outer(self.member.sqrt(), self.target.sqrt())
-            return 1 - self.cross / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
-        squared = torch.mul(self.cross, -2).add_(self.member[:, None]).add_(self.target).clamp_min_(0)
-        return squared if distance == "squared" else squared.sqrt_()
 
 
 class Similarity(Protocol):
@@ -96,23 +68,28 @@ class WeightSimilarity:
         self.target = target
         self.member = member
         self.free = frozenset(group.name for group in target.graph.free)
-        self.inside = {group.name: group.inside for group in target.graph.free if group.inside is not None}
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
         """As `Similarity.products` says."""
-        sizes = self.member.graph[group].size, self.target.graph[group].size
-        total = ProductSum(*sizes)
-        for name, dim in weight_axes(self.target.graph, group, readers):
-            info = self.target.graph.tensors[name]
+        return self.sums(group, maps, known, readers).products()
+
+    def sums(self, group: str, maps: Maps, known: Container[str], readers: bool) -> ProductSum:
+        """What the products are made of, so that other features may be added."""
+        graph = self.target.graph
+        outer = units_of(graph, group, maps)
+        units = [] if outer is None else [graph[outer].size]
+        total = ProductSum(*([*units, g[group].size] for g in (self.member.graph, graph)))
+        for name, dim in weight_axes(graph, group, readers):
+            info = graph.tensors[name]
             if not self._usable(info, dim, group, known):
                 continue
-            own, own_layout = aligned(self.member, name, maps, leave=(group, dim))
+            hidden = [g for g in info.roles[dim] if is_hidden(graph, g, group, known)]
+            own, own_layout = aligned(self.member, name, maps, leave=({group, *hidden}, dim))
             own, other = real_parts(own), real_parts(self.target.state[name].to(own))
-            hidden = [g for g in info.roles[dim] if g not in known and self._within(g, group)]
-            left, right = unit_cells(own_layout, group, hidden), unit_cells(info.layouts[dim], group, hidden)
-            for inner, positions in left.items():
-                total.add(inner, unit_features(own, dim, positions), unit_features(other, dim, right[inner]))
-        return total.products()
+            left, right = (_cells(x, outer, group, hidden) for x in (own_layout, info.layouts[dim]))
+            for key, positions in left.items():
+                total.add(key, unit_features(own, dim, positions), unit_features(other, dim, right[key]))
+        return total
 
     def nothing(self, group: str) -> Products:
         """As `Similarity.nothing` says."""
@@ -142,49 +119,51 @@ class WeightSimilarity:
                     continue
                 # beside the group along its own axis, another group's positions are not looked at
                 beside = d == dim and not _share_segment(info.layouts[d], group, other)
-                if not beside and not (d == dim and (other == group or self._within(other, group))):
+                if not beside and not (d == dim and (other == group or lies_within(self.target.graph, other, group))):
                     return False
         return True
 
-    def _within(self, inner: str, outer: str) -> bool:
-        parent = self.inside.get(inner)
-        return parent is not None and (parent == outer or self._within(parent, outer))
+
+def lies_within(graph: NeuronGraph, inner: str, outer: str) -> bool:
+    """Whether a group lies inside another, or inside one that does."""
+    parent = graph[inner].inside
+    return parent is not None and (parent == outer or lies_within(graph, parent, outer))
+
+
+def is_hidden(graph: NeuronGraph, inner: str, group: str, known: Container[str]) -> bool:
+    """Whether units are compared in the best order of what lies inside: not matched yet, or in every pair by itself."""
+    return lies_within(graph, inner, group) and (inner not in known or graph[inner].per_unit)
+
+
+def units_of(graph: NeuronGraph, group: str, maps: Maps) -> str | None:
+    """The group in whose units this one is matched, in each by itself; None if it is matched in all of them at once.
+
+    The units must be matched one to one before that.
+    """
+    outer = graph[group].inside
+    if outer is None or not graph[group].per_unit:
+        return None
+    return outer if outer not in maps or is_one_to_one(maps[outer]) else None
+
+
+def is_one_to_one(neuron_map: NeuronMap) -> bool:
+    """Whether no neuron of either side has more than one partner."""
+    merge = neuron_map.merge
+    if not isinstance(merge, Pairs) or merge.weight is not None:
+        return False
+    return all(int(torch.bincount(index).max()) <= 1 for index in (merge.target, merge.source) if len(index))
+
+
+def _cells(layout: Layout, outer: str | None, group: str, hidden: Sequence[str]) -> dict[Key, Tensor]:
+    # where the units of a group sit, told apart by what is hidden inside them; or its neurons in every unit of `outer`
+    if outer is None:
+        return cell_positions(layout, group, hidden)
+    return {(): cell_positions(layout, outer, [group])[group,]}
 
 
 def _share_segment(layout: Layout, group: str, other: str) -> bool:
     """Whether two groups are factors of one product somewhere along a dimension, not only summands."""
     return any({group, other} <= {factor.group for factor in term.factors} for term in terms(layout))
-
-
-class ProductSum:
-    """Adds up products over tensors; units whose insides are not matched yet count with their best inner matching."""
-
-    def __init__(self, member: int, target: int):
-        self.sizes = member, target
-        self.plain: Products | None = None
-        self.cells: dict[str, Tensor] = {}
-
-    def add(self, inner: str | None, own: Tensor, other: Tensor) -> None:
-        """Add features of both sides, one row per unit, or per unit and neuron of the group `inner`."""
-        if self.plain is None:
-            self.plain = Products(own.new_zeros(self.sizes), own.new_zeros(self.sizes[0]), own.new_zeros(self.sizes[1]))
-        dtype = torch.promote_types(own.dtype, self.plain.cross.dtype)
-        own, other = own.to(dtype), other.to(dtype)
-        if dtype != self.plain.cross.dtype:
-            self.plain = Products(self.plain.cross.to(dtype), self.plain.member.to(dtype), self.plain.target.to(dtype))
-        self.plain.member.add_(squared_norms(own).reshape(self.sizes[0], -1).sum(1))
-        self.plain.target.add_(squared_norms(other).reshape(self.sizes[1], -1).sum(1))
-        if inner is None:
-            self.plain.cross.addmm_(own, other.T)
-        else:
-            self.cells[inner] = own @ other.T + self.cells.get(inner, 0)
-
-    def products(self) -> Products | None:
-        """All that was added; None if nothing was."""
-        if self.plain is not None:
-            for cells in self.cells.values():
-                self.plain.cross.add_(best_inner_products(cells, *self.sizes).to(self.plain.cross))
-        return self.plain
 
 
 def weight_axes(graph: NeuronGraph, group: str, readers: bool) -> Iterator[tuple[str, int]]:
@@ -205,8 +184,10 @@ def _measured(graph: NeuronGraph, info: TensorInfo) -> bool:
     return info.kind in STATISTICS and not known
 
 
-def aligned(network: Network, name: str, maps: Maps, leave: tuple[str, int] | None = None) -> tuple[Tensor, Layout]:
-    """One tensor with every axis brought into the fused basis, but for one group along one axis.
+def aligned(
+    network: Network, name: str, maps: Maps, leave: tuple[Container[str], int] | None = None
+) -> tuple[Tensor, Layout]:
+    """One tensor with every axis brought into the fused basis, but for some groups along one axis.
 
     Returns:
         The tensor in float32 or better, and the layout of the axis that was left alone (`()` if none was).
@@ -217,7 +198,9 @@ def aligned(network: Network, name: str, maps: Maps, leave: tuple[str, int] | No
     left: Layout = ()
     for dim, layout in enumerate(info.layouts):
         mixings = {
-            g: roles_mixing(maps[g], roles) for g, roles in info.roles[dim].items() if g in maps and (g, dim) != leave
+            g: roles_mixing(maps[g], roles)
+            for g, roles in info.roles[dim].items()
+            if g in maps and not (leave is not None and dim == leave[1] and g in leave[0])
         }
         fused = resize_layout(layout, {g: maps[g].fused for g in mixings}) if mixings else layout
         if mixings:
@@ -227,16 +210,10 @@ def aligned(network: Network, name: str, maps: Maps, leave: tuple[str, int] | No
     return tensor, left
 
 
-def unit_cells(layout: Layout, group: str, hidden: list[str]) -> dict[str | None, Tensor]:
-    """Positions per unit under the key None, and per (unit, inner neuron) under each inner group in `hidden`."""
-    found: dict[str | None, list[Tensor]] = {}
-    for key, places in cell_positions(layout, group, hidden).items():
-        found.setdefault(key[0] if key else None, []).append(places.flatten(0, 1 if key else 0).flatten(1))
-    return {inner: torch.cat(places, 1) for inner, places in found.items()}
-
-
 def unit_features(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
     """One row of features per unit: all entries of the tensor at its positions along `dim`.
+
+    `positions` have shape `(…, positions per unit)`, the features `(…, features)`.
 
     Example:
         >>> unit_features(torch.tensor([[1, 2], [3, 4]]), 1, torch.tensor([[1], [0]]))
@@ -247,30 +224,8 @@ def unit_features(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
     whole = len(flat) == tensor.shape[dim] and bool((flat == torch.arange(len(flat))).all())
     rows = tensor if whole else tensor.index_select(dim, flat.to(tensor.device))
     rows = rows.reshape(*rows.shape[:dim], *positions.shape, *rows.shape[dim + 1 :])
-    return rows.movedim(dim, 0).reshape(len(positions), -1)
-
-
-def squared_norms(features: Tensor) -> Tensor:
-    """|x|² of every row, without a squared copy."""
-    lengths: Tensor = torch.linalg.vector_norm(features, dim=1)
-    return lengths.square()
-
-
-def best_inner_products(cells: Tensor, member: int, target: int) -> Tensor:
-    """For each pair of units the largest product over all matchings of their inner neurons, shape `(member, target)`.
-
-    `cells` has a row per (member unit, inner neuron) and a column per (target unit, inner neuron). Since
-    |x - Py|² = |x|² + |y|² - 2 x·Py, this is the pair's least distance whatever order the insides lie in.
-    """
-    blocks = cells.reshape(member, -1, target, cells.shape[1] // target).permute(0, 2, 1, 3)
-    if member * target > MOST_PAIRS:
-        return blocks.diagonal(dim1=2, dim2=3).sum(-1)
-    best = cells.new_zeros(member, target)
-    arrays = blocks.double().cpu().numpy()
-    for i in range(member):
-        for j in range(target):
-            best[i, j] = float(arrays[i, j][linear_sum_assignment(arrays[i, j], maximize=True)].sum())
-    return best
+    leading = positions.dim() - 1
+    return rows.movedim(list(range(dim, dim + leading)), list(range(leading))).reshape(*positions.shape[:-1], -1)
 
 
 def neuron_norms(network: Network, group: str) -> tuple[Tensor, Tensor]:

@@ -174,17 +174,16 @@ def _units(mixing: Mixing) -> tuple[str, int] | None:
 def kept_share(maps: tuple[NeuronMap, ...], outer: tuple[NeuronMap, ...] | None = None) -> tuple[float, ...]:
     """The share of the fused neurons' mass that each member supplies; sums to 1.
 
-    `outer` are the maps of the group by whose units the maps vary; None if its units stay where they are.
+    `outer` are the maps of the group in whose units the neurons lie, where maps vary with these and these move.
     """
     mass = []
     for m, own in enumerate(maps):
-        if isinstance(own.merge, PerUnit):
-            inside = torch.tensor([float(_entries(own.merge.unit(s)).sum()) for s in range(own.merge.units)])
-            around = None if outer is None else outer[m].merge
-            assert not isinstance(around, PerUnit)
-            mass.append(float(inside.mean() if around is None else (_columns(around) * inside).sum()))
-        else:
-            mass.append(float(_entries(own.merge).sum()))
+        merge = own.merge
+        each = [merge.unit(s) for s in range(merge.units)] if isinstance(merge, PerUnit) else [merge]
+        inside = torch.tensor([float(_entries(unit).sum()) for unit in each], dtype=torch.double)
+        around = None if outer is None else outer[m].merge
+        assert not isinstance(around, PerUnit)
+        mass.append(float(inside.mean() if around is None else (_columns(around) * inside).sum()))
     total = sum(mass)
     return tuple(x / total for x in mass)
 

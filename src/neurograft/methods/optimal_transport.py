@@ -10,6 +10,7 @@ from torch import Tensor
 from neurograft.alignment.activations import When
 from neurograft.alignment.assignment import Solver, assign, check_memory, transport
 from neurograft.alignment.matching import Everything, execution_order, identity, match_forward
+from neurograft.alignment.products import Distance, Products
 from neurograft.alignment.representation import (
     Representation,
     mean_representation,
@@ -17,7 +18,7 @@ from neurograft.alignment.representation import (
     representations_of,
     resized_representation,
 )
-from neurograft.alignment.weight_similarity import Distance, Maps, Products, Similarity
+from neurograft.alignment.weight_similarity import Maps, Similarity
 from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
 from neurograft.errors import OptionError, PlanError
 from neurograft.members.members import Members

@@ -2,28 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from neurograft.alignment.activations import When
 from neurograft.alignment.assignment import assign, check_memory
 from neurograft.alignment.matching import (
     Everything,
+    assign_all,
     execution_order,
     identity,
     inner_groups,
+    inner_map,
     match_forward,
+    matched_insides,
+    moves,
     order_of,
 )
+from neurograft.alignment.products import Products
 from neurograft.alignment.representation import Representation, mean_representation, medoid, representations_of
-from neurograft.alignment.weight_similarity import Products, Similarity
+from neurograft.alignment.weight_similarity import Similarity
 from neurograft.axes.maps import NeuronMap
+from neurograft.axes.mixing import cell_positions
 from neurograft.members.members import Members
 from neurograft.methods.method import Method, check_reference
 from neurograft.options import check_count
 from neurograft.plans.plan import Filling
-from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.graph import Group, NeuronGraph
 
 MOST_ROUNDS = 100  # of synchronising; it stops as soon as no member moves
 ROUNDING = 1e-6  # gains below this share of |target||member| are rounding, not progress
@@ -41,7 +49,8 @@ class Permutation(Method):
     after the other is assigned exactly, given all others, until a sweep over all groups changes nothing. It starts
     from a forward pass of assignments (each group on what the groups before it allow to compare). With
     `metric="activations"` every group maximises the summed correlation of matched neurons, at once. Groups inside
-    others (the channels of a head) are permuted too, in the same way in every unit.
+    others (the channels of a head) are permuted too, in every unit by itself unless all units share their order: units
+    are then assigned as wholes, by what they have in common in the order of their insides that fits best.
 
     More than two members are first matched to a reference and then, in turn, each to the mean of all the others
     until none moves; the reference keeps its places. `details["objective"]` holds, for every member, the objective at
@@ -108,7 +117,8 @@ class Permutation(Method):
         """
         check_reference(self.reference, members)
         for group in members.graph.free:
-            check_memory(group.name, group.size, group.size, "exact", True, self.max_memory)
+            n = group.size * _told_apart(members.graph, group.name)
+            check_memory(group.name, n, n, "exact", True, self.max_memory)
         sides = [side.standardised() for side in representations_of(members, self.metric, self.when, self.samples)]
         descent = _Descent(members.graph, self.sweeps, self._starts(members.graph), generator)
         reference = self.reference
@@ -124,7 +134,7 @@ class Permutation(Method):
         agreement: tuple[float, ...] = ()
         if len(sides) > 2:
             found, agreement = _synchronise(sides, found, members.weights_or(), reference, descent)
-        moved = [g.name for g in members.graph.free if g.inside is None or any(_moves(f.maps[g.name]) for f in found)]
+        moved = [g.name for g in members.graph.free if g.inside is None or any(moves(f.maps[g.name]) for f in found)]
         return Filling(
             maps={name: tuple(f.maps[name] for f in found) for name in moved},
             weights=members.weights_or(),
@@ -200,28 +210,42 @@ class _Descent:
         products = evidence.products(group, maps, Everything(), readers=True)
         if products is None:
             return False
-        better = assign(products.cross.neg())
-        columns = torch.arange(len(better))
-        cross = products.cross.double()
-        gain = float((cross[better, columns] - cross[order_of(maps[group]), columns]).sum())
+        better = assign_all(products.cross.neg())
         least = ROUNDING * float(products.member.sum().double() * products.target.sum().double()) ** 0.5
-        if gain <= least:
+        if _matched(products, better) - self._value(products, maps, group) <= least:
             return False
-        moved = maps | {group: NeuronMap.permutation(better)}
+        moved = maps | {group: inner_map(self.graph, group, better, maps)}
+        moved |= matched_insides(self.graph, group, products, moved)
         if evidence.twice(group) and evidence.objective(moved, group) <= evidence.objective(maps, group) + least:
             return False
-        maps[group] = moved[group]
+        maps |= moved
         return True
+
+    def _value(self, products: Products, maps: Permutations, group: str) -> float:
+        """The summed products in the order there is now."""
+        order = order_of(maps[group])
+        if products.cross.dim() == 3:
+            # the orders of the member's units, as the target's units lie
+            order = order.expand(len(products.cross), -1)[order_of(maps[str(self.graph[group].inside)])]
+        value = _matched(products, order)
+        if products.insides is None:
+            return value
+        target = torch.arange(len(order))
+        inner = {name: order_of(maps[name]) for name in products.insides.names}
+        now = {name: found.expand(len(order), -1)[order] for name, found in inner.items()}
+        return value + products.insides.value(order, target, now) - float(products.insides.best[order, target].sum())
 
     def _shuffled(self, names: Sequence[str]) -> list[str]:
         return [names[i] for i in torch.randperm(len(names), generator=self.generator)]
 
     def _random(self, evidence: Similarity) -> _Found:
-        maps = {
-            group.name: NeuronMap.permutation(torch.randperm(group.size, generator=self.generator))
-            for group in self.graph.free
-        }
+        maps = {group.name: self._shuffle(group) for group in self.graph.free}
         return _Found(maps, (evidence.objective(maps),))
+
+    def _shuffle(self, group: Group) -> NeuronMap:
+        units = self.graph[group.inside].size if group.inside and group.per_unit else 0
+        orders = [torch.randperm(group.size, generator=self.generator) for _ in range(units or 1)]
+        return inner_map(self.graph, group.name, torch.stack(orders) if units else orders[0], {})
 
 
 def _synchronise(
@@ -256,5 +280,15 @@ def _synchronise(
     return found, tuple(agreement)
 
 
-def _moves(neuron_map: NeuronMap) -> bool:
-    return not torch.equal(order_of(neuron_map), torch.arange(neuron_map.fused))
+def _told_apart(graph: NeuronGraph, group: str) -> int:
+    """How many neurons inside a unit are compared one by one, at most."""
+    inside = [g.name for g in graph.free if g.per_unit and g.inside == group]
+    layouts = {layout for info in graph.tensors.values() for layout in info.layouts if inside}
+    cells = [found for layout in layouts for found in cell_positions(layout, group, inside).values()]
+    return max((prod(found.shape[1:-1]) for found in cells), default=1)
+
+
+def _matched(products: Products, order: Tensor) -> float:
+    """The summed products if target neuron i (of every unit) gets the member's neuron `order[…, i]`."""
+    cross = products.cross.double()
+    return float(cross.gather(-2, order.to(cross.device)[..., None, :]).sum())

@@ -188,7 +188,8 @@ def _check_maps(plan: FusionPlan, group: str, maps: Sequence[NeuronMap]) -> None
             raise ValueError(f"group {group} of member {m} has {graph[group].size} neurons, its map {own.member}")
         for mixing in (own.merge, own.unmerge):
             if isinstance(mixing, PerUnit):
-                _known([mixing.outer], graph.by_name, "an outer group")
+                if not graph[group].per_unit or graph[group].inside != mixing.outer:
+                    raise ValueError(f"group {group} may not be mapped differently in the units of {mixing.outer}")
                 if mixing.units != graph[mixing.outer].size:
                     raise ValueError(f"group {group} has {mixing.units} maps for the units of {mixing.outer}")
                 _check_mixing(group, mixing.inner, 1)

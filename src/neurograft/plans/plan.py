@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from neurograft.axes.maps import NeuronMap, kept_share
+from neurograft.axes.maps import NeuronMap, PerUnit, kept_share
 from neurograft.operators.mean import Mean
 from neurograft.operators.operator import Operator
 from neurograft.operators.owned import Owned
@@ -106,7 +106,11 @@ class FusionPlan:
     @cached_property
     def shares(self) -> dict[str, tuple[float, ...]]:
         """For every moved group, the share of the fused neurons that each member supplies."""
-        return {name: kept_share(maps) for name, maps in self.maps.items()}
+        inside = {name: self.graphs[0][name].inside or "" for name in self.maps if self._varies(name)}
+        return {name: kept_share(maps, self.maps.get(inside.get(name, ""))) for name, maps in self.maps.items()}
+
+    def _varies(self, name: str) -> bool:
+        return any(isinstance(own.merge, PerUnit) for own in self.maps[name])
 
     def coefficients(self, name: str) -> tuple[float, ...]:
         """The scale c_m of each member's part of the tensor `name`.
@@ -150,7 +154,8 @@ class FusionPlan:
     def _row(self, name: str) -> tuple[str, ...]:
         sizes = sorted({m.member for m in self.maps[name]})
         shares = " ".join(f"{s:4.0%}" for s in self.shares[name][:16]) + (" …" if self.members > 16 else "")
-        return name, "/".join(map(str, sizes)), str(self.sizes[name]), shares
+        where = f"{name} in each {self.graphs[0][name].inside}" if self._varies(name) else name
+        return where, "/".join(map(str, sizes)), str(self.sizes[name]), shares
 
 
 def chosen_groups(graph: NeuronGraph, moved: Iterable[str]) -> frozenset[str]:

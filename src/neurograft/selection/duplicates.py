@@ -6,8 +6,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from neurograft.alignment.matching import execution_order, identity, match_forward, order_of
-from neurograft.alignment.weight_similarity import Network, Products, WeightSimilarity, aligned
+from neurograft.alignment.matching import execution_order, identity, match_forward, moves
+from neurograft.alignment.products import Products
+from neurograft.alignment.weight_similarity import Network, WeightSimilarity, aligned
 from neurograft.axes.layout import Layout, layout_size, resize_layout
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.axes.mixing import axis_pairs
@@ -26,8 +27,9 @@ Insides = Mapping[str, tuple[NeuronMap, ...]]
 def matched_insides(members: Members) -> dict[str, tuple[NeuronMap, ...]]:
     """For groups inside others (the channels of heads), each member's neurons in the order that fits member 0's best.
 
-    Reordering the insides of all units alike changes nothing a member computes, so a match that is not the best does
-    no harm; a permuted copy of member 0 is matched exactly. Groups that all members have in order are left out.
+    Reordering insides, in every unit by itself where that is allowed, changes nothing a member computes, so a match
+    that is not the best does no harm; a permuted copy of member 0 is matched exactly. Groups that all members have in
+    order are left out.
     """
     first, graph = Network(members.states[0], members.graph), members.graph
     inner = [group for group in graph.free if group.inside is not None]
@@ -39,12 +41,7 @@ def matched_insides(members: Members) -> dict[str, tuple[NeuronMap, ...]]:
         found = match_forward(evidence, graph, execution_order(graph), _alike, sweeps=2, readers=True)
         for group in inner:
             orders[group.name].append(found.get(group.name, identity(group.size)))
-    unmoved = {group.name: torch.arange(group.size) for group in inner}
-    return {
-        name: tuple(found)
-        for name, found in orders.items()
-        if any(not torch.equal(order_of(own), unmoved[name]) for own in found)
-    }
+    return {name: tuple(found) for name, found in orders.items() if any(moves(own) for own in found)}
 
 
 def _alike(_group: str, products: Products) -> NeuronMap:
