@@ -121,6 +121,20 @@ def test_a_changed_network_is_compared_up_to_the_first_difference(monkeypatch: p
     assert len(counted.names) == 1
 
 
+def test_a_network_that_was_changed_since_is_refitted_as_it_is() -> None:
+    nets, x = members("mlp_bias"), example("mlp_bias")
+    samples = [torch.randn(60, *x.shape[1:])]
+    fusion = ng.Fusion.of(ng.Members(nets, x), "average")
+    assert fusion.refit(samples).report.recoveries[0].notes
+    with torch.no_grad():
+        next(fusion.model.parameters())[0].add_(1)
+    found = fusion.refit(samples)
+    assert found.report.recoveries[0].notes == ()  # not weighted anew from the members
+    torch.testing.assert_close(
+        found.model.state_dict(), ng.refit(fusion.model, fusion.plan, nets, samples).state_dict(), rtol=0, atol=0
+    )
+
+
 def test_recoveries_follow_one_another_and_leave_the_network_before_as_it_is() -> None:
     nets, x = members("vgg_batch_norm"), example("vgg_batch_norm")
     samples = [torch.randn(20, 3, 8, 8)]

@@ -26,7 +26,14 @@ from neurograft.recovery.report import Recovered, RecoveryReport
 from neurograft.tracing.graph import NeuronGraph
 
 Recovery: TypeAlias = Literal["auto", "refit", "repair", "batch_norm"]
+Stamp: TypeAlias = tuple[tuple[int, int], ...]
 RECOVERIES = ("auto", "refit", "repair", "batch_norm")
+
+
+def stamp_of(model: nn.Module) -> Stamp:
+    """Where each tensor of a network lies and how often it was written to, so that a change is noticed."""
+    tensors = (*model.parameters(), *model.buffers())
+    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,8 @@ class Fusion:
         plan: the plan it follows; `refit` may have weighted its neurons anew.
         members: what it was made of.
         recoveries: reports of what was done to it without training, oldest first.
-        applied: whether `model` is known to be just what the plan makes of the members, so that nothing need be
-            compared. Leave it out for a network that was trained or changed otherwise.
+        applied: the state of `model` as the plan made it. While it is in that state nothing need be compared; leave it
+            out for any other network.
 
     Example:
         >>> import torch
@@ -83,7 +90,7 @@ class Fusion:
     plan: FusionPlan
     members: Members
     recoveries: tuple[RecoveryReport, ...] = ()
-    applied: bool = False
+    applied: Stamp | None = None
 
     @classmethod
     def of(
@@ -111,7 +118,7 @@ class Fusion:
         model = apply(decided, members)
         if any(size != decided.graphs[0][name].size for name, size in decided.sizes.items()):
             check_runs(model, members.example_inputs, decided.sizes)
-        return cls(model, decided, members, applied=True).recovered(recover)
+        return cls(model, decided, members, applied=stamp_of(model)).recovered(recover)
 
     @property
     def report(self) -> FusionReport:
@@ -121,7 +128,8 @@ class Fusion:
     def refit(self, batches: Batches | None = None, **options: Any) -> "Fusion":
         """`neurograft.refit`, with its options; on the members' calibration batches if none are given."""
         looked_at = self._batches(batches, "refit")
-        return self._after(refitted(self.model, self.plan, self.members, looked_at, applied=self.applied, **options))
+        applied = self.applied is not None and self.applied == stamp_of(self.model)
+        return self._after(refitted(self.model, self.plan, self.members, looked_at, applied=applied, **options))
 
     def repair(self, batches: Batches | None = None, **options: Any) -> "Fusion":
         """`neurograft.repair`, with its options; without batches from the members' running statistics alone."""
@@ -163,7 +171,7 @@ class Fusion:
     def _after(self, found: Recovered) -> "Fusion":
         plan = self.plan if found.plan is None else found.plan
         recoveries = (*self.recoveries, found.report)
-        return replace(self, model=found.model, plan=plan, recoveries=recoveries, applied=False)
+        return replace(self, model=found.model, plan=plan, recoveries=recoveries, applied=None)
 
     def __repr__(self) -> str:
         done = "".join(f"; {report.recovery}" for report in self.recoveries)
