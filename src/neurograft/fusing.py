@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import nn
 
 from neurograft.applying.application import apply
@@ -32,8 +33,12 @@ RECOVERIES = ("auto", "refit", "repair", "batch_norm")
 
 def stamp_of(model: nn.Module) -> Stamp:
     """Where each tensor of a network lies and how often it was written to, so that a change is noticed."""
-    tensors = (*model.parameters(), *model.buffers())
-    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+    def stamp(tensor: torch.Tensor) -> tuple[int, int]:
+        place = tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)  # sparse ones lie in several places
+        return place, 0 if tensor.is_inference() else tensor._version
+
+    return tuple(map(stamp, (*model.parameters(), *model.buffers())))
 
 
 @dataclass(frozen=True, slots=True)
