@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from neurograft.applying.combining import combine
 from neurograft.applying.pruning import prune
@@ -16,9 +16,10 @@ from neurograft.methods import METHODS
 from neurograft.training.schedules import fuse_by_schedule
 from neurograft_experiments.data import Images
 from neurograft_experiments.rows import looks_at_images
-from neurograft_experiments.trial_cache import InitialModel, TrialCache, calibration_of, example_of, rank
+from neurograft_experiments.trial_cache import InitialModel, TrialCache, example_of, rank
 from neurograft_experiments.trials import JSON, Tick
 from neurograft_experiments.tunings import finetuned
+from neurograft_experiments.unlabelled import unlabelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class Ingredients:
     Attributes:
         settings: of the trial.
         images: the trial's data.
+        part_sizes: how many images each member was trained on, where the trial's settings have their parts.
         members: the trained networks.
         records: of each member, what training it gave.
         cache: of this process.
@@ -36,10 +38,16 @@ class Ingredients:
 
     settings: JSON
     images: Images
+    part_sizes: Sequence[int]
     members: Sequence[nn.Module]
     records: Sequence[Mapping[str, Any]]
     cache: TrialCache
     tick: Tick
+
+    @property
+    def unlabelled(self) -> Sequence[Tensor]:
+        """The calibration inputs."""
+        return unlabelled(self.settings, self.images, self.cache)
 
     @property
     def best(self) -> int:
@@ -51,8 +59,9 @@ def make_start(of: Ingredients) -> InitialModel:
     """The trial's start, recovered without training if the trial says so; the tunings of one start share it."""
     settings, start = of.settings, of.settings["start"]
     shared = {name: settings[name] for name in ("data", "network", "members", "start")}
+    inputs = {name: settings.get(name) for name in ("calibration", "inputs")}
     if looks_at_images(start["method"], start.get("options", {})):
-        shared["calibration"] = settings["calibration"]
+        shared |= inputs
     made = of.cache.keep("starts", shared, lambda: _made(of, start))
     recovery = settings["recovery"]
     if recovery == "none":
@@ -64,10 +73,10 @@ def make_start(of: Ingredients) -> InitialModel:
         if recovery == "data_free":
             fusion = made.fusion.repair()
         else:
-            fusion = made.fusion.recovered(recovery, calibration_of(of.images, settings["calibration"]))
+            fusion = made.fusion.recovered(recovery, of.unlabelled)
         return InitialModel(fusion.model, fusion, made.fuse, time.perf_counter() - started)
 
-    own = {**shared, "recovery": recovery, "calibration": settings.get("calibration")}
+    own = {**shared, **inputs, "recovery": recovery}
     return of.cache.keep("starts", own, recover)
 
 
@@ -83,14 +92,14 @@ def _made(of: Ingredients, start: JSON) -> InitialModel:
 def _fused(of: Ingredients, start: JSON) -> Fusion:
     options: JSON = dict(start.get("options", {}))
     mixing = start.get("mixing")
-    weights = None
+    weights: Sequence[float] | None = None
     if mixing is not None and "fraction" in METHODS[start["method"]].option_names():
         options["fraction"] = mixing
     elif mixing is not None:
         weights = (1 - mixing, mixing)
-    images = (
-        calibration_of(of.images, of.settings["calibration"]) if looks_at_images(start["method"], options) else None
-    )
+    if start.get("weights") == "samples":
+        weights = of.part_sizes
+    images = of.unlabelled if looks_at_images(start["method"], options) else None
     members = Members(of.members, example_of(of.images), weights=weights, calibration=images)
     return Fusion.of(members, start["method"], seed=start["seed"], **options)
 
@@ -105,7 +114,7 @@ def _kept_member(of: Ingredients, start: JSON) -> Fusion:
 
 def _continued(of: Ingredients, start: JSON) -> nn.Module:
     # a trial that reads one member only has only that one
-    return of.members[of.best if start["member"] == "best" or len(of.members) == 1 else start["member"]]
+    return of.members[of.best if start.get("member", "best") == "best" or len(of.members) == 1 else start["member"]]
 
 
 def _pruned(of: Ingredients, start: JSON) -> nn.Module:
@@ -118,7 +127,9 @@ def _combined(of: Ingredients, start: JSON) -> nn.Module:
 
 
 def _ensemble(of: Ingredients, start: JSON) -> nn.Module:
-    return Ensemble(of.members) if start.get("mixing") is None else _combined(of, start)
+    if start.get("mixing") is not None:
+        return _combined(of, start)
+    return Ensemble(of.members, **start.get("options", {}))
 
 
 def _scheduled(of: Ingredients, start: JSON) -> nn.Module:
@@ -141,6 +152,7 @@ _OWN: dict[str, Callable[[Ingredients, JSON], nn.Module]] = {
     "prune": _pruned,
     "combine": _combined,
     "ensemble": _ensemble,
+    "pooled": _continued,
     "schedule": _scheduled,
     "untrained": _untrained,
 }

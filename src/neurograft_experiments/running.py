@@ -1,6 +1,7 @@
 """`run_task`: train a member, or make, recover, tune and measure what a trial asks for."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,13 +9,14 @@ from torch import nn
 
 from neurograft.reporting.provenance import provenance
 from neurograft_experiments.costs import costs_trial
-from neurograft_experiments.data import Images, Split, shards, special_class
+from neurograft_experiments.data import Images, Split, label_groups, shards, special_class
 from neurograft_experiments.devices import choose_device
 from neurograft_experiments.initial_models import Ingredients, make_start
 from neurograft_experiments.synchronous import synchronous_trial
 from neurograft_experiments.trial_cache import InitialModel, TrialCache, cache_of, packed, scores_of
 from neurograft_experiments.trials import JSON, MemberNetworks, Result, Task, Tick
 from neurograft_experiments.tunings import Tuned, finetuned, outputs_of, tuned
+from neurograft_experiments.unlabelled import without_labels
 
 
 def run_task(
@@ -78,9 +80,17 @@ def part_of(split: Split, part: JSON | None) -> Split:
     """The part of the training images that a member sees, drawn by the seed in the settings."""
     if part is None:
         return split
+    seed: int = part.get("seed", 0)
     if part["kind"] == "parts":
-        return shards(split, part["of"], seed=part["seed"])[part["number"]]
-    return special_class(split, part["skill"], share=part["share"], seed=part["seed"])[part["number"]]
+        return shards(split, part["of"], seed=seed)[part["number"]]
+    if part["kind"] == "skill":
+        return special_class(split, part["skill"], share=part["share"], seed=seed)[part["number"]]
+    divided = split.subset(range(part["reserve"], len(split)))
+    if part["kind"] == "all":
+        return divided
+    if part["kind"] == "labels":
+        return label_groups(divided, part["of"], others=part["others"], seed=seed)[part["number"]]
+    return shards(divided, part["of"], concentration=part["concentration"], seed=seed)[part["number"]]
 
 
 def start_of(task: Task, members: MemberNetworks) -> InitialModel:
@@ -93,7 +103,8 @@ def _ingredients(task: Task, cache: TrialCache, members: MemberNetworks, tick: T
     entries = task.settings["members"]
     networks = [cache.member(entry, images, members) for entry in entries]
     records = [_record(entry, members, network, images) for entry, network in zip(entries, networks, strict=True)]
-    return Ingredients(task.settings, images, networks, records, cache, tick)
+    sizes = [len(part_of(images.train, entry["part"])) for entry in entries if "part" in entry]
+    return Ingredients(task.settings, images, sizes, networks, records, cache, tick)
 
 
 def _record(entry: JSON, members: MemberNetworks, network: nn.Module, images: Images) -> JSON:
@@ -113,11 +124,15 @@ def _trial(task: Task, cache: TrialCache, members: MemberNetworks, tick: Tick) -
         network, tune, search = made.network, 0.0, 0.0
     else:
         tuning = {**settings["tuning"], "augment": settings["data"]["augment"]}
-        asked = {"members": settings["members"], "data": settings["data"], "chosen": tuning.get("teachers")}
+        asked = {name: settings.get(name) for name in ("members", "data", "calibration", "inputs")}
+        asked |= {f"tuning {name}": tuning.get(name) for name in ("teachers", "inputs")}
+        images = of.images
+        if tuning.get("inputs") == "calibration":
+            images = replace(images, train=without_labels(of.unlabelled))
         result = tuned(
             made.network,
             tuning,
-            of.images,
+            images,
             of.members,
             seed=settings["seed"],
             tick=tick,

@@ -1,6 +1,6 @@
 """What a study file may say: the models its keys are checked against."""
 
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,7 +13,7 @@ Recovery: TypeAlias = Literal["none", "refit", "repair", "data_free", "batch_nor
 TuningKind: TypeAlias = Literal["none", "finetune", "distill"]
 Preset: TypeAlias = Literal["smoke", "small", "medium", "paper-short", "paper"]
 PRESETS: tuple[Preset, ...] = ("smoke", "small", "medium", "paper-short", "paper")
-OWN_STARTS = ("continue", "keep", "prune", "combine", "schedule", "untrained")
+OWN_STARTS = ("continue", "keep", "prune", "combine", "schedule", "untrained", "ensemble", "pooled")
 """Starts that are no fusion method."""
 
 
@@ -71,14 +71,22 @@ class SplitSettings(Strict):
     """Which part of the training images each member sees.
 
     Attributes:
-        kind: "skill": member 0 alone sees one class, and a part of the rest; "parts": every member an equal part.
+        kind: "skill": member 0 alone sees one class, and a part of the rest; "parts": every member an equal part;
+            "labels": every member mostly a few classes, as `label_groups` divides; "dirichlet": shares of every class
+            drawn from a symmetric Dirichlet distribution.
         skill: that class.
         share: member 0's part of the rest.
+        others: for "labels", how often an image goes to any member.
+        concentration: for "dirichlet"; the smaller, the more unequal.
+        reserve: for "labels" and "dirichlet", so many images no member sees: calibration images come from them.
     """
 
-    kind: Literal["skill", "parts"]
+    kind: Literal["skill", "parts", "labels", "dirichlet"]
     skill: Annotated[int, Field(ge=0)] = 4
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    others: Annotated[float, Field(ge=0, le=1)] = 0.05
+    concentration: Annotated[float, Field(gt=0)] = 0.1
+    reserve: Annotated[int, Field(ge=0)] = 1000
 
 
 class MemberSettings(Training):
@@ -115,16 +123,28 @@ class MemberSettings(Training):
         return self
 
 
+def _check_vote(options: dict[str, Any]) -> None:
+    from neurograft.evaluating.ensemble import Vote
+
+    if unknown := options.keys() - {"vote"}:
+        raise NeurograftError(f"an ensemble takes the option vote, got {', '.join(sorted(unknown))}")
+    if "vote" in options and options["vote"] not in get_args(Vote):
+        raise NeurograftError(f"unknown vote {options['vote']!r}; {closest(str(options['vote']), get_args(Vote))}")
+
+
 class Start(Strict):
     """One way to a network that is then recovered and trained on.
 
     Attributes:
         method: a fusion method; "continue" (a member as it is), "keep" (a member's own neurons, to be recovered towards
             all members), "prune" (a member made narrower), "combine" (all side by side), "schedule" (`steps` in order),
-            "untrained"; by default the name of the row.
-        options: of the method; of pruning for "prune" and "schedule"; of the network for "untrained".
+            "untrained", "ensemble" (the members, their outputs combined), "pooled" (one network trained on the images
+            of all members); by default the name of the row.
+        options: of the method; of pruning for "prune" and "schedule"; of the network for "untrained"; `vote` for
+            "ensemble".
         recoveries: recoveries without training; default those of the study.
         tunings: "none", "finetune", "distill"; default all that the study has.
+        weights: of the members in a fused network: "samples": by how many images each was trained on.
         member: for "continue", "keep" and "prune": "best" or a number.
         steps: for "schedule".
         tune_epochs: for "schedule": epochs of each "tune" step, taken off the later training.
@@ -134,6 +154,7 @@ class Start(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     recoveries: tuple[Recovery, ...] | None = None
     tunings: tuple[TuningKind, ...] | None = None
+    weights: Literal["method", "samples"] = "method"
     member: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
     steps: tuple[Literal["prune", "merge", "tune"], ...] = ()
     tune_epochs: Annotated[int, Field(ge=0)] = 0
@@ -151,6 +172,8 @@ class Start(Strict):
                 raise NeurograftError(
                     f"unknown method {self.method!r}; {closest(self.method, [*METHODS, *OWN_STARTS])}"
                 )
+            elif self.method == "ensemble":
+                _check_vote(self.options)
             elif self.options and self.method != "untrained":
                 raise NeurograftError(f"{self.method!r} takes no options, got {', '.join(self.options)}")
             if (self.method == "schedule") != bool(self.steps):
@@ -178,12 +201,14 @@ class Distilling(Tuning):
         soft: weight of the teachers' outputs.
         hard: weight of the labels.
         teachers: "members", or the number of one of them.
+        inputs: on "training" images, or on the "calibration" inputs alone, which have no labels.
     """
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
     soft: Annotated[float, Field(ge=0)] = 1.0
     hard: Annotated[float, Field(ge=0)] = 0.0
     teachers: Literal["members"] | Annotated[int, Field(ge=0)] = "members"
+    inputs: Literal["training", "calibration"] = "training"
 
 
 class Tunings(Strict):
@@ -218,7 +243,9 @@ class StudySettings(Strict):
         starts: row -> how it is made. Every study has members, best member, ensemble, average and "continue" besides.
         recoveries: without training, of every fused start: "refit", "repair" and "batch_norm" on calibration images,
             "data_free" (REPAIR from the members' BatchNorm statistics).
-        calibration: unlabelled training images that recoveries and methods look at.
+        calibration: how many unlabelled inputs recoveries and methods read.
+        inputs: what they are: "training" images; "crops" of them; "noise"; "statistics", inputs drawn from the moments
+            of each member's own images; or the name of another data set.
         tuning: how starts are trained further.
         synchronous: for that kind.
         vary: dotted key -> values; every combination is a trial of its own.
@@ -233,6 +260,7 @@ class StudySettings(Strict):
     starts: dict[str, Start] = Field(default_factory=dict)
     recoveries: tuple[Recovery, ...] = ("none",)
     calibration: PositiveInt = 1000
+    inputs: str = "training"
     tuning: Tunings = Tunings()
     synchronous: Synchronous | None = None
     vary: dict[str, list[Any]] = Field(default_factory=dict)

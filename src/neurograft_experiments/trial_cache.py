@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -112,11 +112,6 @@ def packed(network: nn.Module, provenance: Mapping[str, Any]) -> bytes:
 def example_of(images: Images) -> Tensor:
     """Two images, as tracing takes them."""
     return images.train.examples(2)
-
-
-def calibration_of(images: Images, samples: int) -> Sequence[Tensor]:
-    """Unlabelled training images in batches."""
-    return torch.split(images.train.examples(samples), 250)
 
 
 def scores_of(network: nn.Module, split: Split) -> JSON:

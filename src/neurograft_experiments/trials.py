@@ -131,13 +131,23 @@ def _pipeline(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
     members = member_tasks(settings, seed, labels)
     yield from members
     entries = _entries(settings, members)
+    pooled = _pooled(settings, seed, labels)
+    if any(start.method == "pooled" for start in settings.starts.values()):
+        yield pooled
     for row in rows_of(settings):
         needed = _needed(row, entries)
+        if row.start.method == "pooled":
+            needed = [{"key": pooled.key, "network": settings.network}]
+        elif _reads_parts(row, settings):
+            parts = [task.settings["part"] for task in members]
+            needed = [entry | {"part": part} for entry, part in zip(needed, parts, strict=True)]
         tuning = getattr(settings.tuning, row.tuning) if row.tuning != "none" else None
         epochs = 0
         if tuning is not None:
             spent = row.start.tune_epochs * row.start.steps.count("tune")
             tuning = tuning.model_dump(mode="json") | {"kind": row.tuning, "epochs": max(0, tuning.epochs - spent)}
+            if tuning.get("inputs") == "training":  # as it was when there was no choice: keys stay what they were
+                del tuning["inputs"]
             epochs = len(tuning["lr"]) * tuning["epochs"]
         own = {
             "data": settings.data.model_dump(mode="json"),
@@ -147,8 +157,10 @@ def _pipeline(point: Point, seed: int, labels: JSON) -> Iterator[Task]:
             "recovery": row.recovery,
             "tuning": tuning,
         }
-        if row.recovery not in ("none", "data_free") or looks_at_images(row.start.method, row.start.options):
+        if _reads_inputs(row, settings):
             own["calibration"] = settings.calibration
+            if settings.inputs != "training":
+                own["inputs"] = settings.inputs
         if tuning is not None:
             own["seed"] = seed
         named = {"row": row.row, "recovery": row.recovery, "tuning": row.tuning}
@@ -178,11 +190,44 @@ def member_seed(seed: int, number: int) -> int:
 
 
 def _part(members: MemberSettings, number: int, seed: int) -> JSON | None:
-    if members.split is None:
+    split = members.split
+    if split is None:
         return None
-    if members.split.kind == "parts":
-        return {"kind": "parts", "of": members.count, "number": number, "seed": seed}
-    return {**members.split.model_dump(), "number": number, "seed": seed}
+    where = {"kind": split.kind, "number": number, "seed": seed}
+    if split.kind == "skill":
+        return where | {"skill": split.skill, "share": split.share}
+    where["of"] = members.count
+    if split.kind == "parts":
+        return where
+    own = {"others": split.others} if split.kind == "labels" else {"concentration": split.concentration}
+    return where | own | {"reserve": split.reserve}
+
+
+def _pooled(settings: StudySettings, seed: int, labels: Mapping[str, Any]) -> Task:
+    """The network that is trained on the images of all members."""
+    split = settings.members.split
+    members = settings.members.model_copy(update={"split": None, "networks": None, "copies": "same"})
+    task = member_tasks(settings.model_copy(update={"members": members}), seed, labels)[0]
+    if split is None or split.kind not in ("labels", "dirichlet"):
+        return task
+    own = {name: value for name, value in task.settings.items() if name not in ("format", "kind")}
+    own["part"] = {"kind": "all", "reserve": split.reserve}
+    return _task("member", own, dict(labels) | {"member": "of all data"}, (), settings.members.epochs)
+
+
+def _reads_inputs(row: Row, settings: StudySettings) -> bool:
+    """Whether a row depends on the calibration inputs."""
+    distill = settings.tuning.distill
+    return (
+        row.recovery not in ("none", "data_free")
+        or looks_at_images(row.start.method, row.start.options)
+        or (row.tuning == "distill" and distill is not None and distill.inputs == "calibration")
+    )
+
+
+def _reads_parts(row: Row, settings: StudySettings) -> bool:
+    """Whether a row depends on the images that each member was trained on, beside the members themselves."""
+    return row.start.weights == "samples" or (settings.inputs == "statistics" and _reads_inputs(row, settings))
 
 
 def _entries(settings: StudySettings, trained: Sequence[Task]) -> list[JSON]:
@@ -219,6 +264,8 @@ def _start(start: Start, settings: StudySettings, seed: int) -> JSON:
     if start.method not in OF_A_MEMBER:
         if settings.mixing is not None:
             found["mixing"] = settings.mixing
+        if start.weights != "method":
+            found["weights"] = start.weights
         if start.method != "ensemble":
             found["seed"] = seed
     return found

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neurograft.errors import InputError, OptionError
-from neurograft_experiments.data import Split, load_images, shards, special_class
+from neurograft_experiments.data import Split, label_groups, load_images, shards, special_class
 
 
 def numbers(split):
@@ -52,12 +52,30 @@ def test_shards_of_other_classes(split, concentration):
     assert unequal > 0.5 if concentration < 1 else unequal < 0.3
 
 
+@pytest.mark.parametrize(("count", "width"), [(2, 5), (3, 4), (5, 2), (10, 2), (20, 2)])
+def test_members_have_few_classes_of_their_own(count, width):
+    split = Split(torch.arange(2000.0).view(2000, 1, 1, 1), torch.arange(2000) % 10)
+    parts = label_groups(split, count, seed=1)
+    assert sorted(number for part in parts for number in numbers(part)) == list(range(2000))
+    for member, part in enumerate(parts):
+        own = {(member * width + offset) % 10 for offset in range(width)}
+        share = sum(part.labels.eq(label).sum().item() for label in own) / len(part)
+        assert share > 0.85
+        assert share < 1
+    assert all(label_groups(split, count, others=0, seed=1)[0].labels.bincount()[width:] == 0)
+    assert [numbers(part) for part in label_groups(split, count, seed=1)] == [numbers(part) for part in parts]
+    assert [numbers(part) for part in label_groups(split, count, seed=2)] != [numbers(part) for part in parts]
+
+
 def test_parts_that_make_no_sense(split):
     for call, error, message in (
         (lambda: special_class(split, 10), InputError, "0 of 200 images have label 10"),
         (lambda: special_class(split, 1, share=0.0), OptionError, "share is between 0 and 1, got 0.0"),
         (lambda: shards(split, 0), OptionError, "count is a whole number of at least 1, got 0"),
         (lambda: shards(split, 201), InputError, "part 200 of 201 would hold none of the 200 images"),
+        (lambda: label_groups(split, 1), OptionError, "count is a whole number of at least 2, got 1"),
+        (lambda: label_groups(split, 2, others=1.5), OptionError, "others is between 0 and 1, got 1.5"),
+        (lambda: label_groups(split, 900), InputError, "of 900 would hold none of the 200 images"),
         (lambda: shards(split, 2, concentration=0.0), OptionError, "concentration is above 0, got 0.0"),
     ):
         with pytest.raises(error, match=message):

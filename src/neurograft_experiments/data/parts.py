@@ -1,5 +1,7 @@
 """Parts of the training images for members that do not all see the same."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,9 +71,56 @@ def shards(split: Split, count: int, *, concentration: float | None = None, seed
         parts = _unequal(order, split.labels.cpu()[order], count, concentration, seed)
     else:
         raise OptionError(f"concentration is above 0, got {concentration!r}")
+    return _parts(split, parts)
+
+
+def label_groups(split: Split, count: int, *, others: float = 0.05, seed: int = 0) -> tuple[Split, ...]:
+    """Disjoint parts of which each holds mostly images of a few classes, as clients of a federation do.
+
+    Of C classes each of k members has w = max(2, ⌈C / k⌉): member m the classes m·w, …, m·w + w − 1 (mod C), so that
+    with five members and ten classes each has two of its own. Every image goes to a member that has its class, at
+    random where several do, and with probability `others` to any member.
+
+    Args:
+        split: what is divided; each image goes to one member.
+        count: how many parts, at least 2.
+        others: probability between 0 and 1.
+        seed: of the division.
+
+    Raises:
+        OptionError: if `count` is less than 2 or `others` not a probability.
+        InputError: if a part would be empty.
+
+    Example:
+        >>> split = Split(torch.zeros(40, 1, 1, 1), torch.arange(40) % 4)
+        >>> [part.labels.bincount(minlength=4).tolist() for part in label_groups(split, 2, others=0)]
+        [[10, 10, 0, 0], [0, 0, 10, 10]]
+
+    Source of pairs of classes per client: McMahan et al. 2017, arXiv:1602.05629, section 3.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise OptionError(f"count is a whole number of at least 2, got {count!r}")
+    if not 0 <= others <= 1:
+        raise OptionError(f"others is between 0 and 1, got {others!r}")
+    random = torch.Generator().manual_seed(seed)
+    labels = split.labels.cpu()
+    classes = int(labels.max()) + 1
+    width = max(2, -(-classes // count))
+    has = torch.zeros(count, classes, dtype=torch.bool)
+    for member in range(count):
+        has[member, torch.arange(member * width, (member + 1) * width) % classes] = True
+    owners = torch.multinomial(has.T.float()[labels], 1, generator=random).squeeze(1)
+    anybody = torch.randint(count, (len(labels),), generator=random)
+    chosen = torch.where(torch.rand(len(labels), generator=random) < others, anybody, owners)
+    return _parts(split, [(chosen == member).nonzero().squeeze(1) for member in range(count)])
+
+
+def _parts(split: Split, parts: Sequence[Tensor]) -> tuple[Split, ...]:
     for number, part in enumerate(parts):
         if not len(part):
-            raise InputError(f"part {number} of {count} would hold none of the {len(split)} images; take fewer parts")
+            raise InputError(
+                f"part {number} of {len(parts)} would hold none of the {len(split)} images; take fewer parts"
+            )
     return tuple(split.subset(part) for part in parts)
 
 

@@ -14,8 +14,8 @@ from neurograft_experiments.rows import BEST, ENSEMBLE
 
 RECOVERIES = {"none": "as it is", "batch_norm": "BatchNorm", "repair": "REPAIR", "data_free": "REPAIR without data"}
 """Recoveries that are called otherwise by people."""
-LARGE = ("ensemble", "combine")
-"""Starts that are several times the size of a member."""
+REFERENCES = ("ensemble", "combine", "pooled")
+"""Starts that are several times the size of a member, or were trained on the images of all members."""
 SHARES = ("accuracy", "validation")
 """Measures that are shares of images."""
 CERTAINTY = 2.0
@@ -70,10 +70,10 @@ class RowGroup:
     missing: dict[int, str] = field(default_factory=dict)
 
     @property
-    def large(self) -> bool:
-        """Whether the network is larger than a member, as an ensemble is."""
+    def reference(self) -> bool:
+        """Whether the network is no choice, only a figure to compare with: the ensemble, or what saw all images."""
         starts = (row.get("configuration", {}).get("start") or {} for row in self.rows.values())
-        return self.which.row == ENSEMBLE or any(start.get("method") in LARGE for start in starts)
+        return self.which.row == ENSEMBLE or any(start.get("method") in REFERENCES for start in starts)
 
     @property
     def diverged(self) -> bool:

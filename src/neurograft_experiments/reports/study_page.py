@@ -108,13 +108,13 @@ def takeaway(panel: ReportPanel) -> str | None:
 def _fused(group: RowGroup) -> bool:
     """Whether it is what a practitioner could choose instead of the best member: a network of a member's size."""
     given = group.which.row in (BEST, ENSEMBLE, CONTINUE) or group.which.member
-    return bool(group.rows) and not group.large and not given
+    return bool(group.rows) and not group.reference and not given
 
 
 def standings(panel: ReportPanel, tuning: str) -> str:
     """How often each start is above, equal to and below its rival along the varied quantity."""
     results, words = panel.results, []
-    groups = [group for group in panel.groups if group.which.tuning == tuning and not group.large]
+    groups = [group for group in panel.groups if group.which.tuning == tuning and not group.reference]
     gaps = dict(zip(groups, results.differences([(own, rival_of(results, own)) for own in groups]), strict=True))
     for which in panel.whiches(tuning):
         signs = [gap.sign for group, gap in gaps.items() if group.which == which and gap is not None]

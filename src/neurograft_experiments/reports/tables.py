@@ -76,7 +76,7 @@ def _table(
         level = signs(results, {(r, c): (grid[r][c], leads[c]) for r, c in places})
         for r, c in places:
             group = grid[r][c]
-            single = group is not None and group.rows and not group.large and leads[c] is not None
+            single = group is not None and group.rows and not group.reference and leads[c] is not None
             if single and marks.get((r, c)) != -1 and (group is leads[c] or level.get((r, c), -1) >= 0):
                 strong.add((r, c + 1))
     texts = {(r, c): cell(results, grid[r][c], measure, digits, marks.get((r, c))) for r, c in places}
@@ -182,7 +182,7 @@ def _images(groups: Sequence[RowGroup]) -> list[int]:
 
 def _leader(results: Results, groups: Sequence[RowGroup]) -> RowGroup | None:
     """The network of a member's size with the highest mean test accuracy: what others may be equal to."""
-    single = [group for group in groups if group.rows and not group.large]
+    single = [group for group in groups if group.rows and not group.reference]
     return max(single, key=lambda group: results.figure(group).mean, default=None) if _images(single) else None
 
 
