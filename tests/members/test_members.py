@@ -75,6 +75,7 @@ def test_numbers_that_are_none_are_counted() -> None:
         ([0, 0], "weights must be finite, not negative and not all zero"),
         ([1, float("nan")], "weights must be finite, not negative and not all zero"),
         ([1, float("inf")], "weights must be finite, not negative and not all zero"),
+        ([1, 10**400], "weights must be finite, not negative and not all zero"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(weights: list[float], message: str) -> None:
@@ -84,6 +85,10 @@ def test_weights_that_make_no_sense_are_refused(weights: list[float], message: s
 
 def test_weights_sum_to_one() -> None:
     assert check_member_weights([2, 6], 2) == (0.25, 0.75)
+    assert check_member_weights([1e308, 1e308], 2) == (0.5, 0.5)
+    assert check_member_weights([5e-324, 1.5e-323], 2) == (0.25, 0.75)
+    assert check_member_weights([0, 5e-324], 2) == (0.0, 1.0)
+    assert check_member_weights([1e-320, 1e300], 2) == (0.0, 1.0)
     assert check_member_weights(None, 2) is None
 
 
@@ -156,3 +161,14 @@ def test_architectures_that_differ_in_more_than_widths_are_refused() -> None:
     deeper = MLP(12, 16, 14, 10)
     with pytest.raises(MembersDiffer, match=r"models\[1\] has 'layers.2.weight', which models\[0\] lacks"):
         ng.plan([MLP(12, 16, 10), deeper], example("mlp"))
+
+
+@pytest.mark.parametrize("size", [1e308, 5e-324])
+def test_members_of_extreme_weights_count_as_they_should(size: float) -> None:
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+    x = torch.randn(5, 4)
+    for wide in (ng.combine(nets, x, weights=[size, size]), ng.combine(nets, x)):
+        torch.testing.assert_close(wide(x), ng.Ensemble(nets)(x))
+    equal, extreme = (ng.fuse(nets, x, "average", weights={"*": [own, own]}) for own in (1.0, size))
+    assert all(torch.equal(a, b) for a, b in zip(equal.parameters(), extreme.parameters(), strict=True))
+    assert bool(equal[0].weight.any())

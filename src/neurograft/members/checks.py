@@ -196,6 +196,22 @@ def member_weights(
     return overall, single
 
 
+def shares_of_total(values: Sequence[float]) -> tuple[float, ...]:
+    """What share of their sum each of some numbers is, whatever their size: the sum itself may be no number at all.
+
+    Args:
+        values: finite, not negative and not all zero.
+
+    Example:
+        >>> shares_of_total([1e308, 1e308]), shares_of_total([5e-324, 5e-324])
+        ((0.5, 0.5), (0.5, 0.5))
+    """
+    largest = max(values)
+    parts = [value / largest for value in values] if not 2.0**-500 < largest < 2.0**500 else values
+    total = sum(parts)
+    return tuple(part / total for part in parts)
+
+
 def check_member_weights(
     weights: Sequence[float] | None, members: int, option: str = "weights"
 ) -> tuple[float, ...] | None:
@@ -214,11 +230,12 @@ def check_member_weights(
         if isinstance(weights, (str, Mapping)):
             raise TypeError
         values = [float(w) for w in weights]
+    except OverflowError:
+        raise BadWeights(f"{option} must be finite, not negative and not all zero, got {weights!r}") from None
     except (TypeError, ValueError):
         raise BadWeights(f"{option} must be a list of numbers, one per member, got {weights!r}") from None
     if len(values) != members:
         raise BadWeights(f"{option} has {len(values)} entries for {members} members")
-    total = sum(values)
-    if any(not 0 <= w < float("inf") for w in values) or not total > 0:
+    if any(not 0 <= w < float("inf") for w in values) or not any(values):
         raise BadWeights(f"{option} must be finite, not negative and not all zero, got {values}")
-    return tuple(w / total for w in values)
+    return shares_of_total(values)
