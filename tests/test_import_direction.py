@@ -33,6 +33,7 @@ data
 networks
 store
 study rows
+study_text
 study_file
 trials
 progress engine

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 MOST_LISTED = 30  # known names in one message
+LONGEST_COMPARED = 200  # letters: comparing takes time that grows with their square
 
 
 class NeurograftError(Exception):
@@ -96,7 +97,7 @@ def closest(name: str, known: Iterable[str]) -> str:
         "did you mean 'transplant'? known: average, transplant"
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=2)
+    near = get_close_matches(name[:LONGEST_COMPARED], names, n=2)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
     return f"{hint}known: {', '.join(names[:MOST_LISTED])}{more}"

@@ -10,16 +10,11 @@ from neurograft.errors import InputError, closest
 from neurograft.paths import is_there
 
 
-def find_factory(text: str) -> Callable[[], Any]:
-    """The function that `package.module:function` names.
+def factory_parts(text: str) -> tuple[str, str]:
+    """Module and function of `package.module:function`, of which nothing is imported.
 
     Raises:
-        InputError: if the text, the module or the function is not right.
-
-    Example:
-        >>> find_factory("neurograft_experiments.networks:digits_mpl")
-        Traceback (most recent call last):
-        neurograft.errors.InputError: neurograft_experiments.networks has no 'digits_mpl'; did you mean ...
+        InputError: if the text does not read so.
     """
     module_name, separator, name = text.partition(":")
     if not separator or not module_name or not name:
@@ -31,6 +26,21 @@ def find_factory(text: str) -> Callable[[], Any]:
             f"factory {text!r} must read package.module:function, such as torchvision.models:resnet18"
             + (there if is_there(Path(text)) else "")
         )
+    return module_name, name
+
+
+def find_factory(text: str) -> Callable[[], Any]:
+    """The function that `package.module:function` names.
+
+    Raises:
+        InputError: if the text, the module or the function is not right.
+
+    Example:
+        >>> find_factory("neurograft_experiments.networks:digits_mpl")
+        Traceback (most recent call last):
+        neurograft.errors.InputError: neurograft_experiments.networks has no 'digits_mpl'; did you mean ...
+    """
+    module_name, name = factory_parts(text)
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

@@ -21,7 +21,7 @@ class Strict(BaseModel):
           unknown key radios; did you mean 'radius'? known: radius [type=unknown_key, input_value={'radios': 1}, ...
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

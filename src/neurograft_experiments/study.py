@@ -15,6 +15,9 @@ Preset: TypeAlias = Literal["smoke", "small", "medium", "paper-short", "paper"]
 PRESETS: tuple[Preset, ...] = ("smoke", "small", "medium", "paper-short", "paper")
 OWN_STARTS = ("continue", "keep", "prune", "combine", "schedule", "untrained", "ensemble", "pooled")
 """Starts that are no fusion method."""
+MOST_SEEDS = 1000
+MOST_SEED = 10**12
+"""Seeds of members, 1000 times that, are whole numbers of 64 bits."""
 
 
 def _listed(value: Any) -> Any:
@@ -22,11 +25,14 @@ def _listed(value: Any) -> Any:
 
 
 def _counted(value: Any) -> Any:
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return list(range(min(value, MOST_SEEDS + 1))) if number else value
 
 
 Rates: TypeAlias = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Field(min_length=1)]
-Seeds: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_counted), Field(min_length=1)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=MOST_SEED)]
+Seeds: TypeAlias = Annotated[tuple[Seed, ...], BeforeValidator(_counted), Field(min_length=1, max_length=MOST_SEEDS)]
+Several: TypeAlias = Annotated[int, Field(ge=2, le=100)]
 
 
 class Data(Strict):
@@ -102,7 +108,7 @@ class MemberSettings(Training):
         split: which images each member sees; null: all.
     """
 
-    count: Annotated[int, Field(ge=2)] = 2
+    count: Several = 2
     lr: Annotated[float, Field(gt=0)] = 0.01
     initialisation: Literal["different", "same"] = "different"
     copies: Literal["none", "same", "pruned"] = "none"
@@ -226,7 +232,7 @@ class Synchronous(Strict):
         methods: how they are fused.
     """
 
-    workers: Annotated[int, Field(ge=2)] = 4
+    workers: Several = 4
     methods: tuple[str, ...] = ("average", "transplant")
 
 

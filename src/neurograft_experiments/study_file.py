@@ -1,20 +1,20 @@
-"""Reading a study file: YAML, presets and cases put together, errors with the closest known key and the line."""
+"""Reading a study file: presets and cases put together, errors with the closest known key and the line."""
 
+import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from neurograft.errors import StudyError, closest
 from neurograft_experiments.study import PRESETS, About, StudySettings
+from neurograft_experiments.study_text import MOST_NESTED, Keys, StudyText, read_bounded
 
-Keys: TypeAlias = tuple[str | int, ...]
-Checked = TypeVar("Checked", bound=BaseModel)
+MOST_POINTS = 1000
+"""Of a preset: cases times what varies."""
 REPLACED = ("vary", "cases")
 """Keys whose mappings a preset or case replaces, where all others are merged."""
 
@@ -76,8 +76,11 @@ def load_study(study: str | Path) -> Study:
         'neuron transplantation'
     """
     name, file, text = _text(study)
-    document = _StudyText.read(text, file)
-    document.check_top()
+    document = StudyText.read(text, file)
+    known = [*About.model_fields, *StudySettings.model_fields, "cases", "presets"]
+    for key in document.raw:
+        if key not in known:
+            document.fail((key,), f"unknown key {key!r}; {closest(str(key), known)}")
     about = document.checked(About, {k: v for k, v in document.raw.items() if k in About.model_fields}, ((),))
     body = {key: value for key, value in document.raw.items() if key in StudySettings.model_fields or key == "cases"}
     presets = document.raw.get("presets") or {}
@@ -94,7 +97,7 @@ def study_summaries() -> dict[str, tuple[str, str, tuple[str, ...]]]:
     """Of each study that comes with neurograft its title, question and presets; quick, nothing is checked."""
     found = {}
     for name in study_names():
-        raw = _StudyText.read(_text(name)[2], name).raw
+        raw = StudyText.read(_text(name)[2], name).raw
         found[name] = (raw["title"], raw["question"], tuple(raw["presets"]))
     return found
 
@@ -110,106 +113,10 @@ def _text(study: str | Path) -> tuple[str, str, str]:
     path = Path(study)
     if path.suffix not in (".yaml", ".yml"):
         raise StudyError(f"no study {str(study)!r}; {closest(str(study), study_names())}; or a file that ends in .yaml")
-    try:
-        return path.stem, str(path), path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} cannot be read: {error}") from error
+    return path.stem, str(path), read_bounded(path)
 
 
-@dataclass(frozen=True, eq=False)
-class _StudyText:
-    """A YAML file as plain objects, and the line of every key and item."""
-
-    file: str
-    raw: dict[str, Any]
-    lines: dict[Keys, int]
-
-    @classmethod
-    def read(cls, text: str, file: str) -> "_StudyText":
-        import yaml
-
-        lines: dict[Keys, int] = {}
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            raw = _plain(loader, node, (), lines) if node is not None else None
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise StudyError(f"{file}, line {line}: {error.problem or 'no YAML'}") from error
-        finally:
-            loader.dispose()
-        if not isinstance(raw, dict):
-            raise StudyError(f"{file}, line 1: a study is a mapping that begins with title:")
-        return cls(file, raw, lines)
-
-    def line(self, keys: Keys, prefixes: tuple[Keys, ...]) -> int:
-        """The line of a key, or of the nearest key around it, in the last of the overlaid mappings that has it."""
-        for length in range(len(keys), -1, -1):
-            for prefix in prefixes:
-                if length and (*prefix, *keys[:length]) in self.lines:
-                    return self.lines[(*prefix, *keys[:length])]
-        return self.lines.get(prefixes[0], 1)
-
-    def fail(self, keys: Keys, problem: str, prefixes: tuple[Keys, ...] = ((),)) -> NoReturn:
-        raise StudyError(f"{self.file}, line {self.line(keys, prefixes)}: {problem}")
-
-    def check_top(self) -> None:
-        known = [*About.model_fields, *StudySettings.model_fields, "cases", "presets"]
-        for key in self.raw:
-            if key not in known:
-                self.fail((key,), f"unknown key {key!r}; {closest(str(key), known)}")
-
-    def checked(
-        self, model: type[Checked], raw: Any, prefixes: tuple[Keys, ...], varied: Mapping[str, Any] | None = None
-    ) -> Checked:
-        """The validated model, or an error that names the line: of `vary` where a varied value is to blame."""
-        try:
-            return model.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            keys: Keys = first["loc"]
-            problem = first["msg"]
-            if first["type"] == "unknown_key":
-                keys = (*keys, first["ctx"]["key"])
-            elif keys:
-                given = first["input"]
-                shown = f", got {given!r}" if not isinstance(given, (dict, list, BaseModel)) else ""
-                problem = f"{'.'.join(map(str, keys))}: {problem}{shown}"
-            for path, value in (varied or {}).items():
-                way = tuple(path.split("."))
-                if way[: len(keys)] == keys[: len(way)]:
-                    self.fail(("vary", path), f"{problem} (at {path} = {value!r} of vary)", prefixes)
-            self.fail(keys, problem, prefixes)
-
-
-def _plain(loader: Any, node: Any, keys: Keys, lines: dict[Keys, int]) -> Any:
-    """A YAML node as plain objects; notes the line of each key."""
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        own = [key_node for key_node, _ in node.value]
-        loader.flatten_mapping(node)  # what `<<` brings in comes first, and gives way to the mapping's own keys
-        found: dict[Any, Any] = {}
-        given: set[Any] = set()
-        for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)
-            if key_node in own:
-                if key in given:
-                    raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=key_node.start_mark)
-                given.add(key)
-            lines[(*keys, key)] = key_node.start_mark.line + 1
-            found[key] = _plain(loader, value_node, (*keys, key), lines)
-        return found
-    if isinstance(node, yaml.SequenceNode):
-        items = []
-        for number, item in enumerate(node.value):
-            lines[(*keys, number)] = item.start_mark.line + 1
-            items.append(_plain(loader, item, (*keys, number), lines))
-        return items
-    return loader.construct_object(node)
-
-
-def _points(document: _StudyText, body: dict[str, Any], preset: str, own: Any) -> Iterator[Point]:
+def _points(document: StudyText, body: dict[str, Any], preset: str, own: Any) -> Iterator[Point]:
     """All points of a preset: every case, and of it every combination of what varies."""
     if own is not None and not isinstance(own, dict):
         document.fail(("presets", preset), f"preset {preset} must be a mapping of what it changes, got {own!r}")
@@ -221,6 +128,7 @@ def _points(document: _StudyText, body: dict[str, Any], preset: str, own: Any) -
     cases = merged.pop("cases", None) or {"": {}}
     if not isinstance(cases, dict):
         document.fail(("presets", preset, "cases"), f"cases must be a mapping of names, got {cases!r}")
+    points = 0
     for case, changes in cases.items():
         prefixes: tuple[Keys, ...] = (
             ("presets", preset, "cases", case),
@@ -232,6 +140,10 @@ def _points(document: _StudyText, body: dict[str, Any], preset: str, own: Any) -
             document.fail((), f"case {case!r} must be a mapping of what it changes, got {changes!r}", prefixes)
         full = _merged(merged, changes or {})
         base = document.checked(StudySettings, full, prefixes)
+        points += math.prod(map(len, base.vary.values()))
+        if points > MOST_POINTS:
+            problem = f"preset {preset} has more than {MOST_POINTS:,} points (cases times the values that vary)"
+            document.fail(("vary",), problem, prefixes)
         for values in product(*base.vary.values()):
             varied = dict(zip(base.vary, values, strict=True))
             at_point = deepcopy(full)
@@ -254,9 +166,11 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return result
 
 
-def _put(document: _StudyText, raw: dict[str, Any], path: str, value: Any, prefixes: tuple[Keys, ...]) -> None:
+def _put(document: StudyText, raw: dict[str, Any], path: str, value: Any, prefixes: tuple[Keys, ...]) -> None:
     """Set a dotted key in place; mappings on the way that are not there are made."""
     *way, last = path.split(".")
+    if len(way) > MOST_NESTED:
+        document.fail(("vary", path), f"vary: {path!r} leads through more than {MOST_NESTED} mappings", prefixes)
     for key in way:
         raw = raw[key] if isinstance(raw.get(key), dict) else raw.setdefault(key, {})
         if not isinstance(raw, dict):

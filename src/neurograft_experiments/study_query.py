@@ -6,9 +6,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from neurograft.errors import InputError, OptionError, StudyError
+from neurograft.escaping import named
+from neurograft.factories import find_factory
 from neurograft_experiments.data.loading import SPLIT_SEED, find
 from neurograft_experiments.engine import TaskQueue
+from neurograft_experiments.networks import is_factory
 from neurograft_experiments.store import Store
+from neurograft_experiments.study import MOST_SEED, MOST_SEEDS
 from neurograft_experiments.study_file import Study, load_study, study_names
 from neurograft_experiments.trials import Task, tasks_of
 
@@ -120,7 +124,7 @@ def parse_seeds(text: str | None) -> list[int] | None:
     """Seeds from `5` (0 to 4), `3-5` or `0,7,9`.
 
     Raises:
-        OptionError: if it cannot be read.
+        OptionError: if it cannot be read, or names more or larger seeds than a study may have.
 
     Example:
         >>> parse_seeds("3"), parse_seeds("3-5"), parse_seeds("7,"), parse_seeds("0,2-3")
@@ -129,20 +133,35 @@ def parse_seeds(text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
-        if text.strip().isdecimal():
-            found = list(range(int(text)))
-        else:
-            found = [seed for part in text.split(",") if part.strip() for seed in _range(part)]
+        parts = [f"0-{int(text) - 1}"] if text.strip().isdecimal() else filter(str.strip, text.split(","))
+        ranges = [_range(part) for part in parts]
     except ValueError:
-        found = []
-    if not found:
-        raise OptionError(f"--seeds {text!r} names no seeds; write 5 (for 0 to 4), 3-5, or 0,7,9")
-    return list(dict.fromkeys(found))
+        ranges = []
+    if not 0 < sum(map(len, ranges)) <= MOST_SEEDS:
+        raise OptionError(
+            f"--seeds '{named(text)}' names no seeds; write 5 (for 0 to 4), 3-5, or 0,7,9: at most {MOST_SEEDS:,}, all "
+            f"below {MOST_SEED:,}"
+        )
+    return list(dict.fromkeys(seed for found in ranges for seed in found))
 
 
 def _range(text: str) -> range:
     first, dash, last = text.strip().partition("-")
-    return range(int(first), int(last if dash else first) + 1)
+    start, stop = int(first), int(last if dash else first) + 1
+    if not 0 <= start < stop <= MOST_SEED:
+        raise ValueError
+    return range(start, stop)
+
+
+def check_factories(tasks: Sequence[Task]) -> None:
+    """Import the factories that tasks name, before anything is trained.
+
+    Raises:
+        InputError: as `find_factory` of `neurograft.factories`.
+    """
+    networks = [entry["network"] for task in tasks for entry in (task.settings, *task.settings.get("members", ()))]
+    for name in dict.fromkeys(network["name"] for network in networks if is_factory(network)):
+        find_factory(name)
 
 
 def check_data(tasks: Sequence[Task], data_folder: Path | None) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+from neurograft.errors import StudyError
+from neurograft.escaping import terminal
 from neurograft_experiments.rows import Row, looks_at_images, rows_of, starts_of
 from neurograft_experiments.store import Store
 from neurograft_experiments.study import MemberSettings, Start, StudySettings, Training
@@ -14,6 +16,8 @@ from neurograft_experiments.study_file import Point, Study
 
 FORMAT = 1
 """Counted up when the same settings no longer give the same result."""
+MOST_TASKS = 50_000
+"""Of a study in a preset."""
 
 JSON: TypeAlias = dict[str, Any]
 TRAINING = tuple(Training.model_fields)
@@ -83,7 +87,7 @@ def tasks_of(study: Study, preset: str, seeds: Sequence[int] | None = None) -> t
         seeds: instead of the preset's own.
 
     Raises:
-        StudyError: if the study has no such preset.
+        StudyError: if the study has no such preset, or more tasks than anybody can run.
 
     Example:
         >>> from neurograft_experiments.study_file import load_study
@@ -111,6 +115,13 @@ def trials_of(study: Study, preset: str, seeds: Sequence[int] | None = None) -> 
 
 
 def _all_tasks(study: Study, preset: str, seeds: Sequence[int] | None) -> Iterator[Task]:
+    for number, task in enumerate(_each_task(study, preset, seeds)):
+        if number == MOST_TASKS:
+            raise StudyError(f"{terminal(study.name)}, preset {preset}: more than {MOST_TASKS:,} trials and members")
+        yield task
+
+
+def _each_task(study: Study, preset: str, seeds: Sequence[int] | None) -> Iterator[Task]:
     for point in study.points(preset):
         for seed in seeds if seeds is not None else point.settings.seeds:
             labels = {

@@ -197,11 +197,15 @@ def test_what_cannot_be_built_is_named(settings, shape, message):
 
 def test_settings_are_checked_without_building():
     check_network({"name": "vgg11", "share": 0.5})
-    check_network({"name": "torch.nn:Identity"})
+    check_network({"name": "there.is.none:such"})  # nothing is imported
     with pytest.raises(OptionError, match="has no option 'shaer'; did you mean 'share'"):
         check_network({"name": "vgg11", "shaer": 0.5})
+    with pytest.raises(InputError, match="factory 'torch.nn:' must read package.module:function"):
+        check_network({"name": "torch.nn:"})
     with pytest.raises(InputError, match="torch.nn has no 'Idenity'; did you mean 'Identity'"):
-        check_network({"name": "torch.nn:Idenity"})
+        make_network({"name": "torch.nn:Idenity"}, (1, 8, 8), 10)
+    with pytest.raises(OptionError, match="depth is at most 65,536, got 1000000000"):
+        check_network({"name": "mlp", "depth": 1000000000})
 
 
 @pytest.fixture

@@ -211,15 +211,17 @@ def run(
 
 
 def _prepare(tasks: "Sequence[Task]", store: "Store", data_folder: Path | None, *, look: bool) -> None:
-    """Find out before the work whether results can be written, will fit, and data sets are there."""
+    """Find out before the work whether factories and data sets are there, and results can be written and will fit."""
     from neurograft_experiments.disk_space import room_for
     from neurograft_experiments.engine import TaskQueue
-    from neurograft_experiments.study_query import check_data
+    from neurograft_experiments.study_query import check_data, check_factories
 
     store.prepare()
-    store.check_room(room_for(tasks, store))
     if look:
-        check_data(tuple(TaskQueue(tasks, store).pending.values()), data_folder)
+        left = tuple(TaskQueue(tasks, store).pending.values())
+        check_factories(left)
+        check_data(left, data_folder)
+    store.check_room(room_for(tasks, store, imports=look))
 
 
 def _check_engine(engine: str, address: str | None, gpus: float | None) -> None:
@@ -268,7 +270,7 @@ def _show_standing(asked: "Sequence[StudyQuery]", store: "Store", console: "Cons
         else "",
     )
     console.print(terminal_table(table))
-    typer.echo(f"{size_text(room_for(everything, store))} will be written. Nothing was run.")
+    typer.echo(f"{size_text(room_for(everything, store, imports=False))} will be written. Nothing was run.")
 
 
 def _show_outcome(asked: "Sequence[StudyQuery]", outcome: "Outcome", store: "Store") -> None:

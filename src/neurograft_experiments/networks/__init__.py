@@ -8,7 +8,7 @@ from neurograft_experiments.networks.demonstration import (
     digits_mlp,
 )
 from neurograft_experiments.networks.lenet import LeNet, lenet
-from neurograft_experiments.networks.making import NAMED, check_network, make_network
+from neurograft_experiments.networks.making import NAMED, check_network, is_factory, make_network
 from neurograft_experiments.networks.mlp import MLP, mlp
 from neurograft_experiments.networks.resnet import ResNet, resnet8, resnet18, resnet20
 from neurograft_experiments.networks.shapes import Shape
@@ -30,6 +30,7 @@ __all__ = [
     "demonstrated",
     "digits_convnet",
     "digits_mlp",
+    "is_factory",
     "lenet",
     "make_network",
     "mlp",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from neurograft.errors import InputError, NeurograftError, OptionError, closest
-from neurograft.factories import find_factory
+from neurograft.factories import factory_parts, find_factory
 from neurograft.inputs import first_tensor
 from neurograft.options import check_count
 from neurograft.preserve_state import preserve_state
@@ -32,6 +32,8 @@ NAMED: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
 }
 """Name in a study file -> how it is built: called with shape and classes, options by keyword."""
+MOST = 65_536
+"""Of widths and depths: a network of more layers takes minutes to build, even without weights."""
 
 
 def make_network(settings: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
@@ -72,11 +74,11 @@ def make_network(settings: Mapping[str, Any], shape: Shape, classes: int) -> nn.
 
 
 def check_network(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that `make_network` would refuse, as far as can be told without building anything.
+    """Refuse settings that `make_network` would refuse, as far as that shows without building or importing anything.
 
     Raises:
         OptionError: for a name or an option that is not known, and for a value that an option does not take.
-        InputError: if a factory cannot be found.
+        InputError: if the name of a factory does not read `package.module:function`.
     """
     if not isinstance(settings, Mapping):
         raise OptionError(f"a network's settings are a mapping such as {{'name': 'mlp'}}, got {settings!r}")
@@ -88,11 +90,16 @@ def check_network(settings: Mapping[str, Any]) -> None:
         return
     name = options.pop("name", None)
     if isinstance(name, str) and ":" in name:
-        find_factory(name)
+        factory_parts(name)
     elif isinstance(name, str) and name in NAMED:
         check_options(name, options)
     else:
         raise OptionError(f"unknown network {name!r}; {closest(str(name), NAMED)}, or package.module:function")
+
+
+def is_factory(settings: Mapping[str, Any]) -> bool:
+    """Whether building the network imports code that its settings name."""
+    return ":" in str(settings.get("name", ""))
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -111,6 +118,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
                 raise OptionError(f"{option} is True or False, got {value!r}")
         elif isinstance(default, int):
             check_count(option, value)
+            if value > MOST:
+                raise OptionError(f"{option} is at most {MOST:,}, got {value!r}")
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise OptionError(f"{option} is a number, got {value!r}")
 

@@ -121,6 +121,26 @@ def test_seeds_by_number_or_by_name(neurograft, study, output):
     code, _, err = neurograft("experiment", "run", study, "-o", output, "--seeds", "one")
     assert code == 2
     assert "--seeds 'one' names no seeds; write 5 (for 0 to 4), 3-5, or 0,7,9" in err
+    for seeds in ("0", "1000000000", "0-1000000000", "5-3", f"1{'0' * 4000}", f"1{'0' * 5000}", "1000000000000"):
+        code, _, err = neurograft("experiment", "run", study, "-o", output, "--seeds", seeds, "--dry-run")
+        assert code == 2
+        assert "names no seeds; write 5" in err
+        assert len(err) < 500
+
+
+def test_factories_are_imported_when_trials_run(neurograft, study, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study.write_text(STUDY.replace("name: mlp, width: 8, depth: 1", "name: 'own_code:network'"))
+    Path("own_code.py").write_text("from pathlib import Path\nPath('imported').touch()\n")
+    for command in (["run", study, "--dry-run"], ["list"]):
+        assert neurograft("experiment", *command)[0] == 0
+    code, _, err = neurograft("experiment", "report", study, "-o", tmp_path)
+    assert (code, "holds no results of mine" in err) == (2, True)
+    assert not Path("imported").exists()
+    code, _, err = neurograft("experiment", "run", study, "-o", output)
+    assert (code, "own_code has no 'network'" in err) == (2, True)
+    assert Path("imported").exists()
+    assert Store(output).members() == ()
 
 
 @pytest.mark.parametrize(
