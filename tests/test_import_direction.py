@@ -40,6 +40,7 @@ progress engine
 cluster disk_space study_query
 reports
 trial_cache
+unlabelled
 costs synchronous tunings initial_models
 running
 inside
