@@ -20,6 +20,10 @@ PUBLIC = {
     "Look at a network": ("trace", "verify", "permute", "NeuronGraph"),
     "Fuse": ("fuse", "Members", "Fusion", "plan", "FusionPlan", "apply"),
     "Methods": ("Average", "Permutation", "OptimalTransport", "Transplant", "Zip"),
+    "Merge operators": (
+        *("Linear", "TaskArithmetic", "Ties", "Dare", "Della", "Breadcrumbs", "Sce", "Slerp", "NuSlerp", "MultiSlerp"),
+        *("Karcher", "ModelStock", "NearSwap", "ArceeFusion", "Fisher", "RegMean", "Passthrough", "Gradient"),
+    ),
     "Recover without training": ("refit", "repair", "reestimate_batch_norm"),
     "Combine and prune": ("combine", "prune", "Ensemble"),
     "Measure and advise": ("evaluate", "barrier", "advise"),

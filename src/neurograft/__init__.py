@@ -22,6 +22,24 @@ if TYPE_CHECKING:
     from neurograft.methods.planner import plan as plan
     from neurograft.methods.transplant import Transplant as Transplant
     from neurograft.methods.zip import Zip as Zip
+    from neurograft.operators.arcee_fusion import ArceeFusion as ArceeFusion
+    from neurograft.operators.breadcrumbs import Breadcrumbs as Breadcrumbs
+    from neurograft.operators.dare import Dare as Dare
+    from neurograft.operators.della import Della as Della
+    from neurograft.operators.fisher import Fisher as Fisher
+    from neurograft.operators.karcher import Karcher as Karcher
+    from neurograft.operators.linear import Linear as Linear
+    from neurograft.operators.model_stock import ModelStock as ModelStock
+    from neurograft.operators.multi_slerp import MultiSlerp as MultiSlerp
+    from neurograft.operators.nearswap import NearSwap as NearSwap
+    from neurograft.operators.nuslerp import NuSlerp as NuSlerp
+    from neurograft.operators.passthrough import Passthrough as Passthrough
+    from neurograft.operators.regmean import RegMean as RegMean
+    from neurograft.operators.sce import Sce as Sce
+    from neurograft.operators.settings import Gradient as Gradient
+    from neurograft.operators.slerp import Slerp as Slerp
+    from neurograft.operators.task_arithmetic import TaskArithmetic as TaskArithmetic
+    from neurograft.operators.ties import Ties as Ties
     from neurograft.plans.plan import FusionPlan as FusionPlan
     from neurograft.recovery.batch_norm import reestimate_batch_norm as reestimate_batch_norm
     from neurograft.recovery.refit import refit as refit
@@ -37,14 +55,32 @@ if TYPE_CHECKING:
 
 # public name -> module that defines it; resolved on first use, so that `neurograft --help` imports no torch
 _PUBLIC = {
+    "ArceeFusion": "neurograft.operators.arcee_fusion",
     "Average": "neurograft.methods.average",
+    "Breadcrumbs": "neurograft.operators.breadcrumbs",
+    "Dare": "neurograft.operators.dare",
+    "Della": "neurograft.operators.della",
     "Ensemble": "neurograft.evaluating.ensemble",
+    "Fisher": "neurograft.operators.fisher",
     "Fusion": "neurograft.fusing",
     "FusionPlan": "neurograft.plans.plan",
+    "Gradient": "neurograft.operators.settings",
+    "Karcher": "neurograft.operators.karcher",
+    "Linear": "neurograft.operators.linear",
     "Members": "neurograft.members.members",
+    "ModelStock": "neurograft.operators.model_stock",
+    "MultiSlerp": "neurograft.operators.multi_slerp",
+    "NearSwap": "neurograft.operators.nearswap",
     "NeuronGraph": "neurograft.tracing.graph",
+    "NuSlerp": "neurograft.operators.nuslerp",
     "OptimalTransport": "neurograft.methods.optimal_transport",
+    "Passthrough": "neurograft.operators.passthrough",
     "Permutation": "neurograft.methods.permutation",
+    "RegMean": "neurograft.operators.regmean",
+    "Sce": "neurograft.operators.sce",
+    "Slerp": "neurograft.operators.slerp",
+    "TaskArithmetic": "neurograft.operators.task_arithmetic",
+    "Ties": "neurograft.operators.ties",
     "Transplant": "neurograft.methods.transplant",
     "Zip": "neurograft.methods.zip",
     "advise": "neurograft.advising.advice",

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -12,7 +13,8 @@ from neurograft.applying.application import apply
 from neurograft.applying.resizing import check_runs
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Batches, Inputs
-from neurograft.members.members import Members, Weights, members_of
+from neurograft.members.checks import Weights
+from neurograft.members.members import Members, members_of
 from neurograft.methods import choice_of
 from neurograft.methods.method import Method
 from neurograft.methods.planner import plan_members
@@ -104,6 +106,7 @@ class Fusion:
         method: str | Method | Operator = "transplant",
         *,
         align: str | Method | None = None,
+        base: nn.Module | str | Path | None = None,
         weights: Weights | None = None,
         calibration: Batches | None = None,
         recover: Recovery | None = None,
@@ -117,7 +120,7 @@ class Fusion:
             NeurograftError: as `fuse`.
         """
         chosen, operator = choice_of(method, options, align)
-        members = members_of(members, None, weights, calibration=calibration)
+        members = members_of(members, None, weights, calibration=calibration, base=base)
         check_recovery(recover, members.calibration)
         decided = plan_members(members, chosen, operator, heads=heads, seed=seed)
         model = apply(decided, members)
@@ -194,6 +197,7 @@ def fuse(
     recover: Recovery | None = "auto",
     *,
     align: str | Method | None = None,
+    base: nn.Module | str | Path | None = None,
     fixed: str | Sequence[str] = (),
     heads: Heads = "average",
     seed: int = 0,
@@ -207,7 +211,8 @@ def fuse(
     Args:
         models: at least two networks of one class, or `Members`, which carry example inputs, graph and fixed patterns.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name; or an operator.
+        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name; or an operator, such as
+            `ng.Ties(density=0.5)`, or its name.
         weights: one number per member, normalised to sum to 1, or patterns of tensor names -> one number per member.
         graph: the graph of `models[0]` if it was traced before.
         calibration: a re-iterable of batches, for methods and recovery that look at activations.
@@ -216,6 +221,7 @@ def fuse(
             BatchNorms from the members' own if there are none and neurons were merged (a transplant and the vanilla
             average stay as published; ask for "repair" to have it there too).
         align: for an operator, the method that brings members into one basis first; see `plan`.
+        base: for an operator, the network that all members were trained from; see `plan`.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too, "keep" leaves every member its own; see `plan`.
         seed: the only source of randomness.
@@ -233,7 +239,7 @@ def fuse(
     """
     choice_of(method, options, align)  # refused before the networks are traced
     check_recovery(recover, models.calibration if isinstance(models, Members) and calibration is None else calibration)
-    members = members_of(models, example_inputs, weights, graph, fixed, calibration)
+    members = members_of(models, example_inputs, weights, graph, fixed, calibration, base)
     fusion = Fusion.of(members, method, align=align, recover=recover, heads=heads, seed=seed, **options)
     shares = fusion.report.shares
     if nearly_all(shares) is not None:

@@ -1,7 +1,6 @@
 """Members in one basis are combined by an operator: the sum, or any other, in memory and from files alike."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from neurograft.checkpoints import provenance_of, sha256, write_checkpoint
 from neurograft.checkpoints.stored_tensor import Entry
 from neurograft.errors import BadWeights, CheckpointError, MembersDiffer, OptionError, PlanError
 from neurograft.operators import OPERATORS
+from neurograft.operators.block import Block
 from neurograft.operators.operator import Operator
 from neurograft.operators.owned import Owned
 from neurograft.plans.saving import SavedPlan, load_plan, save_plan
@@ -31,8 +31,8 @@ class Median(Operator):
 
     name = "median"
 
-    def combine(self, name: str, aligned: Sequence[Tensor], weights: Sequence[float], base: Tensor | None) -> Tensor:
-        return torch.stack(list(aligned)).median(0).values
+    def combine(self, block: Block) -> Tensor:
+        return torch.stack(list(block.members)).median(0).values
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,10 @@ class SignVote(Operator):
     needs_base = True
     scale: float = 1.0
 
-    def combine(self, name: str, aligned: Sequence[Tensor], weights: Sequence[float], base: Tensor | None) -> Tensor:
-        assert base is not None
-        changes = torch.stack([block - base for block in aligned])
+    def combine(self, block: Block) -> Tensor:
+        changes = torch.stack(block.changes)
         kept = changes.sign() == changes.sum(0).sign()
-        return base + self.scale * (changes * kept).sum(0) / kept.sum(0).clamp_min(1)
+        return block.ancestor + self.scale * (changes * kept).sum(0) / kept.sum(0).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,11 @@ class OfOneLength(Operator):
     name = "of_one_length"
     whole = True
 
-    def combine(self, name: str, aligned: Sequence[Tensor], weights: Sequence[float], base: Tensor | None) -> Tensor:
-        lengths = [float(block.norm()) or 1.0 for block in aligned]
+    def combine(self, block: Block) -> Tensor:
+        lengths = [float(member.norm()) or 1.0 for member in block.members]
         mean = sum(lengths) / len(lengths)
-        return sum((block * (mean / length) for block, length in zip(aligned, lengths, strict=True)), torch.tensor(0.0))
+        both = zip(block.members, lengths, strict=True)
+        return sum((member * (mean / length) for member, length in both), torch.tensor(0.0))
 
 
 NAMES = ["mlp_bias", "vgg_batch_norm", "resnet", "attention"]
@@ -80,10 +80,14 @@ def children(name: str, count: int = 3) -> tuple[nn.Module, list[nn.Module]]:
 
 
 def expected(operator: Operator, models: list[nn.Module], base: nn.Module) -> dict[str, Tensor]:
-    """The operator on the networks' floating tensors as they are."""
+    """The operator on the networks' floating tensors as they are; running statistics are no weights but averaged."""
     states = [model.state_dict() for model in models]
     return {
-        name: operator.combine(name, [state[name] for state in states], (), own)
+        name: (
+            torch.stack([state[name] for state in states]).mean(0)
+            if "running" in name
+            else operator.combine(Block(name, [state[name] for state in states], (), own))
+        )
         for name, own in base.state_dict().items()
         if own.is_floating_point()
     }
@@ -193,7 +197,7 @@ def test_the_fast_sum_is_the_operator_on_the_aligned_blocks(method: str) -> None
             rows = FusedRows([model.state_dict()[name] for model in models], plan, name)
             blocks = rows.aligned(0, rows.count)
             assert rows.summed
-            found = plan.operator.combine(name, blocks, plan.coefficients(name), None)
+            found = plan.operator.combine(Block(name, blocks, plan.coefficients(name)))
             torch.testing.assert_close(found, tensor, rtol=1e-12, atol=1e-12)
 
 
@@ -204,9 +208,9 @@ def test_operators_get_the_weights_of_their_tensor() -> None:
     class Watching(Operator):
         name = "watching"
 
-        def combine(self, name, aligned, weights, base):
-            seen[name] = tuple(weights)
-            return aligned[0]
+        def combine(self, block):
+            seen[block.name] = tuple(block.weights)
+            return block.members[0]
 
     models = [build("mlp_bias", seed) for seed in range(2)]
     ng.fuse(models, example("mlp_bias"), Watching(), weights={"*": [1, 1], "layers.0.*": [1, 3]})
@@ -253,14 +257,14 @@ def test_saved_plans_keep_operators_that_are_known_and_refuse_others(tmp_path: P
         ng.apply(loaded, members).state_dict(), ng.apply(plan, members).state_dict(), rtol=0, atol=0
     )
     monkeypatch.delitem(OPERATORS, "sign_vote")
-    with pytest.raises(CheckpointError, match="made with the operator 'sign_vote'; known: mean, owned"):
+    with pytest.raises(CheckpointError, match="made with the operator 'sign_vote'; known: arcee_fusion"):
         load_plan(path)
 
 
 def test_a_base_is_there_where_it_is_needed_and_fits() -> None:
     base, models = children("mlp_bias")
     x = example("mlp_bias")
-    with pytest.raises(OptionError, match=r"sign_vote combines what members have changed: give .* Members\(..., base="):
+    with pytest.raises(OptionError, match=r"sign_vote combines what members have changed: give their ancestor, base="):
         ng.plan(models, x, SignVote())
     members = ng.Members(models, x, base=base)
     plan = ng.plan(members, method=SignVote())
@@ -300,8 +304,8 @@ def test_what_makes_no_sense_is_refused() -> None:
     class Flat(Operator):
         name = "flat"
 
-        def combine(self, name, aligned, weights, base):
-            return aligned[0].flatten()
+        def combine(self, block):
+            return block.members[0].flatten()
 
     with pytest.raises(PlanError, match=r"layers.0.weight: flat makes the shape \(192,\) of members' blocks"):
         ng.fuse(models, x, Flat())

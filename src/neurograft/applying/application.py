@@ -51,9 +51,11 @@ def apply(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> nn.Module:
 
 def assemble(plan: FusionPlan, members: Members) -> tuple[nn.Module, list[Declaration]]:
     """The network of a plan whose members were checked, and the declared sizes that had to change with its widths."""
-    base = base_state(plan, members)
+    base, statistics = base_state(plan, members), measured(plan, members)
     fused = {
-        name: fuse_named(name, [state[name] for state in members.states], plan, base.get(name))
+        name: fuse_named(
+            name, [state[name] for state in members.states], plan, base.get(name), statistics.get(name, ())
+        )
         for name in members.states[0]
     }
     model = rebuild(members.networks[0], fused)
@@ -74,20 +76,54 @@ def is_applied(own: State, plan: FusionPlan, members: Members) -> bool:
     if any(is_parametrized(module) for module in members.networks[0].modules()):  # what acts is not what is written
         made = state_of(assemble(plan, members)[0])
         return all(torch.equal(tensor, made[name].to(tensor.device)) for name, tensor in own.items() if name in made)
-    base = base_state(plan, members)
+    base, statistics = base_state(plan, members), measured(plan, members)
     return all(
-        _blocks_are(own[name], name, [state[name] for state in members.states], plan, base.get(name))
+        _blocks_are(
+            own[name], name, [state[name] for state in members.states], plan, base.get(name), statistics.get(name, ())
+        )
         for name in own
         if name in members.states[0]
     )
 
 
-def _blocks_are(own: Tensor, name: str, tensors: Sequence[Tensor], plan: FusionPlan, base: Tensor | None) -> bool:
+def measured(plan: FusionPlan, members: Members) -> dict[str, list[Tensor]]:
+    """What the plan's operator measures on batches: for every tensor it looks at, one for each member.
+
+    It is measured on the members as the plan aligns them, so that it is in the basis in which they are combined.
+
+    Raises:
+        PlanError: the operator needs calibration batches and the members have none.
+    """
+    if not plan.operator.needs_data:
+        return {}
+    if members.calibration is None:
+        raise PlanError(f"the plan's operator {plan.operator} needs calibration batches: Members(..., calibration=...)")
+    networks = [_aligned(plan, members, m) for m in range(len(members))]
+    found = plan.operator.measured(networks, members.calibration, plan.seed)
+    return {name: [own[name] for own in found] for name in found[0] if all(name in own for own in found)}
+
+
+def _aligned(plan: FusionPlan, members: Members, m: int) -> nn.Module:
+    """One member in the basis of the fused network."""
+    maps = {group: (own[m],) for group, own in plan.maps.items()}
+    alone = FusionPlan("aligned", (plan.graphs[m],), maps, (1.0,))
+    state = {name: fuse_named(name, [tensor], alone) for name, tensor in members.states[m].items()}
+    return rebuild(members.networks[m], state)
+
+
+def _blocks_are(
+    own: Tensor,
+    name: str,
+    tensors: Sequence[Tensor],
+    plan: FusionPlan,
+    base: Tensor | None,
+    statistics: Sequence[Tensor],
+) -> bool:
     """Whether a tensor is what the plan makes, block by block."""
     first = tensors[0]
     if not (first.dtype.is_floating_point or first.dtype.is_complex):
-        return torch.equal(own, fuse_named(name, tensors, plan, base).to(own.device))
-    rows = FusedRows([tensor.to(first.device) for tensor in tensors], plan, name, _beside(base, first))
+        return torch.equal(own, fuse_named(name, tensors, plan, base, statistics).to(own.device))
+    rows = FusedRows([tensor.to(first.device) for tensor in tensors], plan, name, _beside(base, first), statistics)
     for start in range(0, rows.count, rows.step):
         stop = min(start + rows.step, rows.count)
         part = own[start:stop] if own.dim() else own
@@ -96,7 +132,13 @@ def _blocks_are(own: Tensor, name: str, tensors: Sequence[Tensor], plan: FusionP
     return True
 
 
-def fuse_named(name: str, tensors: Sequence[Tensor], plan: FusionPlan, base: Tensor | None = None) -> Tensor:
+def fuse_named(
+    name: str,
+    tensors: Sequence[Tensor],
+    plan: FusionPlan,
+    base: Tensor | None = None,
+    statistics: Sequence[Tensor] = (),
+) -> Tensor:
     """One fused tensor in the members' own dtype and on member 0's device."""
     first = tensors[0]
     if not (first.dtype.is_floating_point or first.dtype.is_complex):
@@ -107,7 +149,7 @@ def fuse_named(name: str, tensors: Sequence[Tensor], plan: FusionPlan, base: Ten
     shape = tuple(first.shape) if info is None else info.shape
     narrow = first.dtype in (torch.float16, torch.bfloat16)
     out = torch.zeros(shape, dtype=torch.float32 if narrow else first.dtype, device=first.device)
-    fuse_tensor([t.to(first.device) for t in tensors], plan, name, out, _beside(base, first))
+    fuse_tensor([t.to(first.device) for t in tensors], plan, name, out, _beside(base, first), statistics)
     return out.to(first.dtype)
 
 

@@ -27,6 +27,7 @@ from neurograft.axes.layout import Layout, layout_size
 from neurograft.axes.maps import Mixing, Pairs
 from neurograft.axes.mixing import Mixings, axis_pairs, is_sparse, mix_along, roles_mixing
 from neurograft.errors import PlanError
+from neurograft.operators.block import Block
 from neurograft.plans.joint import carries_weights, enters_whole, made_by, shared_positions
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import TensorInfo
@@ -35,7 +36,12 @@ BLOCK = 1 << 20  # entries gathered at a time: bounds the working memory, and fi
 
 
 def fuse_tensor(
-    tensors: Sequence[Tensor], plan: FusionPlan, name: str, out: Tensor, base: Tensor | None = None
+    tensors: Sequence[Tensor],
+    plan: FusionPlan,
+    name: str,
+    out: Tensor,
+    base: Tensor | None = None,
+    statistics: Sequence[Tensor] = (),
 ) -> Tensor:
     """Write the fused tensor into `out` and return it.
 
@@ -45,13 +51,14 @@ def fuse_tensor(
         name: the tensor's name.
         out: zeros of the fused shape, in the precision the members are to be combined in.
         base: the ancestor's tensor, for operators that need it.
+        statistics: what the operator measured of every member for this tensor.
 
     Raises:
         ValueError: `out` has another shape than the plan gives the tensor.
 
     Source: docs/design.md, "One formula".
     """
-    rows = FusedRows(tensors, plan, name, base)
+    rows = FusedRows(tensors, plan, name, base, statistics)
     if tuple(out.shape) != rows.shape:
         raise ValueError(f"{name}: out has shape {tuple(out.shape)}, the plan says {rows.shape}")
     if rows.summed:
@@ -71,6 +78,7 @@ class FusedRows:
         plan: the fusion plan.
         name: the tensor's name.
         base: the ancestor's tensor, for operators that need it.
+        statistics: what the operator measured of every member for this tensor, seen whole.
 
     Attributes:
         summed: whether the members are added up, which is the fast way; else the plan's operator combines them.
@@ -84,7 +92,14 @@ class FusedRows:
                 [0.5000, 0.5000]])
     """
 
-    def __init__(self, tensors: Sequence[Tensor], plan: FusionPlan, name: str, base: Tensor | None = None):
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        plan: FusionPlan,
+        name: str,
+        base: Tensor | None = None,
+        statistics: Sequence[Tensor] = (),
+    ):
         infos = [graph.tensors.get(name) for graph in plan.graphs]
         fused = plan.graph.tensors.get(name)
         first = tensors[0]
@@ -94,7 +109,10 @@ class FusedRows:
         self._aligned = [_part_of(tensor, infos[m], fused, plan, m) for m, tensor in enumerate(tensors)]
         # outputs that are kept side by side are made of all members together, whatever combines the rest
         self.summed = plan.operator.sums or (fused is not None and made_by(fused, plan.joint))
-        self._operator = plan.operator
+        # what batches looked like is no weight: a variance of task vectors may be negative
+        self.summed |= fused is not None and fused.kind in ("mean", "variance")
+        self._operator, self._statistics = plan.operator, statistics
+        self._depth, self._seed = plan.depths.get(name, 0.0), plan.seed
         self._weights = tuple(plan.weight(name, m) for m in range(plan.members))
         self._base = None
         if base is not None and plan.base is not None and not self.summed:
@@ -113,7 +131,8 @@ class FusedRows:
     def whole(self) -> bool:
         """Whether the tensor can only be made in one piece: a matrix mixes all rows, or the operator looks at all."""
         mixed = any(mixed.dim == 0 for part in self._aligned for mixed in part.mixed)
-        return not self.shape or mixed or (self._operator.whole and not self.summed)
+        seen = self._operator.sees_whole or len(self.shape) < 2  # a vector is small, and often one row of an operator
+        return not self.shape or mixed or (seen and not self.summed)
 
     @property
     def step(self) -> int:
@@ -146,7 +165,9 @@ class FusedRows:
         """
         aligned = self.aligned(start, stop)
         base = None if self._base is None else self._block_of(self._base, start, stop)
-        found = self._operator.combine(self.name, aligned, self._weights, base)
+        found = self._operator.combine(
+            Block(self.name, aligned, self._weights, base, self._statistics, self._depth, start, self._seed)
+        )
         if found.shape != aligned[0].shape:
             raise PlanError(
                 f"{self.name}: {self._operator} makes the shape {tuple(found.shape)} of members' blocks of shape "

@@ -11,6 +11,7 @@ import torch
 from neurograft._version import __version__
 from neurograft.checkpoints.reading import Checkpoint
 from neurograft.escaping import markdown, markdown_code
+from neurograft.operators.settings import Gradient
 from neurograft.plans.plan import FusionPlan
 
 UNKNOWN = "0" * 64  # stands for a hash until the file was read
@@ -51,7 +52,7 @@ class Provenance:
             "torch": torch.__version__,
             "network": self.network,
             "method": self.method,
-            "options": dict(self.options),
+            "options": {name: _plain(value) for name, value in self.options.items()},
             "weights": list(self.weights),
             "fixed": list(self.fixed),
             "seed": self.seed,
@@ -100,6 +101,15 @@ class Provenance:
                 lines.append(f"| {markdown(source['name'])} | {weight} | {markdown(file)} | `{digest}` |")
         lines += ["", *(f"> {markdown(note)}\n" for note in notes), "```json", json.dumps(record, indent=2), "```", ""]
         return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of an option."""
+    if isinstance(value, Gradient):
+        return {"gradient": list(value.values)}
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _source(source: Checkpoint, hashes: Mapping[Path, str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from neurograft.inputs import Inputs
-    from neurograft.members.members import Weights
+    from neurograft.members.checks import Weights
 
 Factory = Annotated[
     str,

@@ -23,7 +23,7 @@ from neurograft.options import check_seed
 if TYPE_CHECKING:
     from torch import nn
 
-    from neurograft.members.members import Weights
+    from neurograft.members.checks import Weights
     from neurograft.methods.method import Method
 
 CALIBRATION = 2000

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,13 @@ from torch import Tensor, nn
 from neurograft.errors import BadWeights, MembersDiffer, OptionError, PlanError, closest
 from neurograft.inputs import check_model, is_sparse
 from neurograft.members.states import State
+from neurograft.operators.depth import depths
+from neurograft.operators.settings import Gradient
 from neurograft.preserve_state import same_entries
 from neurograft.tracing.graph import FixedReason, NeuronGraph
+
+Weights: TypeAlias = Sequence[float | Gradient] | Mapping[str, Sequence[float | Gradient]]
+"""One number per member, or patterns of tensor names -> one number per member; each a number or a `Gradient`."""
 
 
 def check_models(models: Sequence[nn.Module]) -> None:
@@ -159,13 +165,13 @@ def check_fixed_widths(graphs: Sequence[NeuronGraph], owners: Sequence[str] | No
 
 
 def member_weights(
-    weights: Sequence[float] | Mapping[str, Sequence[float]] | None, members: int, names: Iterable[str]
+    weights: Weights | None, members: int, names: Iterable[str]
 ) -> tuple[tuple[float, ...] | None, dict[str, tuple[float, ...]]]:
     """The members' weights, and those of single tensors that patterns name.
 
     Args:
         weights: one number per member; or fnmatch patterns of tensor names -> one number per member, of which the last
-            that fits counts and "*" stands for the members' weights everywhere else.
+            that fits counts and "*" stands for the members' weights everywhere else. A number may be a `Gradient`.
         members: number of members.
         names: of all tensors.
 
@@ -180,12 +186,14 @@ def member_weights(
         >>> member_weights({"*": [1, 1], "head.*": [3, 1]}, 2, ["stem.weight", "head.weight"])
         ((0.5, 0.5), {'head.weight': (0.75, 0.25)})
     """
-    if not isinstance(weights, Mapping):
-        return check_member_weights(weights, members), {}
     known, overall = list(names), None
+    deep = depths(known)
+    if not isinstance(weights, Mapping):
+        return check_member_weights(_at(weights, 0.0), members), _over_depth(weights, members, deep, "weights")
     single: dict[str, tuple[float, ...]] = {}
     for pattern, own in weights.items():
-        shares = check_member_weights(own, members, f"weights[{pattern!r}]")
+        option = f"weights[{pattern!r}]"
+        shares = check_member_weights(_at(own, 0.0), members, option)
         fits = [name for name in known if fnmatch(name, pattern)]
         if not fits or shares is None:
             raise OptionError(f"weights fit no tensor: {pattern!r}; {closest(str(pattern), known)}")
@@ -193,6 +201,7 @@ def member_weights(
             overall, single = shares, {}
         else:
             single |= dict.fromkeys(fits, shares)
+        single |= _over_depth(own, members, {name: deep[name] for name in fits if name in deep}, option)
     return overall, single
 
 
@@ -210,6 +219,21 @@ def shares_of_total(values: Sequence[float]) -> tuple[float, ...]:
     parts = [value / largest for value in values] if not 2.0**-500 < largest < 2.0**500 else values
     total = sum(parts)
     return tuple(part / total for part in parts)
+
+
+def _over_depth(weights: Any, members: int, deep: Mapping[str, float], option: str) -> dict[str, tuple[float, ...]]:
+    """The weights of tensors in blocks, where some change over the depth."""
+    if not isinstance(weights, Sequence) or not any(isinstance(own, Gradient) for own in weights):
+        return {}
+    found = {name: check_member_weights(_at(weights, depth), members, option) for name, depth in deep.items()}
+    return {name: own for name, own in found.items() if own is not None}
+
+
+def _at(weights: Any, depth: float) -> Any:
+    """Weights with the values that gradients have at a depth."""
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        return weights
+    return [own(depth) if isinstance(own, Gradient) else own for own in weights]
 
 
 def check_member_weights(

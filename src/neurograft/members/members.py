@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import nn
 
 from neurograft.checkpoints.hashing import Hashing
-from neurograft.errors import InputError, MembersDiffer, OptionError
+from neurograft.checkpoints.loading import load_into
+from neurograft.errors import InputError, MembersDiffer, OptionError, PlanError
 from neurograft.inputs import Batches, Inputs, check_batches
 from neurograft.members.checks import (
+    Weights,
     check_finite,
     check_models,
     check_names,
@@ -23,11 +25,10 @@ from neurograft.members.graphs import graphs_of
 from neurograft.members.settings import differing_settings
 from neurograft.members.states import State, state_of
 from neurograft.members.stored import StoredMember
+from neurograft.operators.settings import Gradient
 from neurograft.options import patterns_of
+from neurograft.preserve_state import copy_of
 from neurograft.tracing.graph import NeuronGraph
-
-Weights: TypeAlias = Sequence[float] | Mapping[str, Sequence[float]]
-"""One number per member, or patterns of tensor names -> one number per member."""
 
 
 class Members:
@@ -38,8 +39,9 @@ class Members:
         example_inputs: what they take: a tensor, a tuple of arguments, or a dict of keyword arguments.
         weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal). Or patterns
             of tensor names -> one number per member, of which the last that fits counts: `{"*": [1, 1], "head.*":
-            [3, 1]}`, where "*" stands for all the rest.
-        base: the network they were all trained from, for operators that need it; it is aligned along with them.
+            [3, 1]}`, where "*" stands for all the rest. A number may be a `Gradient` over the depth.
+        base: the network they were all trained from, for operators that need it, or where it lies (a checkpoint or a
+            folder); it is aligned along with them.
         graph: the graph of `models[0]` if it was traced before.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         calibration: a re-iterable of batches, for methods and recovery that look at activations.
@@ -48,6 +50,7 @@ class Members:
         networks: the modules; of members on disk they are on the meta device, where no weight exists.
         weights: one number per member that sum to 1, None where the method may choose.
         tensor_weights: tensor name -> the weights there, where they are others.
+        given: the weights as they were given, for operators that do not need them to sum to 1; None if none were.
         base: the ancestor as a member of its own, None without one.
         states: of every member its parameters and persistent buffers by name, in memory or mapped from files.
         stored: of members on disk their checkpoints, empty in memory.
@@ -75,7 +78,7 @@ class Members:
     example_inputs: Inputs | None
     weights: tuple[float, ...] | None
     tensor_weights: Mapping[str, tuple[float, ...]]
-    patterns: Mapping[str, tuple[float, ...]]
+    given: Weights | None
     base: "Members | None"
     fixed: tuple[str, ...]
     calibration: Batches | None
@@ -89,7 +92,7 @@ class Members:
         example_inputs: Inputs,
         *,
         weights: Weights | None = None,
-        base: nn.Module | None = None,
+        base: nn.Module | str | Path | None = None,
         graph: NeuronGraph | None = None,
         fixed: str | Sequence[str] = (),
         calibration: Batches | None = None,
@@ -101,8 +104,7 @@ class Members:
         check_names(self.states)
         self._weigh(weights)
         if base is not None:
-            check_values(base, "the base")
-            self._descend([base], [state_of(base)])
+            self._set_base(base)
         self._trace(graph)
 
     @classmethod
@@ -167,12 +169,22 @@ class Members:
         self.networks, self.states, self.example_inputs = tuple(networks), tuple(states), example_inputs
         self.fixed, self.calibration, self.base = patterns_of(fixed, "fixed"), calibration, None
         self.stored, self.name, self.folders = (), "", ()
-        self.weights, self.tensor_weights, self.patterns = None, {}, {}
+        self.weights, self.tensor_weights, self.given = None, {}, None
 
     def _weigh(self, weights: Weights | None) -> None:
         self.weights, self.tensor_weights = member_weights(weights, len(self), self.states[0])
         if isinstance(weights, Mapping):
-            self.patterns = {str(pattern): tuple(map(float, own)) for pattern, own in weights.items()}
+            self.given = {str(pattern): tuple(map(_plain, own)) for pattern, own in weights.items()}
+        elif weights is not None:
+            self.given = tuple(map(_plain, weights))
+
+    def _set_base(self, base: nn.Module | str | Path) -> None:
+        if isinstance(base, (str, Path)):
+            base = load_into(copy_of(self.networks[0]), Path(base))
+        elif not isinstance(base, nn.Module):
+            raise PlanError(f"base is a network, a checkpoint or a folder, not a {type(base).__name__}")
+        check_values(base, "the base")
+        self._descend([base], [state_of(base)])
 
     def _descend(self, networks: Sequence[nn.Module], states: Sequence[State]) -> None:
         """Take in the ancestor, which is of the members' class and has their tensors."""
@@ -283,8 +295,24 @@ class Members:
         """
         if weights is None:
             return self
-        made = self.changed(patterns={})
+        made = self.changed(given=None)
         made._weigh(weights)
+        return made
+
+    def with_ancestor(self, base: nn.Module | str | Path | None) -> "Members":
+        """The same members with this ancestor; with their own if None.
+
+        Raises:
+            OptionError: members on disk, whose ancestor is opened along with them.
+            CheckpointError: a file that cannot be read, or holds another network.
+            MembersDiffer: it is of another class, or has other tensors.
+        """
+        if base is None:
+            return self
+        if self.stored:
+            raise OptionError("members on disk are opened together with their ancestor: open_files(..., base=)")
+        made = self.changed()
+        made._set_base(base)
         return made
 
     def changed(self, **fields: Any) -> "Members":
@@ -317,8 +345,9 @@ def members_of(
     graph: NeuronGraph | None = None,
     fixed: str | Sequence[str] = (),
     calibration: Batches | None = None,
+    base: nn.Module | str | Path | None = None,
 ) -> Members:
-    """Members as they are, with other weights or calibration batches if these are given, or members of networks.
+    """Members as they are, with other weights, base or batches if these are given, or members of networks.
 
     Raises:
         OptionError: members are given together with what they carry already.
@@ -328,11 +357,17 @@ def members_of(
     if not isinstance(models, Members):
         if example_inputs is None:
             raise InputError("example_inputs are missing: networks are traced on what they take")
-        return Members(models, example_inputs, weights=weights, graph=graph, fixed=fixed, calibration=calibration)
+        return Members(
+            models, example_inputs, weights=weights, base=base, graph=graph, fixed=fixed, calibration=calibration
+        )
     carried = {"example_inputs": example_inputs is not None, "graph": graph is not None, "fixed": bool(fixed)}
     if extra := [name for name, given in carried.items() if given]:
         raise OptionError(f"members carry what they were made with; leave out {' and '.join(extra)}")
     if calibration is not None:
         check_batches(calibration, name="calibration")
         models = models.changed(calibration=calibration)
-    return models.weighted(weights)
+    return models.with_ancestor(base).weighted(weights)
+
+
+def _plain(weight: float | Gradient) -> float | Gradient:
+    return weight if isinstance(weight, Gradient) else float(weight)

@@ -10,6 +10,7 @@ from neurograft.methods.optimal_transport import OptimalTransport
 from neurograft.methods.permutation import Permutation
 from neurograft.methods.transplant import Transplant
 from neurograft.methods.zip import Zip
+from neurograft.operators import OPERATORS, VARIANTS
 from neurograft.operators.operator import Operator
 
 METHODS: dict[str, type[Method]] = {
@@ -43,19 +44,23 @@ def choice_of(
     """A method with the operator it brings along, or the alignment and the operator that were asked for.
 
     Raises:
-        OptionError: as `method_of`; `align` beside a method that is no operator, or one that aligns nothing.
+        OptionError: an unknown name or option, with the closest ones; `align` beside a method that is no operator, or
+            one that aligns nothing.
 
     Example:
-        >>> from neurograft.operators.mean import Mean
-        >>> choice_of(Mean(), {}, "permutation")[0].name
-        'permutation'
+        >>> choice_of("ties", {"density": 0.5}, "permutation")[1]
+        Ties(weights=None, scale=1.0, normalize=True, density=0.5, consensus='sum')
     """
-    if not isinstance(method, Operator):
+    operator = method if isinstance(method, Operator) else None
+    if isinstance(method, str) and method not in METHODS:
+        operator, options = operator_of(method, options), {}
+    if operator is None:
+        assert not isinstance(method, Operator)
         if align is not None:
             raise OptionError(f"align= says in which basis an operator combines members; {method} decides it itself")
         return method_of(method, options), None
     if options:
-        raise OptionError(f"{', '.join(options)}: options of an operator are given to {type(method).__name__}")
+        raise OptionError(f"{', '.join(options)}: options of an operator are given to {type(operator).__name__}")
     alignment = Average() if align is None else method_of(align, {})
     if not alignment.aligns:
         known = [name for name, kind in METHODS.items() if kind.aligns and kind.moves]
@@ -63,4 +68,20 @@ def choice_of(
             f"align={alignment.name!r} chooses among all members' neurons, which leaves no operator anything to "
             f"combine; it is one of {', '.join(known)}"
         )
-    return alignment, method
+    return alignment, operator
+
+
+def operator_of(name: str, options: Mapping[str, Any]) -> Operator:
+    """The operator that a name and options stand for.
+
+    Raises:
+        OptionError: an unknown name or option, with the closest ones, or a value out of range.
+
+    Example:
+        >>> print(operator_of("dare_ties", {"density": 0.3}))
+        dare(density=0.3, consensus='sum')
+    """
+    kind, given = VARIANTS.get(name) or (OPERATORS.get(name), {})
+    if kind is None:
+        raise OptionError(f"unknown method {name!r}; {closest(name, [*METHODS, *OPERATORS, *VARIANTS])}")
+    return kind(**{**given, **options})

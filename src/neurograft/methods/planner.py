@@ -1,19 +1,20 @@
 """`plan`: let a method fill in the matrices for members that were checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from neurograft.alignment.activations import calibration_of
-from neurograft.alignment.ancestry import aligned_members, unaligned_notes
+from neurograft.alignment.ancestry import ALIGNED_BELOW, aligned_members, distance_ratio, unaligned_notes
 from neurograft.errors import MembersDiffer, OptionError, PlanError
 from neurograft.inputs import Batches, Inputs
-from neurograft.members.checks import check_fixed_widths
+from neurograft.members.checks import Weights, check_fixed_widths
 from neurograft.members.graphs import check_unreached
-from neurograft.members.members import Members, Weights, members_of
+from neurograft.members.members import Members, members_of
 from neurograft.methods import METHODS, choice_of
 from neurograft.methods.method import Method
 from neurograft.operators.operator import Operator
@@ -21,7 +22,7 @@ from neurograft.operators.owned import Owned
 from neurograft.options import check_choice, check_seed
 from neurograft.plans.joint import check_joint
 from neurograft.plans.output_heads import Heads, freed_heads, graphs_for_methods, with_kept_heads
-from neurograft.plans.plan import Filling, FusionPlan
+from neurograft.plans.plan import Filling, FusionPlan, graph_depths
 from neurograft.plans.warnings import cut_warnings, read_shares, weight_warnings
 from neurograft.tracing.graph import NeuronGraph
 
@@ -34,6 +35,7 @@ def plan(
     graph: NeuronGraph | None = None,
     *,
     align: str | Method | None = None,
+    base: nn.Module | str | Path | None = None,
     calibration: Batches | None = None,
     fixed: str | Sequence[str] = (),
     heads: Heads = "average",
@@ -46,12 +48,15 @@ def plan(
         models: at least two networks of one class; widths of free groups may differ. Or `Members`, which carry example
             inputs, graph and fixed patterns, and may lie on disk.
         example_inputs: what the networks take: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name. Or an operator, which
-            combines members as they are, or in the basis that `align` brings them into.
+        method: a method with its options, such as `ng.Transplant(balance=True)`, or its name. Or an operator, such as
+            `ng.Ties(density=0.5)`, or its name; it combines members as they are, or in the basis that `align` brings
+            them into.
         weights: one number per member, normalised to sum to 1; None lets the method choose (usually equal). Or patterns
             of tensor names -> one number per member, as `Members` takes them.
         graph: the graph of `models[0]` if it was traced before.
         align: for an operator: "permutation", "optimal_transport", or such a method with its options.
+        base: for an operator: the network that all members were trained from, or its checkpoint or folder; it is
+            aligned along with them.
         calibration: a re-iterable of batches, for methods that look at activations.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too; "keep" leaves every member its own on the fused
@@ -77,7 +82,7 @@ def plan(
     """
     chosen, operator = choice_of(method, options, align)
     check_seed(seed)  # before the networks are traced
-    members = members_of(models, example_inputs, weights, graph, fixed, calibration)
+    members = members_of(models, example_inputs, weights, graph, fixed, calibration, base)
     return plan_members(members, chosen, operator, heads=heads, seed=seed)
 
 
@@ -91,10 +96,12 @@ def plan_members(
     check_choice("heads", heads, ("average", "keep"))
     check_seed(seed)
     keep = heads == "keep"
-    with_base = operator is not None and operator.needs_base
-    if with_base and members.base is None:
-        raise OptionError(f"{operator} combines what members have changed: give their ancestor, Members(..., base=)")
+    if operator is not None:
+        operator = _settled(operator, members)
+    with_base = operator is not None and members.base is not None and (operator.needs_base or operator.takes_base)
     graphs = members.graphs
+    if operator is not None:
+        operator.check(len(members), list(members.states[0]), graph_depths(graphs[0]))
     laid_out = freed_heads(graphs) if keep else graphs
     check_fixed_widths(laid_out)
     if operator is not None or not (members.stored and method.finds_bad_numbers):
@@ -104,8 +111,9 @@ def plan_members(
         compared = compared.changed(graphs=graphs_for_methods(compared.graphs))
     if method.equal_widths:
         _check_widths(compared, method)
-    if method.needs_data:
-        calibration_of(members, str(method))
+    for needing in (method, operator):
+        if needing is not None and needing.needs_data:
+            calibration_of(members, str(needing))
     try:
         filling = method.fill(compared, torch.Generator().manual_seed(seed))
     except PlanError:
@@ -114,6 +122,8 @@ def plan_members(
     base = None
     if with_base:
         check_fixed_widths((laid_out[0], members.base_graph), ("models[0]", "the base"))
+        if not method.moves:
+            _check_ancestor(members)
         filling, base = _apart(filling, members.base_graph)
     if operator is not None:
         filling = replace(filling, operator=operator)
@@ -150,6 +160,48 @@ def _apart(filling: Filling, graph: NeuronGraph) -> tuple[Filling, FusionPlan]:
     return replace(filling, maps=maps, weights=filling.weights[:-1]), FusionPlan("base", (graph,), own, (1.0,))
 
 
+def _settled(operator: Operator, members: Members) -> Operator:
+    """An operator with the members' weights where it takes such as they are and has none of its own.
+
+    Raises:
+        OptionError: it needs an ancestor and there is none, or weights are given twice.
+    """
+    if operator.needs_base and members.base is None:
+        raise OptionError(
+            f"{operator} combines what members have changed: give their ancestor, base= (on the command line --base)"
+        )
+    if members.given is not None and operator.unweighted:
+        raise OptionError(f"{operator.name} takes no weights of members; its options are {_listed(operator)}")
+    if "weights" not in operator.option_names() or members.given is None:
+        return operator
+    if getattr(operator, "weights") is not None:  # noqa: B009 - no attribute of all operators
+        raise OptionError(f"weights are given twice: to {operator.name} and to the members")
+    return replace(operator, weights=members.given)  # type: ignore[call-arg]
+
+
+def _listed(operator: Operator) -> str:
+    return ", ".join(operator.option_names()) or "none"
+
+
+def _check_ancestor(members: Members) -> None:
+    """Refuse a base that members as they are do not come from.
+
+    Raises:
+        PlanError: with how far it is away.
+    """
+    assert members.base is not None
+    if not members.graph.free:
+        return
+    for m, state in enumerate(members.states):
+        ratio = distance_ratio(state, members.base.states[0], members.graph)
+        if ratio >= ALIGNED_BELOW:
+            raise PlanError(
+                f"the base is no ancestor of {members.owner(m)}: neurons of the same place lie {ratio:.2f} times as "
+                f"far apart (squared) as neurons of different places, of children less than {ALIGNED_BELOW} times; "
+                "give another base, or align=, which moves it to the members"
+            )
+
+
 def _label(method: Method, operator: Operator | None) -> str:
     if operator is None:
         return method.name
@@ -161,7 +213,8 @@ def _options(members: Members, method: Method, operator: Operator | None) -> dic
     found = dict(method.options)
     if operator is not None:
         found = {**operator.options, **({"align": str(method)} if method.moves else {})}
-    return {**found, **({"weights": dict(members.patterns)} if members.patterns else {})}
+    listed = members.given if isinstance(members.given, Mapping) or members.tensor_weights else None
+    return {**found, **({} if listed is None or "weights" in found else {"weights": listed})}
 
 
 def _check_widths(members: Members, method: Method) -> None:

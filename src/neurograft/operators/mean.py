@@ -1,11 +1,11 @@
 """The weighted mean of members in one basis."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from neurograft.operators.block import Block
 from neurograft.operators.operator import Operator, weighted_sum
 
 
@@ -17,13 +17,13 @@ class Mean(Operator):
 
     Example:
         >>> import torch
-        >>> Mean().combine("bias", [torch.zeros(2), torch.ones(2)], (0.25, 0.75), None)
+        >>> Mean().combine(Block("bias", [torch.zeros(2), torch.ones(2)], (0.25, 0.75)))
         tensor([0.7500, 0.7500])
     """
 
     name: ClassVar[str] = "mean"
     sums: ClassVar[bool] = True
 
-    def combine(self, _name: str, aligned: Sequence[Tensor], weights: Sequence[float], _base: Tensor | None) -> Tensor:
+    def combine(self, block: Block) -> Tensor:
         """Σ_m w_m x_m."""
-        return weighted_sum(aligned, weights)
+        return weighted_sum(block.members, block.weights)

@@ -1,11 +1,11 @@
 """The sum of members that make each fused neuron together."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from neurograft.operators.block import Block
 from neurograft.operators.operator import Operator, weighted_sum
 
 
@@ -20,13 +20,13 @@ class Owned(Operator):
 
     Example:
         >>> import torch
-        >>> Owned().combine("bias", [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 5.0])], (1.0, 1.0), None)
+        >>> Owned().combine(Block("bias", [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 5.0])], (1.0, 1.0)))
         tensor([3., 5.])
     """
 
     name: ClassVar[str] = "owned"
     sums: ClassVar[bool] = True
 
-    def combine(self, _name: str, aligned: Sequence[Tensor], weights: Sequence[float], _base: Tensor | None) -> Tensor:
+    def combine(self, block: Block) -> Tensor:
         """Σ_m c_m x_m, with the coefficients as weights."""
-        return weighted_sum(aligned, weights)
+        return weighted_sum(block.members, block.weights)

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from neurograft.axes.maps import NeuronMap, PerUnit, kept_share
+from neurograft.operators.depth import depths
 from neurograft.operators.mean import Mean
 from neurograft.operators.operator import Operator
 from neurograft.operators.owned import Owned
@@ -98,6 +99,11 @@ class FusionPlan:
         return chosen_groups(self.graphs[0], self.maps)
 
     @cached_property
+    def depths(self) -> dict[str, float]:
+        """How deep in the network tensors lie, from 0 to 1; those outside of blocks are not there and count as 0."""
+        return graph_depths(self.graphs[0])
+
+    @cached_property
     def graph(self) -> NeuronGraph:
         """The graph of the fused network."""
         changed = {name: n for name, n in self.sizes.items() if n != self.graphs[0][name].size}
@@ -156,6 +162,11 @@ class FusionPlan:
         shares = " ".join(f"{s:4.0%}" for s in self.shares[name][:16]) + (" …" if self.members > 16 else "")
         where = f"{name} in each {self.graphs[0][name].inside}" if self._varies(name) else name
         return where, "/".join(map(str, sizes)), str(self.sizes[name]), shares
+
+
+def graph_depths(graph: NeuronGraph) -> dict[str, float]:
+    """How deep the tensors of a graph lie."""
+    return depths((*graph.tensors, *graph.unreached))
 
 
 def chosen_groups(graph: NeuronGraph, moved: Iterable[str]) -> frozenset[str]:

@@ -19,6 +19,7 @@ from neurograft.errors import CheckpointError, PlanError, closest
 from neurograft.escaping import named
 from neurograft.operators import OPERATORS
 from neurograft.operators.operator import Operator
+from neurograft.operators.settings import Gradient
 from neurograft.plans.checking import check_fields, check_plan
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.flow import Edge, Flow, Node, NodeKind
@@ -30,7 +31,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         *(Factor, Slot, Group, TensorInfo, Use, Tied, Node, Edge, Flow, NeuronGraph),
-        *(Pairs, PerUnit, NeuronMap, FusionPlan),
+        *(Pairs, PerUnit, NeuronMap, FusionPlan, Gradient),
     )
 }
 ENUMS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (FixedReason, NodeKind)}

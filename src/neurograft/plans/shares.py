@@ -2,6 +2,7 @@
 
 from neurograft.axes.maps import kept_share
 from neurograft.plans.plan import FusionPlan
+from neurograft.tracing.graph import Group
 
 HARDLY_CHANGED = 0.9
 """A result of which one member supplies more than this is that member, hardly changed."""
@@ -22,14 +23,22 @@ def member_shares(plan: FusionPlan) -> tuple[float, ...]:
     for group in plan.graph.outermost:
         if group.name in plan.details.get("heads", ()):  # of outputs that are kept side by side each is its member's
             continue
-        shares = plan.weights
+        shares = weights = _weights(plan, group)
         if group.name in plan.maps:
             kept = kept_share(plan.maps[group.name])
-            parts = kept if plan.owned else tuple(w * share for w, share in zip(plan.weights, kept, strict=True))
+            parts = kept if plan.owned else tuple(w * share for w, share in zip(weights, kept, strict=True))
             shares = tuple(part / sum(parts) for part in parts)
         totals = [total + group.size * share for total, share in zip(totals, shares, strict=True)]
         neurons += group.size
     return tuple(total / neurons for total in totals) if neurons else plan.weights
+
+
+def _weights(plan: FusionPlan, group: Group) -> tuple[float, ...]:
+    """The members' weights where a group's neurons are made, the mean over the tensors that make them."""
+    made = {slot.tensor for slot in group.slots if slot.role == "out"}
+    if plan.tensor_weights.keys().isdisjoint(made):
+        return plan.weights
+    return tuple(sum(plan.weight(name, m) for name in made) / len(made) for m in range(plan.members))
 
 
 def shares_text(shares: tuple[float, ...]) -> str:

@@ -8,6 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from neurograft.least_squares import ridge_change
+
 Allowed: TypeAlias = Callable[[Tensor], bool]
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 4
@@ -205,20 +207,11 @@ class Regression:
             return torch.zeros_like(moments.cross)
         size = self.inputs + 1 if self.bias else self.inputs
         gram, cross = moments.gram[:, :size, :size], moments.cross[:, :size]
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        factor = gram.clone(memory_format=torch.contiguous_format).mT  # columns lie together: factored where it lies
-        factor.diagonal(dim1=1, dim2=2).add_((ridge * scale)[:, None])
-        info = torch.empty(len(factor), dtype=torch.int32, device=factor.device)
-        torch.linalg.cholesky_ex(factor, out=(factor, info))
-        delta = torch.zeros_like(moments.cross)
-        if not bool((info > 0).any()):
-            half = torch.linalg.solve_triangular(factor, cross, upper=False)
-            delta[:, :size] = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-        elif ridge == 0:
-            delta[:, :size] = torch.linalg.pinv(gram, hermitian=True, rtol=1e-12) @ cross
-        else:
+        found = ridge_change(gram, cross, ridge)
+        if found is None:
             return None
+        delta = torch.zeros_like(moments.cross)
+        delta[:, :size] = found
         return delta
 
 
