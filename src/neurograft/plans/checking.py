@@ -9,11 +9,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 import torch
 from torch import Tensor
 
-from neurograft.axes.layout import Factor, Layout, Segment, layout_size, sizes_along
+from neurograft.axes.layout import Factor, Layout, Segment, layout_size, sizes_along, terms
 from neurograft.axes.maps import NeuronMap, Pairs, PerUnit, Plain
 from neurograft.plans.joint import check_joint
 from neurograft.plans.plan import FusionPlan
-from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo, slots_by_group
+from neurograft.tracing.graph import Balance, Fold, Group, NeuronGraph, TensorInfo, slots_by_group
 
 MOST_TERMS = 4096  # of a layout that is multiplied out
 TOLERANCE = 1e-6  # of the sum of weights
@@ -118,6 +118,8 @@ def _check_graph(graph: NeuronGraph) -> None:
     for tied in graph.tied:
         _known([tied.tensor, *tied.norm], tensors, "a tied tensor")
         _known([tied.group], groups, "a tied group")
+    for step in graph.steps:
+        _check_step(step, graph)
     _known((*graph.execution_order, *graph.backward_order), groups, "an ordered group")
     count = len(graph.flow.nodes)
     if not all(0 <= edge.source < count and 0 <= edge.target < count for edge in graph.flow.edges):
@@ -135,6 +137,34 @@ def _check_tensor(name: str, info: TensorInfo, groups: Mapping[str, Group]) -> N
         _check_layout(own, groups)
         if layout_size(own) != size or sizes_along(own).keys() != roles.keys() or not all(roles.values()):
             raise ValueError(f"the layout of {name} does not fit its shape {info.shape}")
+
+
+def _check_step(step: Fold | Balance, graph: NeuronGraph) -> None:
+    # a step towards the canonical form must find its units where it says
+    _known([step.group], graph.by_name, "a group of a step")
+    if isinstance(step, Balance):
+        for place in (*step.made, *step.other):
+            _known([place.tensor], graph.tensors, "a balanced tensor")
+            info, group = graph.tensors[place.tensor], graph[step.group]
+            if not 0 <= place.dim < len(info.layouts) or not 0 <= place.term < len(terms(info.layouts[place.dim])):
+                raise ValueError(f"{place.tensor} is balanced where it has no units")
+            there = [factor.group for factor in terms(info.layouts[place.dim])[place.term].factors]
+            beside = [group.inside] if group.per_unit and not step.each else []
+            if any(there.count(name) != 1 for name in (step.group, *beside)):
+                raise ValueError(f"{place.tensor} is balanced where group {step.group} does not lie")
+        if not step.made or not step.other:
+            raise ValueError(f"group {step.group} is balanced on one side only")
+        return
+    names = (step.scale, *(() if step.shift is None else (step.shift,)), *step.readers, *step.biases)
+    _known(names, graph.tensors, "a folded tensor")
+    for name in names[: len(names) - len(step.readers) - len(step.biases)]:
+        if prod(graph.tensors[name].shape) != graph[step.group].size:
+            raise ValueError(f"{name} has not one entry for each unit of group {step.group}")
+    if not isfinite(step.offset) or len(step.biases) not in (0, len(step.readers)):
+        raise ValueError(f"the scale {step.scale} cannot be folded as it says")
+    for reader in step.readers:
+        if sum(step.group in roles for roles in graph.tensors[reader].roles) != 1:
+            raise ValueError(f"{reader} does not read group {step.group} along one dimension")
 
 
 def _check_layout(own: Layout, groups: Mapping[str, Group]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from neurograft.axes.layout import Factor
 from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
+from neurograft.axes.symmetry import Symmetry
 from neurograft.checkpoints.header import CODES, DTYPES
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.checkpoints.writing import write_tensors
@@ -23,18 +24,29 @@ from neurograft.operators.settings import Gradient
 from neurograft.plans.checking import check_fields, check_plan
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.flow import Edge, Flow, Node, NodeKind
-from neurograft.tracing.graph import FixedReason, Group, NeuronGraph, Slot, TensorInfo, Tied, Use
+from neurograft.tracing.graph import (
+    Balance,
+    FixedReason,
+    Fold,
+    Group,
+    NeuronGraph,
+    Place,
+    Slot,
+    TensorInfo,
+    Tied,
+    Use,
+)
 
 KEY = "neurograft-plan"
-VERSION = 3
+VERSION = 4
 KINDS = {
     kind.__name__: kind
     for kind in (
-        *(Factor, Slot, Group, TensorInfo, Use, Tied, Node, Edge, Flow, NeuronGraph),
+        *(Factor, Slot, Group, TensorInfo, Use, Tied, Node, Edge, Flow, Fold, Place, Balance, NeuronGraph),
         *(Pairs, PerUnit, NeuronMap, FusionPlan, Gradient),
     )
 }
-ENUMS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (FixedReason, NodeKind)}
+ENUMS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (FixedReason, NodeKind, Symmetry)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +132,7 @@ class _PlanWriter:
             return value
         if isinstance(value, (Tensor, NeuronGraph)):
             return self._once(value)
-        if isinstance(value, FixedReason | NodeKind):
+        if isinstance(value, FixedReason | NodeKind | Symmetry):
             return {type(value).__name__: value.value}
         if isinstance(value, torch.dtype):
             return {"dtype": CODES[value]}

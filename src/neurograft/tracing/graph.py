@@ -6,11 +6,12 @@ from fnmatch import fnmatch
 from functools import cached_property
 
 from neurograft.axes.layout import Factor, Layout, Role, layout_size, resize_layout
+from neurograft.axes.symmetry import Symmetry
 from neurograft.errors import OptionError, closest
 from neurograft.escaping import terminal
 from neurograft.options import patterns_of
 from neurograft.tracing.flow import Flow
-from neurograft.tracing.parts import Group, Kind, Slot, TensorInfo, Tied, Use, slots_by_group
+from neurograft.tracing.parts import Balance, Fold, Group, Kind, Place, Slot, TensorInfo, Tied, Use, slots_by_group
 from neurograft.tracing.reasons import FixedReason
 from neurograft.tracing.table import footnotes, groups_table
 
@@ -23,7 +24,8 @@ class NeuronGraph:
     them, `backward_order` as a depth-first walk from the output meets them (Torch-Pruning's order).
     `outputs` are the dotted paths of the returned tensors whose positions have a meaning ("" is the only one).
     `products` names the parameters of which an op makes one weight before an activation meets them (U @ V).
-    `flow` says what every use of a weight reads and who reads what it makes.
+    `flow` says what every use of a weight reads and who reads what it makes. `steps` lead to the canonical form, in
+    which the class of every group holds.
     """
 
     groups: tuple[Group, ...]
@@ -40,6 +42,7 @@ class NeuronGraph:
     notes: tuple[str, ...] = field(default=())
     products: tuple[tuple[str, ...], ...] = ()
     flow: Flow = field(default_factory=Flow)
+    steps: tuple[Fold | Balance, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -97,7 +100,15 @@ class NeuronGraph:
             return outer(self[name].inside) if name in asked else name
 
         groups = tuple(
-            replace(g, reason=FixedReason.ASKED, why=asked[g.name], inside=None, per_unit=False)
+            replace(
+                g,
+                reason=FixedReason.ASKED,
+                why=asked[g.name],
+                inside=None,
+                per_unit=False,
+                symmetry=Symmetry.PERMUTATION,
+                limit="",
+            )
             if g.name in asked
             else replace(g, inside=outer(g.inside), per_unit=g.per_unit and g.inside not in asked)
             for g in self.groups
@@ -106,6 +117,7 @@ class NeuronGraph:
             self,
             groups=groups,
             tied=tuple(t for t in self.tied if t.group not in asked),
+            steps=tuple(step for step in self.steps if step.group not in asked),
             execution_order=tuple(name for name in self.execution_order if name not in asked),
             backward_order=tuple(name for name in self.backward_order if name not in asked),
         )
@@ -149,12 +161,15 @@ class NeuronGraph:
 
 
 __all__ = [
+    "Balance",
     "Factor",
     "FixedReason",
+    "Fold",
     "Group",
     "Kind",
     "Layout",
     "NeuronGraph",
+    "Place",
     "Role",
     "Slot",
     "TensorInfo",

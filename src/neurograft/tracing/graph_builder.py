@@ -21,6 +21,8 @@ from neurograft.tracing.algebra import (
     segment_size,
     unify,
 )
+from neurograft.tracing.balancing import classed
+from neurograft.tracing.classes import classes_of
 from neurograft.tracing.graph import Group, Kind, NeuronGraph, Role, TensorInfo, Use, slots_by_group
 from neurograft.tracing.labelling import Labelling, resolved
 from neurograft.tracing.labels import Axes, UseNote
@@ -74,6 +76,7 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
     )
     flow = labelling.flow.flow()
     uses = tuple(_uses(labelling, named))
+    groups, steps = classed(groups, tensors, uses, classes_of(labelling, named.variables, tensors))
     outermost = [group.name for group in groups if not group.fixed and group.inside is None]
     graph = NeuronGraph(
         groups=groups,
@@ -86,6 +89,7 @@ def build_graph(labelling: Labelling, model: nn.Module) -> tuple[NeuronGraph, di
         unruled=tuple(labelling.unruled),
         products=tuple(sorted(labelling.products)),
         flow=flow,
+        steps=steps,
         model_class=f"{type(model).__module__}.{type(model).__qualname__}",
     )
     return graph, dict(named.variables)

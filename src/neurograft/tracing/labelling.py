@@ -143,7 +143,9 @@ class Labelling:
         self.products: set[tuple[str, ...]] = set()
         self.steps: list[Op] = []
         self.seen: dict[int, Label] = {}  # of every tensor that a step takes or gives, by identity
+        self.behind: dict[int, tuple[str, ...]] = {}  # the parameters that a tensor is made from alone, by identity
         self.alike: set[Var] = set()  # inner units that the proof has found to be ordered alike in all outer ones
+        self.narrowed: dict[Var, str] = {}  # groups whose class the proof has found to be too wide, and by what
         self.starts: list[int] = []
         self.rewritten: set[int] = set()
         self.flow = FlowBuilder()
@@ -170,6 +172,7 @@ class Labelling:
             self._step(op, kept, i)
             self.steps.append(op)
         self.seen.update(self.main.axes)
+        self.behind.update(self.private.names)
         self.main.passes.finish()
         self.flow.end(tensors_of(tape.outputs))
         for path, x in tensors_of(tape.outputs):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neurograft.axes.layout import Layout, Role, grid, spans
+from neurograft.axes.symmetry import Symmetry
 from neurograft.tracing.reasons import FixedReason
 
 Kind = Literal["weight", "bias", "scale", "shift", "mean", "variance", "statistic"]
@@ -48,7 +49,8 @@ class Group:
     lists those of the former that choose units by their values (the experts of a mixture, by `topk`): there must
     be at least as many as they choose, `least`. `per_unit` says that every unit of the group they lie `inside` may hold
     them in an order of its own (the channels of each head); otherwise all units share one (a norm over the channels of
-    any head has one weight for all).
+    any head has one weight for all). `symmetry` is the class of matrices that may act on the units in canonical form,
+    `limit` the op that keeps it from being wider.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Group:
     ranked_by: tuple[str, ...] = ()
     least: int = 1
     per_unit: bool = False
+    symmetry: Symmetry = Symmetry.PERMUTATION
+    limit: str = ""
 
     @property
     def fixed(self) -> bool:
@@ -123,6 +127,45 @@ class Tied:
     norm: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A scale that is multiplied into what reads the scaled units: W ← W·diag(g), g ← 1.
+
+    The scale that acts is `scale` + `offset` (Gemma's norms have an offset of 1). Its `shift` b becomes b / g, or is
+    moved into the readers' biases, c ← c + W b, where all readers have one: then these are `biases`.
+    """
+
+    group: str
+    scale: str
+    offset: float
+    shift: str | None
+    readers: tuple[str, ...]
+    biases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where units lie: in one term of the layout of one dimension of a tensor."""
+
+    tensor: str
+    dim: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Units whose two sides are brought to one scale: M on `made`, M⁻ᵀ on `other`.
+
+    M is a matrix for every unit that the group lies inside, or for all of them; `each` makes it diagonal, s > 0.
+    `other` are the readers, or what makes the units that these are contracted with (k beside q).
+    """
+
+    group: str
+    made: tuple[Place, ...]
+    other: tuple[Place, ...]
+    each: bool
+
+
 def slots_by_group(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Slot, ...]]:
     """Every group's slots, read off the layouts of the tensors (a tied dimension gives one slot per role)."""
     found: dict[str, list[Slot]] = {}
@@ -136,4 +179,4 @@ def slots_by_group(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Slot, .
     return {name: tuple(slots) for name, slots in found.items()}
 
 
-__all__ = ["Group", "Kind", "Slot", "TensorInfo", "Tied", "Use", "slots_by_group"]
+__all__ = ["Balance", "Fold", "Group", "Kind", "Place", "Slot", "TensorInfo", "Tied", "Use", "slots_by_group"]

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from neurograft.axes.maps import Mixing, Pairs, PerUnit
 from neurograft.axes.mixing import Mixings
+from neurograft.axes.symmetry import Symmetry
 from neurograft.errors import InputError
 from neurograft.inputs import Inputs, check_model
 from neurograft.options import check_seed
 from neurograft.tracing.bench import Bench, culprits, largest_change
+from neurograft.tracing.class_proof import prove_classes
 from neurograft.tracing.deep import deep_check
 from neurograft.tracing.dispatch import Dispatch
 from neurograft.tracing.graph import Group, NeuronGraph
@@ -27,6 +30,7 @@ DOUBLE_BYTES = 1 << 30  # that a copy of the network in float64 may take
 # largest relative change that counts as rounding, by the lowest precision of the outputs and of what they are made of
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 _TOLERANCE |= {torch.complex128: 1e-9, torch.complex64: 1e-4, torch.complex32: 5e-2}
+_NOTHING: tuple[float, list[str]] = 0.0, []
 _UNREPEATED = (
     "the outputs do not repeat: two runs of the unchanged network on the same inputs are {:.1g} apart (relative); it "
     "keeps state between calls, or draws numbers that torch.manual_seed does not govern"
@@ -39,6 +43,7 @@ class Proof:
 
     `guilty` groups moved the outputs when permuted, `wrong_roles` when readers of two equal neurons were exchanged;
     groups that are `alike` did when every unit that holds them was permuted inside by itself, and not otherwise.
+    `narrow` groups did when moved by a random element of their class; `class_error` is the change by all of these.
     `repeats` is False if the outputs differ from call to call, so that nothing can be proven.
     `deep_error` is the largest error of any intermediate tensor, `deep_at` the first op above the tolerance.
     """
@@ -52,6 +57,8 @@ class Proof:
     guilty: tuple[str, ...] = ()
     wrong_roles: tuple[str, ...] = ()
     alike: tuple[str, ...] = ()
+    narrow: tuple[str, ...] = ()
+    class_error: float = 0.0
     errors: Mapping[str, float] = field(default_factory=dict)
     deep_error: float | None = None
     deep_at: str | None = None
@@ -64,7 +71,7 @@ class Proof:
         lines = [
             f"{'proven' if self.passed else 'WRONG'}: {self.permuted} groups permuted, outputs moved by "
             f"{self.error:.1g} (relative); roles of {self.roles_checked} groups, {self.role_error:.1g}; "
-            f"rounding is below {self.tolerance:.0g}"
+            f"rounding is below {self.tolerance:.0g}; random elements of their classes, {self.class_error:.1g}"
         ]
         if self.deep_error is not None:
             where = f", first at {self.deep_at}" if self.deep_at else ""
@@ -73,6 +80,7 @@ class Proof:
             ("moved the outputs", self.guilty),
             ("has a wrong role", self.wrong_roles),
             ("must be ordered alike in all units", self.alike),
+            ("has no wider class than permutation", self.narrow),
         ):
             lines += [f"  {name} {title} ({self.errors.get(name, float('nan')):.1g})" for name in names]
         return "\n".join(lines)
@@ -111,6 +119,8 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     unit j wherever neurons are made (`out`, `elementwise`), then a share of i's readers (`in`) is moved to j; the
     outputs must not depend on the share.
     And where a unit's readers are zero, the outputs must not depend on what makes it (but for what norms it enters).
+    (3) In canonical form a random element of every group's class (a rotation, signs, scales) is applied, in float64
+    where the network runs in it.
     With `deep`, every intermediate tensor is compared with its permuted original, which finds wrong rules that the
     outputs forgive. If outputs move, the guilty groups are found one by one.
 
@@ -144,10 +154,15 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     error = permuting(list(moved))
     guilty = [] if error <= tolerance else culprits(list(moved), permuting, tolerance, errors)
     sound = [group for group in movable if group.name not in guilty]
-    alike = _prove_insides(model, bench, graph, sound, errors)
+    exact = _Exact(model, bench)
+    alike = _prove_insides(exact, graph, sound, errors)
+    whole = [group for group in sound if group.name not in alike]
+    class_error, narrow = _NOTHING
+    if any(group.symmetry is not Symmetry.PERMUTATION for group in whole):
+        class_error, narrow = prove_classes(exact.bench, exact.base, graph, whole, exact.tolerance, errors)
     role_error, wrong, checked = prove_roles(bench, graph, sound, tolerance, errors)
     proof = Proof(
-        passed=not (guilty or alike or wrong) and error <= tolerance and role_error <= tolerance,
+        passed=not (guilty or alike or wrong or narrow) and error <= tolerance and role_error <= tolerance,
         error=error,
         role_error=role_error,
         tolerance=tolerance,
@@ -156,6 +171,8 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
         guilty=tuple(guilty),
         wrong_roles=tuple(wrong),
         alike=tuple(alike),
+        narrow=tuple(narrow),
+        class_error=class_error,
         errors=errors,
     )
     return _deepened(proof, bench, moved) if deep else proof
@@ -169,24 +186,52 @@ def _measured(bench: Bench) -> tuple[list[Tensor], float]:
     return base, max((_TOLERANCE.get(dtype, 0.0) for dtype in [*seen, *(x.dtype for x in base)]), default=0.0) or 1e-4
 
 
-def _prove_insides(
-    model: nn.Module, bench: Bench, graph: NeuronGraph, sound: Sequence[Group], errors: dict[str, float]
-) -> list[str]:
+class _Exact:
+    """The bench in float64, where a mistake cannot hide in rounding; the given one where that does not run."""
+
+    def __init__(self, model: nn.Module, bench: Bench):
+        self._given = model, bench
+
+    @cached_property
+    def _found(self) -> tuple[Bench, list[Tensor], float]:
+        model, bench = self._given
+        return _in_double(model, bench) or (bench, *_measured(bench))
+
+    @property
+    def generator(self) -> torch.Generator:
+        return self._given[1].generator
+
+    @property
+    def bench(self) -> Bench:
+        return self._found[0]
+
+    @property
+    def base(self) -> list[Tensor]:
+        return self._found[1]
+
+    @property
+    def tolerance(self) -> float:
+        return self._found[2]
+
+
+def _prove_insides(exact: _Exact, graph: NeuronGraph, sound: Sequence[Group], errors: dict[str, float]) -> list[str]:
     # the groups that may not be permuted differently in every unit, although the graph has them so
     apart: dict[str, Mixing] = {}
     for group in sound:
         if group.per_unit and group.inside is not None:
-            orders = [_shuffle(group.size, bench.generator) for _ in range(graph[group.inside].size)]
+            orders = [_shuffle(group.size, exact.generator) for _ in range(graph[group.inside].size)]
             orders[0] = torch.arange(group.size)  # of two neurons there is one other order only
             apart[group.name] = PerUnit.permutations(group.inside, torch.stack(orders))
     if not apart:
         return []
-    exact, base, tolerance = _in_double(model, bench) or (bench, *_measured(bench))
 
     def permuting(names: Sequence[str]) -> float:
-        return largest_change(base, exact.run(_permuted(exact, graph, {name: apart[name] for name in names})))
+        chosen = {name: apart[name] for name in names}
+        return largest_change(exact.base, exact.bench.run(_permuted(exact.bench, graph, chosen)))
 
-    return [] if permuting(list(apart)) <= tolerance else culprits(list(apart), permuting, tolerance, errors)
+    return (
+        [] if permuting(list(apart)) <= exact.tolerance else culprits(list(apart), permuting, exact.tolerance, errors)
+    )
 
 
 def _in_double(model: nn.Module, bench: Bench) -> tuple[Bench, list[Tensor], float] | None:

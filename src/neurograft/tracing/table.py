@@ -31,7 +31,7 @@ def _tensors(group: Group, role: Role) -> str:
 def _state(group: Group) -> str:
     if group.fixed:
         return f"fixed: {group.why}"
-    notes = ["free"]
+    notes = [f"free, {group.symmetry.value}" + (f" ({group.limit})" if group.limit else "")]
     if group.inside:
         notes.append(f"inside {group.inside}" + (", in each by itself" if group.per_unit else ""))
     if group.ranked_by:

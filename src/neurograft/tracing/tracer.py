@@ -147,7 +147,12 @@ def _proven(
     while not proof.passed:
         guilty = [*proof.guilty, *proof.wrong_roles]
         labelling.alike.update(variables[name] for name in proof.alike)
-        if (strict and guilty) or not (guilty or proof.alike):
+        for name in proof.narrow:
+            error = proof.errors.get(name, proof.class_error)
+            labelling.narrowed[variables[name]] = (
+                f"proof: a {graph[name].symmetry.value} map moved the outputs by {error:.1g}"
+            )
+        if (strict and guilty) or not (guilty or proof.alike or proof.narrow):
             raise ProofFailed(f"moving neurons of {graph.model_class} changed its outputs:\n{proof}")
         for name in guilty:
             error = proof.errors.get(name, proof.error)
@@ -167,7 +172,8 @@ def _proven(
 def _words(proof: Proof) -> str:
     if proof.unproven:
         return f"unproven ({proof.unproven})"
-    return f"proven: outputs moved by {proof.error:.0e} (relative) under random permutations"
+    classes = f", by {proof.class_error:.0e} under random elements of their classes" if proof.class_error else ""
+    return f"proven: outputs moved by {proof.error:.0e} (relative) under random permutations{classes}"
 
 
 __all__ = ["trace"]

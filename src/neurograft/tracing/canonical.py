@@ -1,0 +1,262 @@
+"""The canonical form of a network: the same function, its units at a scale that no symmetry can change any more.
+
+What is left between two networks in canonical form are permutations, signs and rotations. The steps are part of the
+graph, and so is the proof that they keep the function.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from neurograft.axes.layout import Factor, Layout, terms
+from neurograft.axes.maps import Pairs
+from neurograft.axes.mixing import mix_along, occurrences
+from neurograft.errors import PlanError
+from neurograft.tracing.graph import NeuronGraph, slots_by_group
+from neurograft.tracing.parts import Balance, Fold, Place
+
+Step: TypeAlias = Fold | Balance
+Tensors: TypeAlias = dict[str, Tensor]
+Element: TypeAlias = Callable[[Balance, tuple[int, ...]], Tensor]
+"""The matrices of a balanced group, by their shape `(units, n, n)`, or the scales, `(n,)`."""
+
+SWEEPS = 1000  # of scales that depend on each other
+ROUNDING = 1e-14
+LEAST = 1e-12  # of a Gram matrix's trace, added so that every matrix is invertible
+
+
+def canonical_graph(graph: NeuronGraph) -> NeuronGraph:
+    """The graph of networks in canonical form: scales that were folded are constant, and belong to no group."""
+    folded = {step.scale for step in graph.steps if isinstance(step, Fold)}
+    if not folded:
+        return graph
+    tensors = dict(graph.tensors)
+    for name in folded:
+        info = tensors[name]
+        layouts = tuple(((Factor(None, size),),) for size in info.shape)
+        tensors[name] = replace(info, layouts=layouts, roles=tuple({} for _ in info.shape))
+    slots = slots_by_group(tensors)
+    groups = tuple(replace(group, slots=slots.get(group.name, ())) for group in graph.groups)
+    return replace(graph, tensors=tensors, groups=groups, steps=())
+
+
+def touched(step: Step) -> tuple[str, ...]:
+    """The tensors that a step reads or changes."""
+    if isinstance(step, Fold):
+        return tuple(dict.fromkeys([step.scale, *_some(step.shift), *step.readers, *step.biases]))
+    return tuple(dict.fromkeys(place.tensor for place in (*step.made, *step.other)))
+
+
+def components(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps in runs that share no tensor, each in order."""
+    found: list[tuple[set[str], list[int]]] = []
+    for i, step in enumerate(steps):
+        names, numbers = set(touched(step)), [i]
+        apart = []
+        for other in found:
+            if other[0] & names:
+                names |= other[0]
+                numbers += other[1]
+            else:
+                apart.append(other)
+        found = [*apart, (names, numbers)]
+    return [[steps[i] for i in sorted(numbers)] for _, numbers in found]
+
+
+def canonical(
+    state: Mapping[str, Tensor], graph: NeuronGraph, steps: Sequence[Step], element: Element | None = None
+) -> Tensors:
+    """The tensors that steps change, float64 or complex.
+
+    Args:
+        state: the network's tensors; they are only read.
+        graph: its graph.
+        steps: what to do, scales that depend on each other together.
+        element: other matrices than those that balance; any keep the function.
+
+    Raises:
+        PlanError: a scale of 0 whose shift nothing can carry.
+    """
+    names = dict.fromkeys(name for step in steps for name in touched(step))
+    tensors = {name: _wide(state[name]) for name in names}
+    for step in steps:
+        if isinstance(step, Fold):
+            _fold(step, tensors, graph)
+    for step in steps:
+        if isinstance(step, Balance) and not step.each:
+            _balance(step, tensors, graph, element)
+    each = [step for step in steps if isinstance(step, Balance) and step.each]
+    if each:
+        _rescale(each, tensors, graph, element)
+    return tensors
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float64))
+
+
+def _some(name: str | None) -> list[str]:
+    return [] if name is None else [name]
+
+
+def _fold(step: Fold, tensors: Tensors, graph: NeuronGraph) -> None:
+    scale = tensors[step.scale].flatten() + step.offset
+    shift = None if step.shift is None else tensors[step.shift].flatten()
+    if shift is not None and step.biases:
+        for reader, bias in zip(step.readers, step.biases, strict=True):
+            tensors[bias] = tensors[bias] + _read(tensors[reader], shift, step.group, graph, reader)
+        shift = torch.zeros_like(shift)
+    elif shift is not None:
+        if bool(((scale == 0) & (shift != 0)).any()):
+            raise PlanError(f"{step.scale} has entries of 0 where {step.shift} has none, which no reader can carry")
+        shift = torch.where(shift == 0, 0.0, shift / scale)
+    for reader in step.readers:
+        tensors[reader] = _scaled(tensors[reader], scale, step.group, graph, reader)
+    if shift is not None and step.shift is not None:
+        tensors[step.shift] = shift.reshape(tensors[step.shift].shape)
+    tensors[step.scale] = torch.full_like(tensors[step.scale], 1 - step.offset)
+
+
+def _scaled(tensor: Tensor, scale: Tensor, group: str, graph: NeuronGraph, name: str) -> Tensor:
+    index = torch.arange(len(scale))
+    diagonal = {group: Pairs(index, index, len(scale), len(scale), scale)}
+    for dim, layout in enumerate(graph.tensors[name].layouts):
+        tensor = mix_along(tensor, dim, layout, layout, diagonal)
+    return tensor
+
+
+def _read(tensor: Tensor, shift: Tensor, group: str, graph: NeuronGraph, name: str) -> Tensor:
+    # what a reader makes of the shift alone
+    info = graph.tensors[name]
+    (dim,) = (d for d, roles in enumerate(info.roles) if group in roles)
+    along = torch.zeros(info.shape[dim], dtype=tensor.dtype)
+    for places in occurrences(info.layouts[dim], group):
+        along[places] = shift.to(tensor.dtype)[:, None].expand_as(places)
+    made: Tensor = torch.tensordot(tensor, along, dims=([dim], [0]))
+    return made
+
+
+def term_places(layout: Layout, term: int, outer: str | None, group: str) -> Tensor:
+    """Where the units of a group sit in one term, shape `(outer units or 1, units, positions per unit)`, int64."""
+    own = terms(layout)[term]
+    groups = [factor.group for factor in own.factors]
+    places = own.positions()
+    first = ([] if outer is None else [groups.index(outer)]) + [groups.index(group)]
+    places = places.movedim(first, list(range(len(first))))
+    places = places.reshape(*places.shape[: len(first)], -1)
+    return places if outer is not None else places[None]
+
+
+def _outer(step: Balance, graph: NeuronGraph) -> str | None:
+    group = graph[step.group]
+    return group.inside if group.per_unit else None
+
+
+def _features(place: Place, step: Balance, tensors: Tensors, graph: NeuronGraph) -> Tensor:
+    # one row per unit, shape (outer units or 1, units, features)
+    places = term_places(graph.tensors[place.tensor].layouts[place.dim], place.term, _outer(step, graph), step.group)
+    x = tensors[place.tensor].movedim(place.dim, 0)
+    return x[places].flatten(2)
+
+
+def _put(place: Place, step: Balance, tensors: Tensors, graph: NeuronGraph, matrix: Tensor) -> None:
+    # multiply the units at one place, by matrices of shape (outer units or 1, n, n) or scales (n,)
+    places = term_places(graph.tensors[place.tensor].layouts[place.dim], place.term, _outer(step, graph), step.group)
+    x = tensors[place.tensor].movedim(place.dim, 0)
+    own = x[places].flatten(2)
+    mixed = own * matrix[:, None] if matrix.dim() == 1 else matrix.to(own) @ own
+    made = x.clone()
+    made[places.flatten()] = mixed.reshape(places.numel(), *x.shape[1:])
+    tensors[place.tensor] = made.movedim(0, place.dim)
+
+
+def _gram(places: Iterable[Place], step: Balance, tensors: Tensors, graph: NeuronGraph) -> Tensor:
+    total: Tensor | None = None
+    for place in places:
+        x = _features(place, step, tensors, graph)
+        own = (x @ x.mH).real
+        total = own if total is None else total + own
+    assert total is not None
+    size = total.shape[-1]
+    trace = total.diagonal(dim1=-2, dim2=-1).sum(-1)
+    least = (LEAST * trace / size).clamp_min(torch.finfo(torch.float64).tiny)
+    return total + least[..., None, None] * torch.eye(size, dtype=total.dtype)
+
+
+def _balance(step: Balance, tensors: Tensors, graph: NeuronGraph, element: Element | None) -> None:
+    made = _gram(step.made, step, tensors, graph)
+    if element is not None:
+        matrix = element(step, tuple(made.shape))
+    else:
+        matrix = balancing(made, _gram(step.other, step, tensors, graph))
+    dual = torch.linalg.inv(matrix).mT
+    for place in step.made:
+        _put(place, step, tensors, graph, matrix)
+    for place in step.other:
+        _put(place, step, tensors, graph, dual)
+
+
+def balancing(made: Tensor, other: Tensor) -> Tensor:
+    """The symmetric positive M with M A M = M⁻¹ B M⁻¹, for Gram matrices A and B of the two sides.
+
+    M² = A⁻¹ # B, the geometric mean; unlike factors of a singular value decomposition it has no arbitrary signs.
+
+    Args:
+        made: A, shape `(..., n, n)`, positive.
+        other: B, likewise.
+
+    Source: Pusz & Woronowicz 1975; Bhatia 2007, Positive Definite Matrices, section 4.1.
+    """
+    root, inverse = _power(made, 0.5), _power(made, -0.5)
+    square = inverse @ _power(root @ other @ root, 0.5) @ inverse
+    return _power((square + square.mT) / 2, 0.5)
+
+
+def _power(matrix: Tensor, exponent: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.clamp_min(values[..., -1:] * torch.finfo(values.dtype).eps ** 2)
+    power: Tensor = (vectors * values.pow(exponent)[..., None, :]) @ vectors.mT
+    return power
+
+
+def _rescale(steps: Sequence[Balance], tensors: Tensors, graph: NeuronGraph, element: Element | None) -> None:
+    # scales of neighbouring layers depend on each other: the balance of all is the minimum of a convex function
+    scales = [torch.ones(graph[step.group].size, dtype=torch.float64) for step in steps]
+    if element is not None:
+        _put_scales(
+            steps, [element(step, tuple(s.shape)) for step, s in zip(steps, scales, strict=True)], tensors, graph
+        )
+        return
+    squares = {name: x.abs().square() for name, x in tensors.items()}
+    for _ in range(SWEEPS):
+        most = 0.0
+        for i, step in enumerate(steps):
+            made, other = (
+                torch.stack([_features(place, step, squares, graph)[0].sum(1) for place in side]).sum(0)
+                for side in (step.made, step.other)
+            )
+            both = (made > 0) & (other > 0)
+            factor = torch.where(both, (other / made.clamp_min(1e-300)).pow(0.25), 1.0).clamp(1e-6, 1e6)
+            scales[i] = scales[i] * factor
+            for place in step.made:
+                _put(place, step, squares, graph, factor.square())
+            for place in step.other:
+                _put(place, step, squares, graph, factor.square().reciprocal())
+            most = max(most, float(factor.log().abs().max()))
+        if most < ROUNDING:
+            break
+    _put_scales(steps, scales, tensors, graph)
+
+
+def _put_scales(steps: Sequence[Balance], scales: Sequence[Tensor], tensors: Tensors, graph: NeuronGraph) -> None:
+    for step, scale in zip(steps, scales, strict=True):
+        for place in step.made:
+            _put(place, step, tensors, graph, scale)
+        for place in step.other:
+            _put(place, step, tensors, graph, scale.reciprocal())
+
+
+__all__ = ["Step", "balancing", "canonical", "canonical_graph", "components", "term_places", "touched"]
