@@ -1,6 +1,7 @@
 """neurograft: fuse several trained PyTorch networks into one of the same architecture."""
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 from neurograft._version import __version__ as __version__
@@ -111,7 +112,14 @@ if not TYPE_CHECKING:  # type checkers read the imports above, so that they see 
     def __getattr__(name: str) -> Any:
         if name not in _PUBLIC:
             raise AttributeError(f"module 'neurograft' has no attribute {name!r}")
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        # some modules draw random numbers when they are imported
+        state = random.getstate()
+        try:
+            forked_random_state = importlib.import_module("neurograft.preserve_state").forked_random_state
+        finally:
+            random.setstate(state)
+        with forked_random_state():
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

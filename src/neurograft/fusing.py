@@ -22,6 +22,7 @@ from neurograft.operators.operator import Operator
 from neurograft.plans.output_heads import Heads
 from neurograft.plans.plan import FusionPlan
 from neurograft.plans.shares import member_shares, nearly_all, shares_text
+from neurograft.preserve_state import keeps_random_state
 from neurograft.recovery.batch_norm import has_batch_norm, reestimated
 from neurograft.recovery.refit import refitted
 from neurograft.recovery.repair import repaired
@@ -100,6 +101,7 @@ class Fusion:
     applied: Stamp | None = None
 
     @classmethod
+    @keeps_random_state
     def of(
         cls,
         members: Members,
@@ -133,20 +135,24 @@ class Fusion:
         """How much of the network is each member's, and what every recovery did."""
         return FusionReport(self.plan.method, member_shares(self.plan), self.recoveries)
 
+    @keeps_random_state
     def refit(self, batches: Batches | None = None, **options: Any) -> "Fusion":
         """`neurograft.refit`, with its options; on the members' calibration batches if none are given."""
         looked_at = self._batches(batches, "refit")
         applied = self.applied is not None and self.applied == stamp_of(self.model)
         return self._after(refitted(self.model, self.plan, self.members, looked_at, applied=applied, **options))
 
+    @keeps_random_state
     def repair(self, batches: Batches | None = None, **options: Any) -> "Fusion":
         """`neurograft.repair`, with its options; without batches from the members' running statistics alone."""
         return self._after(repaired(self.model, self.plan, self.members, batches, **options))
 
+    @keeps_random_state
     def reestimate_batch_norm(self, batches: Batches | None = None) -> "Fusion":
         """`neurograft.reestimate_batch_norm`; on the members' calibration batches if none are given."""
         return self._after(reestimated(self.model, self._batches(batches, "batch_norm")))
 
+    @keeps_random_state
     def recovered(self, recover: Recovery | None, batches: Batches | None = None) -> "Fusion":
         """The recovery of that name, or with "auto" the one that suits; on the members' calibration batches by default.
 
@@ -187,6 +193,7 @@ class Fusion:
         return f"Fusion({self.plan.method} of {self.plan.members} members: {shares}{done})"
 
 
+@keeps_random_state
 def fuse(
     models: Sequence[nn.Module] | Members,
     example_inputs: Inputs | None = None,
@@ -243,7 +250,7 @@ def fuse(
     fusion = Fusion.of(members, method, align=align, recover=recover, heads=heads, seed=seed, **options)
     shares = fusion.report.shares
     if nearly_all(shares) is not None:
-        warnings.warn(f"{shares_text(shares)}; see `Fusion` for a report", stacklevel=2)
+        warnings.warn(f"{shares_text(shares)}; see `Fusion` for a report", stacklevel=3)
     return fusion.model
 
 

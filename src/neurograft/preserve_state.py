@@ -1,21 +1,43 @@
-"""Run a model in eval mode and give everything back exactly as it was; copy it."""
+"""Run networks in eval mode and give everything back exactly as it was; copy them."""
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Network = TypeVar("Network", bound=nn.Module)
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+CONTAINERS = frozenset((dict, OrderedDict, list, set, deque))
+"""What a module may hold several things in; other objects are the network's own affair."""
+_GENERATORS: dict[type, Callable[[Any], Callable[[], object]]] = {
+    torch.Generator: lambda own: _again(own.set_state, own.get_state()),
+    numpy.random.RandomState: lambda own: _again(own.set_state, own.get_state()),
+    numpy.random.Generator: lambda own: _again(
+        lambda state: setattr(own.bit_generator, "state", state), own.bit_generator.state
+    ),
+    random.Random: lambda own: _again(own.setstate, own.getstate()),
+}
 
 
 @contextmanager
 def preserve_state(*models: nn.Module) -> Iterator[None]:
-    """Run `models` in eval mode; afterwards every module's mode and buffer and torch's random state are as before.
+    """Run `models` in eval mode; afterwards they, and all random states, are as before.
+
+    Networks may write while they run: moving averages, steps, caches, the vectors of a spectral norm. Given back are
+    modes; the attributes of every module, buffers, hooks and submodules among them, whether they were set, made,
+    removed or kept in a list or dict that the module holds; the entries of buffers, and those of parameters and other
+    tensors that `eval()` or the first call of a network writes to; and the state of generators that modules own.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
@@ -25,20 +47,147 @@ def preserve_state(*models: nn.Module) -> Iterator[None]:
         >>> net.training, net[1].training
         (True, True)
     """
-    modes = {module: module.training for model in models for module in model.modules()}
-    buffers = [(module, name, value, _kept(value)) for module in modes for name, value in module._buffers.items()]
+    with forked_random_state(*models):
+        before = _State(models)
+        try:
+            with before.written:
+                for model in models:
+                    model.eval()
+            with _first_calls(models, before.written):
+                yield
+        finally:
+            before.give_back()
+
+
+class _State:
+    """What networks hold: their attributes, where each tensor lies, and the entries of those that are written to."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        modules = list(dict.fromkeys(module for model in models for module in model.modules()))
+        self.modes = [(module, module.training) for module in modules]
+        self.held: list[tuple[Any, Any]] = []
+        self.generators: list[Callable[[], object]] = []
+        tensors: dict[int, Tensor] = {}
+        for module in modules:
+            own = vars(module)
+            self.held.append((own, dict(own)))
+            for value in own.values():
+                if type(value) in CONTAINERS:
+                    self.held.append((value, type(value)(value)))
+                    items: Iterable[Any] = value.values() if isinstance(value, dict) else value
+                    tensors |= {id(x): x for x in items if isinstance(x, Tensor)}
+                elif isinstance(value, Tensor):
+                    tensors[id(value)] = value
+                elif type(value) in _GENERATORS:
+                    self.generators.append(_GENERATORS[type(value)](value))
+        buffers = {id(x): x for module in modules for x in module._buffers.values() if x is not None}
+        self.buffers = [(x, x.detach().clone()) for x in buffers.values() if not x.is_meta]
+        dense = [x for x in tensors.values() if x.layout == torch.strided and type(x) in (Tensor, nn.Parameter)]
+        self.places = [(x, x.detach()) for x in dense]
+        self.written = _Written([x for x in dense if id(x) not in buffers])
+
+    def give_back(self) -> None:
+        """Give everything back, the objects before what they hold."""
+        for own, kept in self.held:
+            _refill(own, kept)
+        for module, mode in self.modes:
+            if module.training != mode:
+                module.training = mode
+        for x, place in self.places:
+            if _place(x) != _place(place):
+                with torch.inference_mode(x.is_inference()):
+                    x.data = place
+        for x, entries in (*self.buffers, *self.written.before):
+            give_back(x, entries)
+        for again in self.generators:
+            again()
+
+
+class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, keeps the entries of tensors before an op writes to their memory.
+
+    Parameters are mostly not written to, and a copy of all of them is a second network.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.before: list[tuple[Tensor, Tensor]] = []
+        self.sharing: dict[int, list[Tensor]] = {}
+        for x in tensors:
+            if not x.is_meta:
+                self.sharing.setdefault(x.untyped_storage()._cdata, []).append(x)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        schema = getattr(func, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            for argument, value in zip(schema.arguments, args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    for x in value if isinstance(value, (list, tuple)) else (value,):
+                        self._keep(x)
+            for value in (kwargs or {}).values():
+                self._keep(value)
+        return func(*args, **(kwargs or {}))
+
+    def _keep(self, target: Any) -> None:
+        if isinstance(target, Tensor) and target.layout == torch.strided:
+            found = self.sharing.pop(target.untyped_storage()._cdata, ())
+            self.before += [(x, x.detach().clone()) for x in found]
+
+
+@contextmanager
+def _first_calls(models: Sequence[nn.Module], entered: TorchDispatchMode) -> Iterator[None]:
+    """Enter a mode for the first call of each network: later calls write to the same tensors, and run at full speed."""
+    waiting, running = {id(model) for model in models}, list[int]()
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if id(module) in waiting:
+            waiting.remove(id(module))
+            running.append(id(module))
+            entered.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        if running and running[-1] == id(module):
+            running.pop()
+            entered.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    before = register_module_forward_pre_hook(enter)
+    after = register_module_forward_hook(leave, always_call=True)
     try:
-        with forked_random_state(*models):
-            for model in models:
-                model.eval()
-            yield
+        yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for module, name, value, kept in buffers:
-            module._buffers[name] = value
-            if value is not None and kept is not None:
-                give_back(value, kept)
+        before.remove()
+        after.remove()
+        for _ in running:  # of calls that were interrupted
+            entered.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+def _again(give: Callable[[Any], object], state: Any) -> Callable[[], object]:
+    return lambda: give(state)
+
+
+def _refill(own: Any, kept: Any) -> None:
+    """Give a container its former contents, if it has others."""
+    if len(own) == len(kept) and all(map(_is_same, _entries(own), _entries(kept))):
+        return
+    own.clear()
+    own.extend(kept) if isinstance(own, (list, deque)) else own.update(kept)
+
+
+def _entries(container: Any) -> Iterable[Any]:
+    return container.items() if isinstance(container, dict) else container
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    # a pair of key and value is made anew every time
+    if type(one) is tuple and type(other) is tuple and len(one) == len(other) == 2:
+        return one[0] is other[0] and one[1] is other[1]
+    return one is other
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride(), x.dtype
 
 
 def copy_of(model: Network, memo: Mapping[int, Any] | None = None) -> Network:
@@ -54,7 +203,7 @@ def copy_of(model: Network, memo: Mapping[int, Any] | None = None) -> Network:
 
 
 def give_back(buffer: Tensor, kept: Tensor) -> None:
-    """Write a buffer's former entries, if it has others now."""
+    """Write a tensor's former entries, if it has others now."""
     if not same_entries(buffer, kept):
         with torch.inference_mode(buffer.is_inference()), torch.no_grad():
             buffer.copy_(kept)
@@ -76,12 +225,11 @@ def same_entries(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def forked_random_state(*models: nn.Module, batches: Any = None, seed: int | None = None) -> Iterator[None]:
-    """Give torch's random state back at the end, on the CPU and on the models' devices.
+    """Give the random states of torch, on the CPU and on the models' devices, of numpy and of Python back at the end.
 
     Args:
         models: networks whose CUDA devices count.
-        batches: what is read inside, if anything: the random state of numpy and of Python, which data sets draw from,
-            comes back too, and that of the generators that a DataLoader and its samplers own.
+        batches: what is read inside, if anything: the generators that a DataLoader and its samplers own count too.
         seed: where all that is random starts inside; None goes on from the caller's state.
 
     Example:
@@ -93,7 +241,7 @@ def forked_random_state(*models: nn.Module, batches: Any = None, seed: int | Non
     """
     devices = sorted({p.device.index for model in models for p in model.parameters() if p.is_cuda})
     generators = [(generator, generator.get_state()) for generator in _generators(batches)]
-    others = None if batches is None else (random.getstate(), numpy.random.get_state())  # noqa: NPY002 - data sets use it
+    python, arrays = random.getstate(), numpy.random.get_state()  # noqa: NPY002 - networks and data sets draw from it
     try:
         with torch.random.fork_rng(devices=devices):
             if seed is not None:
@@ -102,9 +250,26 @@ def forked_random_state(*models: nn.Module, batches: Any = None, seed: int | Non
     finally:
         for generator, state in generators:
             generator.set_state(state)
-        if others is not None:
-            random.setstate(others[0])
-            numpy.random.set_state(others[1])  # noqa: NPY002
+        random.setstate(python)
+        numpy.random.set_state(arrays)  # noqa: NPY002
+
+
+def keeps_random_state(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """A public call that leaves all random states as they were, whatever it, or a module that it imports, draws.
+
+    Example:
+        >>> before = random.getstate()
+        >>> _ = keeps_random_state(random.random)()
+        >>> random.getstate() == before
+        True
+    """
+
+    @wraps(function)
+    def kept(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        with forked_random_state():
+            return function(*args, **kwargs)
+
+    return kept
 
 
 def random_state(devices: Sequence[int] = (), batches: Any = None) -> dict[str, Any]:
@@ -160,7 +325,3 @@ def _generators(batches: Any) -> list[torch.Generator]:
     owners = (batches, getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
     return list({id(generator): generator for generator in found}.values())
-
-
-def _kept(buffer: Tensor | None) -> Tensor | None:
-    return None if buffer is None or buffer.is_meta else buffer.detach().clone()

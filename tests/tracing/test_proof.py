@@ -1,8 +1,12 @@
 """The proof finds nothing wrong in right graphs and everything wrong in wrong ones."""
 
 import copy
+import random
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -155,25 +159,54 @@ def test_a_proof_reads_well() -> None:
 
 
 class Counting(nn.Module):
-    """Scales its outputs by how often it was called, which no buffer holds."""
+    """Scales its outputs by how often it was called, which it keeps in itself or where nothing finds it."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: bool) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
-        self.calls = 0
+        self.calls, self.hidden = 0, SimpleNamespace(calls=0) if hidden else None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.b(self.a(x).relu()) * self.calls
+        counter = self if self.hidden is None else self.hidden
+        counter.calls += 1
+        return self.b(self.a(x).relu()) * counter.calls
+
+
+class Drawing(nn.Module):
+    """Adds random numbers in eval mode too."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.a, self.b, self.draw = nn.Linear(3, 6), nn.Linear(6, 2), draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()) + self.draw()
 
 
 def test_outputs_that_do_not_repeat_are_named_before_anything_is_moved() -> None:
     with pytest.warns(UserWarning, match="cannot be proven: the outputs do not repeat"):
-        graph = ng.trace(Counting(), torch.randn(4, 3))
+        graph = ng.trace(Counting(hidden=True), torch.randn(4, 3))
     assert graph.proven.startswith("unproven (the outputs do not repeat")
     assert [group.name for group in graph.free] == ["a.weight:0"]
     with pytest.raises(ProofFailed, match="the outputs do not repeat"):
-        ng.trace(Counting(), torch.randn(4, 3), strict=True)
+        ng.trace(Counting(hidden=True), torch.randn(4, 3), strict=True)
+
+
+DRAWS: dict[str, Callable[[], float]] = {
+    "torch": lambda: float(torch.rand(())),
+    "numpy": lambda: float(numpy.random.rand()),  # noqa: NPY002 - networks draw from the global state
+    "python": random.random,
+}
+
+
+@pytest.mark.parametrize("what", ["keeps", *DRAWS])
+def test_outputs_that_change_from_call_to_call_are_named_and_proven_from_one_state(what: str) -> None:
+    model = Counting(hidden=False) if what == "keeps" else Drawing(DRAWS[what])
+    with pytest.warns(UserWarning, match="do not repeat from call to call"):
+        graph = ng.trace(model, torch.randn(4, 3))
+    assert graph.proven.startswith("proven")
+    assert [group.name for group in graph.free] == ["a.weight:0"]
+    assert getattr(model, "calls", 0) == 0
 
 
 def test_a_change_that_no_group_makes_has_no_culprit() -> None:

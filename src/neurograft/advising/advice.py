@@ -16,12 +16,14 @@ from neurograft.evaluating.pairing import gap, right_answers
 from neurograft.inputs import Batches, Inputs, check_batches
 from neurograft.members.checks import check_models
 from neurograft.methods import METHODS
+from neurograft.preserve_state import keeps_random_state
 
 TUNINGS: tuple[Tuning, ...] = ("finetune", "distill")
 RECOVERIES = ("none", "refit")
 USUAL = tuple(name for name, kind in METHODS.items() if not kind().needs_data)
 
 
+@keeps_random_state
 def advise(
     models: Sequence[nn.Module],
     train: Batches,

@@ -16,9 +16,10 @@ from neurograft.members.parametrised import write_back
 from neurograft.members.states import State, state_of
 from neurograft.plans.check_members import base_state, members_for
 from neurograft.plans.plan import FusionPlan
-from neurograft.preserve_state import copy_of
+from neurograft.preserve_state import copy_of, keeps_random_state
 
 
+@keeps_random_state
 def apply(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> nn.Module:
     """Make the fused network: class of `models[0]`, and its shapes unless the plan asks for other widths.
 

@@ -20,12 +20,13 @@ from neurograft.members.members import Members
 from neurograft.operators.owned import Owned
 from neurograft.plans.joint import made_by
 from neurograft.plans.plan import FusionPlan
-from neurograft.preserve_state import preserve_state
+from neurograft.preserve_state import keeps_random_state, preserve_state, seed_all
 from neurograft.tracing.graph import FixedReason, NeuronGraph
 from neurograft.tracing.labelling import pinned_outputs
 from neurograft.tracing.proof import examples_of
 
 
+@keeps_random_state
 def combine(
     models: Sequence[nn.Module],
     example_inputs: Inputs,
@@ -203,21 +204,18 @@ def _check_average(
     each declared name is tried at its old value, which is then the one that keeps the function.
     """
     expected: list[Tensor] = []
-    with preserve_state(wide, *models), torch.no_grad():
-        for model, weight in zip(models, weights, strict=True):
-            outputs = _numbers(model, inputs, graph)
-            sums = expected or [torch.zeros_like(y) for y in outputs]
-            expected = [total + weight * y for total, y in zip(sums, outputs, strict=True)]
-        try:
-            far = _distance(_numbers(wide, inputs, graph), expected)
-        except Exception as error:
-            raise ResizeError(
-                f"the combined network does not run ({error}); its forward takes sizes from elsewhere than its modules"
-            ) from error
-        if far is None or any(
-            _exact_with_old(name, declared, wide, inputs, expected, graph) for name in _names(declared)
-        ):
-            return
+    for model, weight in zip(models, weights, strict=True):
+        outputs = _numbers(model, inputs, graph)
+        sums = expected or [torch.zeros_like(y) for y in outputs]
+        expected = [total + weight * y for total, y in zip(sums, outputs, strict=True)]
+    try:
+        far = _distance(_numbers(wide, inputs, graph), expected)
+    except Exception as error:
+        raise ResizeError(
+            f"the combined network does not run ({error}); its forward takes sizes from elsewhere than its modules"
+        ) from error
+    if far is None or any(_exact_with_old(name, declared, wide, inputs, expected, graph) for name in _names(declared)):
+        return
     joint = [f"{g.name} ({', '.join(g.bilinear)})" for g in graph.outermost if g.bilinear]
     raise PlanError(
         f"the combined network {far} from the members' average: its output is not reached through linear ops alone, or "
@@ -269,7 +267,9 @@ def _numbers(model: nn.Module, inputs: Any, graph: NeuronGraph) -> list[Tensor]:
     Raises:
         PlanError: there are none, so that nothing could be compared.
     """
-    returned = [call(model, example) for example in examples_of(inputs)]
+    with preserve_state(model), torch.no_grad():
+        seed_all(0)  # networks that draw while they run draw the same
+        returned = [call(model, example) for example in examples_of(inputs)]
     found = [x for one in returned for _, x in pinned_outputs(one, graph.outputs or None) if x.is_floating_point()]
     if not found:
         raise PlanError(f"{type(model).__name__} returns no tensor of real numbers, so its members have no average")

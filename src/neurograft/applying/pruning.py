@@ -14,10 +14,11 @@ from neurograft.inputs import Batches, Inputs
 from neurograft.members.members import Members
 from neurograft.methods import method_of
 from neurograft.methods.planner import plan_members
-from neurograft.preserve_state import copy_of
+from neurograft.preserve_state import copy_of, keeps_random_state
 from neurograft.tracing.graph import NeuronGraph
 
 
+@keeps_random_state
 def prune(
     model: nn.Module,
     example_inputs: Inputs,

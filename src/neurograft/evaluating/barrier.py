@@ -17,6 +17,7 @@ from neurograft.methods.average import Average
 from neurograft.methods.method import Method
 from neurograft.methods.planner import plan_members
 from neurograft.plans.plan import FusionPlan
+from neurograft.preserve_state import keeps_random_state
 from neurograft.tracing.graph import NeuronGraph
 
 Recovery = Callable[[nn.Module], nn.Module]
@@ -124,6 +125,7 @@ class Barrier:
         return figure
 
 
+@keeps_random_state
 def barrier(
     a: nn.Module,
     b: nn.Module,

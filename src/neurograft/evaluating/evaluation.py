@@ -24,7 +24,7 @@ from neurograft.inputs import (
     stored_values,
     to_device,
 )
-from neurograft.preserve_state import forked_random_state, preserve_state
+from neurograft.preserve_state import forked_random_state, keeps_random_state, preserve_state
 
 Measure: TypeAlias = Callable[[Any, Any], Tensor]
 IGNORED_LABEL = -100
@@ -62,6 +62,7 @@ class Scores:
         return 0.0 if isnan(self.accuracy) else self.accuracy, -self.loss
 
 
+@keeps_random_state
 def evaluate(
     model: nn.Module, batches: Batches, *, loss: Measure | None = None, metric: Measure | None = None
 ) -> Scores:

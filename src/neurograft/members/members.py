@@ -27,7 +27,7 @@ from neurograft.members.states import State, state_of
 from neurograft.members.stored import StoredMember
 from neurograft.operators.settings import Gradient
 from neurograft.options import patterns_of
-from neurograft.preserve_state import copy_of
+from neurograft.preserve_state import copy_of, keeps_random_state
 from neurograft.tracing.graph import NeuronGraph
 
 
@@ -86,6 +86,7 @@ class Members:
     name: str
     folders: tuple[Path, ...]
 
+    @keeps_random_state
     def __init__(
         self,
         models: Sequence[nn.Module],

@@ -24,9 +24,11 @@ from neurograft.plans.joint import check_joint
 from neurograft.plans.output_heads import Heads, freed_heads, graphs_for_methods, with_kept_heads
 from neurograft.plans.plan import Filling, FusionPlan, graph_depths
 from neurograft.plans.warnings import cut_warnings, read_shares, weight_warnings
+from neurograft.preserve_state import keeps_random_state
 from neurograft.tracing.graph import NeuronGraph
 
 
+@keeps_random_state
 def plan(
     models: Sequence[nn.Module] | Members,
     example_inputs: Inputs | None = None,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurograft.inputs import Batches, call_on_batch, check_model, device_of
-from neurograft.preserve_state import copy_of, preserve_state
+from neurograft.preserve_state import copy_of, keeps_random_state, preserve_state
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.samples import Samples, read_samples
 from neurograft.recovery.statistics import Statistics, check_statistics
@@ -17,6 +17,7 @@ from neurograft.recovery.statistics import Statistics, check_statistics
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
+@keeps_random_state
 def reestimate_batch_norm(model: nn.Module, batches: Batches) -> nn.Module:
     """A copy of the network whose BatchNorms hold the exact mean and unbiased variance of what they read.
 

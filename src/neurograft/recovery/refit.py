@@ -14,7 +14,7 @@ from neurograft.members.members import Members
 from neurograft.options import check_seed, patterns_of
 from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
-from neurograft.preserve_state import copy_of
+from neurograft.preserve_state import copy_of, keeps_random_state
 from neurograft.recovery.agreement import Agreement, agreement, merges
 from neurograft.recovery.fitting import BLOCK, Fit
 from neurograft.recovery.holdout import HoldOut, held_out
@@ -33,6 +33,7 @@ LEAST = 64 << 20
 """Bytes that a layer's matrices, and measuring how far members agree, may take however low the limit is."""
 
 
+@keeps_random_state
 def refit(
     fused: nn.Module,
     plan: FusionPlan,

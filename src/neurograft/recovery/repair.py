@@ -12,7 +12,7 @@ from neurograft.inputs import Batches, device_of, to_device
 from neurograft.members.members import Members
 from neurograft.plans.check_members import members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
-from neurograft.preserve_state import copy_of, preserve_state
+from neurograft.preserve_state import copy_of, keeps_random_state, preserve_state
 from neurograft.recovery.data_free import repair_without_data
 from neurograft.recovery.layers import LayerUse, NetworkLayers, survey
 from neurograft.recovery.refit import MEMORY, left_out
@@ -25,6 +25,7 @@ from neurograft.recovery.targets import collect_norms, planned_rows
 from neurograft.recovery.watching import Contraction, Key, Watcher, run, shown
 
 
+@keeps_random_state
 def repair(
     fused: nn.Module,
     plan: FusionPlan,

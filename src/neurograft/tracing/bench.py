@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 from neurograft.errors import TraceError
 from neurograft.inputs import Inputs, call
-from neurograft.preserve_state import copy_of
+from neurograft.preserve_state import copy_of, seed_all
 from neurograft.tracing.labelling import pinned_outputs, tensors_of_model
 from neurograft.tracing.tape import as_found
 
@@ -28,6 +28,7 @@ class Bench:
         self.examples = [pytree.tree_map(_doubled, x) for x in examples] if double else examples
         self.outputs = outputs
         self.seed = seed
+        self.devices = sorted({p.device.index for p in self.model.parameters() if p.is_cuda})
         self.tensors = tensors_of_model(self.model).by_name
         self.generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -56,13 +57,24 @@ class Bench:
     def run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """The compared outputs with these tensors in place, for all examples."""
         self.put(tensors)
-        found: list[Tensor] = []
         with as_found(self.model):
-            for example in self.examples:
-                torch.manual_seed(self.seed)
-                outputs = call(self.model, example)
-                found += [x.detach().clone() for _, x in pinned_outputs(outputs, self.outputs or None)]
+            found = self._called()
         self.put({})
+        return found
+
+    def again(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The outputs with its own tensors, and those of the same calls right after, whatever was kept or drawn."""
+        with as_found(self.model):
+            first = self._called()
+            return first, self._called(seeded=False)
+
+    def _called(self, *, seeded: bool = True) -> list[Tensor]:
+        found: list[Tensor] = []
+        for example in self.examples:
+            if seeded:
+                seed_all(self.seed, self.devices)
+            outputs = call(self.model, example)
+            found += [x.detach().clone() for _, x in pinned_outputs(outputs, self.outputs or None)]
         return found
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from neurograft.axes.maps import Mixing, Pairs, PerUnit
 from neurograft.axes.mixing import Mixings, mix_along
 from neurograft.errors import OptionError
-from neurograft.preserve_state import copy_of
+from neurograft.preserve_state import copy_of, keeps_random_state
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import tensors_of_model
 
@@ -23,6 +23,7 @@ def permuted_tensor(x: Tensor, info: TensorInfo, moved: Mixings) -> Tensor:
     return x
 
 
+@keeps_random_state
 def permute(model: nn.Module, graph: NeuronGraph, permutations: Mapping[str, Permutation]) -> nn.Module:
     """A copy of the network with neurons in another order: new neuron i is old neuron `permutation[i]`.
 

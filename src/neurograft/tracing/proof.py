@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 from neurograft.axes.maps import Mixing, Pairs, PerUnit
 from neurograft.axes.mixing import Mixings
 from neurograft.axes.symmetry import Symmetry
-from neurograft.errors import InputError
+from neurograft.errors import InputError, NeurograftError, TraceError
 from neurograft.inputs import Inputs, check_model
 from neurograft.options import check_seed
+from neurograft.preserve_state import keeps_random_state
 from neurograft.tracing.bench import Bench, culprits, largest_change
 from neurograft.tracing.class_proof import prove_classes
 from neurograft.tracing.deep import deep_check
@@ -33,7 +34,11 @@ _TOLERANCE |= {torch.complex128: 1e-9, torch.complex64: 1e-4, torch.complex32: 5
 _NOTHING: tuple[float, list[str]] = 0.0, []
 _UNREPEATED = (
     "the outputs do not repeat: two runs of the unchanged network on the same inputs are {:.1g} apart (relative); it "
-    "keeps state between calls, or draws numbers that torch.manual_seed does not govern"
+    "keeps state between calls outside its modules, or draws numbers that no seed of torch, numpy or Python governs"
+)
+_CHANGING = (
+    "the outputs of {} do not repeat from call to call: they are {:.1g} apart (relative) on the same inputs, as it "
+    "keeps state between calls or draws random numbers; the graph is proven from its state now and a fixed seed"
 )
 
 
@@ -111,6 +116,7 @@ def examples_of(example_inputs: Any) -> tuple[Inputs, ...]:
     return (example_inputs,)
 
 
+@keeps_random_state
 def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int = 0, deep: bool = False) -> Proof:
     """Prove a graph on a copy of the network: permutations and exchanged readers must not move the outputs.
 
@@ -137,12 +143,23 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     if on_meta(model):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="meta device")
     bench = Bench(model, examples, graph.outputs, seed)
-    base, tolerance = _measured(bench)
+    try:
+        base, tolerance = _measured(bench)
+    except NeurograftError:
+        raise
+    except Exception as failed:
+        raise TraceError(
+            f"{type(model).__name__} does not run on the example inputs: {type(failed).__name__}: {failed}"
+        ) from failed
     if any(bool(torch.isnan(x).any()) for x in base):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="the outputs are NaN: look at the weights and the inputs")
-    repeated = largest_change(base, bench.run({}))
+    first, second = bench.again()
+    repeated = largest_change(base, first)
     if repeated > tolerance:
         return Proof(True, repeated, 0.0, tolerance, 0, 0, unproven=_UNREPEATED.format(repeated), repeats=False)
+    changing = largest_change(first, second)
+    if changing > tolerance:
+        warnings.warn(_CHANGING.format(type(model).__name__, changing), stacklevel=3)
     movable = [group for group in graph.free if group.size > 1]
     moved = {group.name: _shuffle(group.size, bench.generator) for group in movable}
 

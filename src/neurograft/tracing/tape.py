@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from neurograft.inputs import is_sparse
-from neurograft.preserve_state import give_back
+from neurograft.preserve_state import preserve_state
 from neurograft.tracing.dispatch import tensors_in, without_fast_paths
 
 Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
@@ -56,34 +56,23 @@ def op_tensors(op: Op) -> Iterator[Tensor]:
 
 @contextmanager
 def as_found(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Eval mode (or training mode), no gradients, no fused fast paths.
-
-    Modes, buffers and the random state come back as they were.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if buffer.device.type != "meta"]
+    """Eval mode (or training mode) in all modules, no gradients, no fused fast paths; see `preserve_state`."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     cudnn = torch.backends.cudnn.enabled
     caching = torch.is_autocast_cache_enabled()
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), without_fast_paths():
+        with preserve_state(model), torch.no_grad(), without_fast_paths():
             # cuDNN runs a recurrent layer as one op on packed weights, which no rule can look into
             torch.backends.cudnn.enabled = cudnn and not recurrent
             # weights that an autocast around us has cast before are not those the network has now
             torch.clear_autocast_cache()
             torch.set_autocast_cache_enabled(False)
-            for module, _ in modes:
+            for module in model.modules():
                 module.training = training
             yield
     finally:
         torch.backends.cudnn.enabled = cudnn
         torch.set_autocast_cache_enabled(caching)
-        for module, training in modes:
-            module.training = training
-        for buffer, saved in buffers:
-            if buffer.shape == saved.shape:
-                give_back(buffer, saved)
 
 
 @contextmanager

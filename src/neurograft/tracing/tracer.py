@@ -13,6 +13,7 @@ from torch import nn
 from neurograft.errors import OptionError, ProofFailed, UnruledOp, closest
 from neurograft.inputs import Inputs
 from neurograft.options import patterns_of
+from neurograft.preserve_state import keeps_random_state
 from neurograft.tracing.algebra import Var, fix, leaves
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.graph_builder import build_graph, name_groups
@@ -25,6 +26,7 @@ from neurograft.tracing.tape import tensors_of
 from neurograft.tracing.training_run import follow_training
 
 
+@keeps_random_state
 def trace(
     model: nn.Module,
     example_inputs: Any,
@@ -127,7 +129,7 @@ def report_unruled(labelling: Labelling, strict: bool) -> None:
     message = "no rule for " + "; ".join(lines)
     if strict:
         raise UnruledOp(f"{message}. Add a rule, or trace without strict=True to keep these groups fixed")
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=4)
 
 
 def _proven(
@@ -142,7 +144,7 @@ def _proven(
     if not proof.repeats:
         if strict:
             raise ProofFailed(f"the graph of {graph.model_class} cannot be proven: {proof.unproven}")
-        warnings.warn(f"the graph cannot be proven: {proof.unproven}", stacklevel=3)
+        warnings.warn(f"the graph cannot be proven: {proof.unproven}", stacklevel=4)
     # fixing one group may uncover another; every round fixes at least one, or takes a freedom from it
     while not proof.passed:
         guilty = [*proof.guilty, *proof.wrong_roles]
@@ -162,7 +164,7 @@ def _proven(
             warnings.warn(
                 f"these groups moved the outputs and are fixed now: {', '.join(guilty)}; a rule may be wrong, or the "
                 "network reads activations in a way that tracing cannot see (tolist, numpy)",
-                stacklevel=3,
+                stacklevel=4,
             )
         graph, variables = _built(labelling, model, graph.outputs)
         proof = prove(model, graph, example_inputs)

@@ -10,11 +10,13 @@ from torch.nn import functional as F
 from neurograft.errors import InputError, OptionError
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.inputs import Batches, check_model, first_tensor
+from neurograft.preserve_state import keeps_random_state
 from neurograft.training.finetuning import label_loss
 from neurograft.training.loop import Forward, fit
 from neurograft.training.settings import TrainingSettings, takes_settings
 
 
+@keeps_random_state
 @takes_settings
 def distill(
     student: nn.Module,

@@ -9,10 +9,12 @@ from torch.nn import functional as F
 from neurograft.errors import InputError
 from neurograft.evaluating.evaluation import IGNORED_LABEL, Measure, check_classes, class_logits
 from neurograft.inputs import Batches, first_tensor
+from neurograft.preserve_state import keeps_random_state
 from neurograft.training.loop import Forward, fit
 from neurograft.training.settings import TrainingSettings, takes_settings
 
 
+@keeps_random_state
 @takes_settings
 def finetune(model: nn.Module, batches: Batches, **settings: Unpack[TrainingSettings]) -> nn.Module:
     """Train a copy of the network on labelled batches; the network itself stays as it is.

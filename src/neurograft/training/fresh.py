@@ -8,11 +8,12 @@ from torch import nn
 
 from neurograft.errors import InputError
 from neurograft.inputs import Batches, check_model
-from neurograft.preserve_state import forked_random_state
+from neurograft.preserve_state import forked_random_state, keeps_random_state
 from neurograft.training.finetuning import finetune
 from neurograft.training.settings import TrainingSettings, settled, takes_settings
 
 
+@keeps_random_state
 @takes_settings
 def train(make: Callable[[], nn.Module], batches: Batches, **settings: Unpack[TrainingSettings]) -> nn.Module:
     """Build a network and train it: its first weights, the order of the batches and dropout all come from `seed`.

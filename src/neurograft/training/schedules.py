@@ -10,7 +10,7 @@ from neurograft.applying.pruning import prune
 from neurograft.errors import OptionError, closest
 from neurograft.inputs import Inputs
 from neurograft.members.checks import check_models
-from neurograft.preserve_state import copy_of
+from neurograft.preserve_state import copy_of, keeps_random_state
 from neurograft.selection.widths import shares_of
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
@@ -19,6 +19,7 @@ Step: TypeAlias = Literal["prune", "merge", "tune"]
 Tuning: TypeAlias = Callable[[nn.Module], nn.Module]
 
 
+@keeps_random_state
 def fuse_by_schedule(
     models: Sequence[nn.Module],
     example_inputs: Inputs,
