@@ -1,13 +1,19 @@
 """Names and messages are data: one function per format makes text of it that can do nothing there.
 
-Pages escape with `html.escape`; JSON escapes by itself.
+JSON escapes by itself.
 """
 
+import os
 import re
+from html import escape
 from unicodedata import category
+from urllib.parse import quote
 
 JOINERS = "\u200c\u200d"  # invisible, but letters and emoji are written with them
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")  # what begins markup, a table's cell, an entity or a formula
+SPECIAL = re.compile(r"([\\`*{}\[\]<>#|~!&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+"""What begins markup, a table's cell, an entity or a formula; an underscore inside a word does not."""
+START = re.compile(r"^(\d*)([-+=.)])")  # what at the beginning of a line makes a list, a heading or a rule
+HIDDEN = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")  # categories of characters that are obeyed, unseen or none
 
 
 def terminal(text: str, *, lines: bool = False) -> str:
@@ -21,6 +27,8 @@ def terminal(text: str, *, lines: bool = False) -> str:
         >>> terminal("\x1b[2Ja\nb"), terminal("a\nb", lines=True)
         ('\\x1b[2Ja\\nb', 'a\nb')
     """
+    if text.isprintable():
+        return text
     return "".join(character if _shows(character, lines) else _spelt(character) for character in text)
 
 
@@ -35,14 +43,19 @@ def named(name: str, most: int = 120) -> str:
     return shown if len(name) <= most and len(shown) <= most else f"{shown[: most - 1]}…"
 
 
-def markdown(text: str) -> str:
+def markdown(text: str, *, start: bool = False) -> str:
     r"""Text for a paragraph or a table's cell in Markdown: it is shown as it is, on one line.
 
+    Args:
+        text: a name, a sentence.
+        start: whether it begins a line, where a number or a hyphen would make a list of it.
+
     Example:
-        >>> print(markdown("a|b <img> $$"))
-        a\|b \<img\> \$\$
+        >>> print(markdown("a|b <img> $$"), markdown("1. a", start=True))
+        a\|b \<img\> \$\$ 1\. a
     """
-    return SPECIAL.sub(r"\\\1", terminal(text))
+    shown = SPECIAL.sub(r"\\\1", terminal(text))
+    return START.sub(r"\1\\\2", shown.strip()) if start else shown
 
 
 def markdown_code(text: str) -> str:
@@ -58,10 +71,41 @@ def markdown_code(text: str) -> str:
     return f"{fence}{pad}{shown}{pad}{fence}"
 
 
+def html(text: str) -> str:
+    """Text for a page, between tags or in an attribute.
+
+    Example:
+        >>> html("<img src=x> & co")
+        '&lt;img src=x&gt; &amp; co'
+    """
+    return escape(terminal(text, lines=True))
+
+
+def address(name: str) -> str:
+    """The address of a file that lies beside a page: a file, whatever scheme or folder its name looks like.
+
+    Example:
+        >>> address("javascript:alert(1).html")
+        'javascript%3Aalert%281%29.html'
+    """
+    return quote(os.fsencode(name), safe="")
+
+
+def figure_text(text: str) -> str:
+    r"""Text for a drawing by matplotlib: no formula, on one line, and not longer than a legend takes.
+
+    Example:
+        >>> print(figure_text("$x$"), figure_text("_a"))
+        \$x\$  _a
+    """
+    shown = named(text, 80).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # matplotlib leaves such names out of legends
+
+
 def _shows(character: str, lines: bool) -> bool:
     if character in "\n\t":
         return lines
-    return character in JOINERS or category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character in JOINERS or category(character) not in HIDDEN
 
 
 def _spelt(character: str) -> str:

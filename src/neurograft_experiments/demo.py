@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from neurograft.errors import InputError, NeurograftError
+from neurograft.escaping import terminal
 from neurograft.fusing import Fusion
 from neurograft.methods import METHODS
 from neurograft.reporting.document import Section, html_page
@@ -103,7 +104,8 @@ def run_demo(
         images = load_images(source, samples=samples)
         study = demo_study(source, images, networks, methods, samples, budget)
         sizes = f"{len(images.train)} train, {len(images.validation)} validation, {len(images.test)} test images"
-        console.print(f"{images.name}: {sizes}; {budget.members} members of each network, seed {budget.seed}\n")
+        read = f"{terminal(images.name)}: {sizes}"
+        console.print(f"{read}; {budget.members} members of each network, seed {budget.seed}\n", markup=False)
         store = Store(place)
         store.prepare()
         tasks = tasks_of(study, PRESET)
@@ -123,7 +125,8 @@ def run_demo(
         write_text(page, html_page(replace(report, title=f"neurograft: {study.about.title}", sections=sections)))
         store.close()
     seconds = time.perf_counter() - started
-    console.print(f"page     {page}\nresults  {rows}\nnetworks {output}/*.safetensors", highlight=False)
+    written = terminal(f"page     {page}\nresults  {rows}\nnetworks {output}/*.safetensors", lines=True)
+    console.print(written, highlight=False, markup=False)
     console.print(f"{seconds:.0f} s", highlight=False)
     return Demonstration(results, page, rows, seconds)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
+from neurograft.escaping import figure_text
 from neurograft.fusing import Fusion
 from neurograft.plans.plan import FusionPlan
 from neurograft.recovery.report import LayerRecovery, RecoveryReport
@@ -79,7 +80,7 @@ def origins_picture(plan: FusionPlan, label: str) -> Iterator[Picture]:
     axes = figure.subplots(len(rows), squeeze=False, height_ratios=rows)
     for axis, (name, (names, cells)) in zip(axes.flat, blocks.items(), strict=True):
         axis.imshow(cells, aspect="auto", interpolation="none")
-        axis.set_title(name, fontsize=9, loc="left")
+        axis.set_title(figure_text(name), fontsize=9, loc="left")
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_yticks([row + 0.5 for row in range(len(names) - 1)], minor=True)
         axis.grid(which="minor", color="white", linewidth=3)
@@ -180,7 +181,7 @@ def recovery_picture(report: RecoveryReport, end: float, label: str) -> Iterator
         words = f"{layer.after:.2f}" if layer.before == layer.after else f"{layer.before:.2f} → {layer.after:.2f}"
         axis.text(1.01, y, words, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     names = [layer.tensor if len(layer.tensor) <= LETTERS else "…" + layer.tensor[1 - LETTERS :] for layer in shown]
-    axis.set_yticks(range(len(shown)), names, fontsize=8)
+    axis.set_yticks(range(len(shown)), list(map(figure_text, names)), fontsize=8)
     axis.set_xlim(0, 1.02 * end)
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.set_xlabel("relative error")

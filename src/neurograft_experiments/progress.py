@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from neurograft.escaping import terminal
 from neurograft_experiments.store import counted
 from neurograft_experiments.trials import Task
 
@@ -71,10 +72,10 @@ class ProgressDisplay:
         self._bar.update(self._id, advance=_weight(task) - self._ticks.pop(task.key, 0))
 
     def _show(self, text: str, **more: Any) -> None:
-        self._bar.update(self._id, description=escape(f"{self._count}/{self._tasks} · {text}"), **more)
+        self._bar.update(self._id, description=escape(f"{self._count}/{self._tasks} · {terminal(text)}"), **more)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(terminal(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from neurograft.checkpoints.atomic import whole
 from neurograft.checkpoints.writing import size_text
 from neurograft.errors import CheckpointError, StoreError
+from neurograft.escaping import named
 
 DATABASE = "results.sqlite"
 ROW_BYTES = 20_000
@@ -137,8 +138,7 @@ class Store:
         found = self._found("results", key) or self._found("members", key)
         if found is None:
             raise StoreError(f"{self.folder} has no result for {key}")
-        entry: dict[str, Any] = json.loads(found)
-        return entry
+        return self._entry(found)
 
     def rows(self) -> tuple[dict[str, Any], ...]:
         """The rows of all finished trials, in the order they were finished."""
@@ -151,6 +151,14 @@ class Store:
     def failures(self) -> tuple[dict[str, Any], ...]:
         """What failed last and has not succeeded since."""
         return tuple(failure for failure in self._all("failures") if not self.has(failure["key"]))
+
+    def texts(self, table: str) -> list[bytes]:
+        """The JSON texts of a table, damaged or not, in the order they were written.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        return self._select(f"SELECT CAST(entry AS BLOB) FROM {table} ORDER BY rowid")
 
     def member_path(self, key: str) -> Path:
         """Where the tensors of a member lie."""
@@ -214,24 +222,31 @@ class Store:
 
     def _put(self, statement: str, entry: Mapping[str, Any]) -> bool:
         assert self._connection is not None, "prepare comes first"
-        text = json.dumps(_plain(entry), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_plain(entry), allow_nan=False)
         with self._connection as connection:
             return connection.execute(statement, (entry["key"], text)).rowcount > 0
 
-    def _found(self, table: str, key: str) -> str | None:
-        found = self._select(f"SELECT entry FROM {table} WHERE key = ?", key)
+    def _found(self, table: str, key: str) -> bytes | None:
+        found = self._select(f"SELECT CAST(entry AS BLOB) FROM {table} WHERE key = ?", key)
         return found[0] if found else None
 
     def _all(self, table: str) -> tuple[dict[str, Any], ...]:
-        return tuple(json.loads(entry) for entry in self._select(f"SELECT entry FROM {table} ORDER BY rowid"))
+        return tuple(map(self._entry, self.texts(table)))
 
-    def _select(self, statement: str, *values: str) -> list[str]:
+    def _entry(self, text: bytes) -> dict[str, Any]:
+        with suppress(ValueError, RecursionError):
+            entry = json.loads(text)
+            if isinstance(entry, dict) and "key" in entry:
+                return entry
+        raise StoreError(f"{self.folder / DATABASE} holds a damaged entry: {named(repr(text))}")
+
+    def _select(self, statement: str, *values: str) -> list[bytes]:
         if self._connection is None:
             if not (self.folder / DATABASE).is_file():
                 return []
             self._connection = opened(self.folder / DATABASE)
         try:
-            return [entry for (entry,) in self._connection.execute(statement, values)]
+            return [entry or b"" for (entry,) in self._connection.execute(statement, values)]
         except sqlite3.Error as error:
             if "no such table" in str(error):  # another process is about to make them
                 return []

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from neurograft.escaping import html
 from neurograft.reporting.tables import Table
 
 
@@ -90,6 +91,11 @@ def html_page(document: Document) -> str:
         '<!doctype html>'
     """
     from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
 
-    pages = Environment(loader=PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    def shown(value: object) -> Markup:
+        return value if isinstance(value, Markup) else Markup(html(str(value)))
+
+    loader = PackageLoader(__package__, ".")
+    pages = Environment(loader=loader, autoescape=True, finalize=shown, trim_blocks=True, lstrip_blocks=True)
     return pages.get_template("page.html").render(document=document)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from neurograft.command_line.printing import complain, say
 from neurograft.errors import OptionError
 from neurograft_experiments.command_line import check_installed
 
@@ -90,7 +91,7 @@ def list_studies() -> None:
 
     rows = tuple((name, question, ", ".join(presets)) for name, (_, question, presets) in study_summaries().items())
     Console().print(terminal_table(Table("Studies", ("study", "question", "presets"), rows)))
-    typer.echo("Run one: neurograft experiment run STUDY --preset smoke")
+    say("Run one: neurograft experiment run STUDY --preset smoke")
 
 
 @experiment.command()
@@ -203,9 +204,7 @@ def run(
             outcome = run_in_process(tasks, store, work, fail_fast=fail_fast, console=console)
     _show_outcome(asked, outcome, store)
     where = [] if output == OUTPUT else ["--output", str(output)]
-    typer.echo(
-        f"Tables and plots: {shlex.join(['neurograft', 'experiment', 'report', *studies, '--preset', preset, *where])}"
-    )
+    say(f"Tables and plots: {shlex.join(['neurograft', 'experiment', 'report', *studies, '--preset', preset, *where])}")
     if outcome.left:
         raise typer.Exit(1)
 
@@ -241,7 +240,7 @@ def _interruptible(store: "Store") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped. {store.safe()}:\n  {shlex.join(['neurograft', *sys.argv[1:]])}", err=True)
+        complain(f"\nstopped. {store.safe()}:\n  {shlex.join(['neurograft', *sys.argv[1:]])}")
         raise typer.Exit(130) from None
     finally:
         if main:
@@ -270,7 +269,7 @@ def _show_standing(asked: "Sequence[StudyQuery]", store: "Store", console: "Cons
         else "",
     )
     console.print(terminal_table(table))
-    typer.echo(f"{size_text(room_for(everything, store, imports=False))} will be written. Nothing was run.")
+    say(f"{size_text(room_for(everything, store, imports=False))} will be written. Nothing was run.")
 
 
 def _show_outcome(asked: "Sequence[StudyQuery]", outcome: "Outcome", store: "Store") -> None:
@@ -279,16 +278,15 @@ def _show_outcome(asked: "Sequence[StudyQuery]", outcome: "Outcome", store: "Sto
 
     for one in asked:
         done = sum(store.has(task.key) for task in one.trials)
-        typer.echo(f"{one.name}: {done} of {len(one.trials)} trials")
+        say(f"{one.name}: {done} of {len(one.trials)} trials")
     failures = [failure for failure in store.failures() if failure["label"] in outcome.failed]
     for failure in failures[:FAILURES_SHOWN]:
-        typer.echo(f"failed: {failure['label']}: {failure['error']}", err=True)
+        complain(f"failed: {failure['label']}: {failure['error']}")
     if outcome.failed:
         more = f", {counted(len(outcome.skipped), 'trial')} that need them left out" if outcome.skipped else ""
-        typer.echo(
+        complain(
             f"{counted(len(outcome.failed), 'task')} failed{more}: tracebacks are in the table failures of "
-            f"{store.folder / DATABASE}. The same command tries again",
-            err=True,
+            f"{store.folder / DATABASE}. The same command tries again"
         )
 
 
@@ -327,13 +325,16 @@ def report(
     from neurograft_experiments.reports.writing import write_reports
     from neurograft_experiments.study_query import parse_seeds, studies_named
 
-    wanted = parse_seeds(seeds)
+    wanted, found = parse_seeds(seeds), studies_named(studies, None if claims is not None else preset)
+    source = RowFiles(output)
+    for damaged in source.left_out:
+        complain(f"warning: {damaged}")
     if claims is not None:
-        write_reproduction(tuple(studies_named(studies).values()), RowFiles(output), claims, wanted)
-        typer.echo(f"wrote {claims}")
+        write_reproduction(tuple(found.values()), source, claims, wanted)
+        say(f"wrote {claims}")
         return
     target = output / "report" if to is None else to
-    reported = write_reports(tuple(studies_named(studies, preset).values()), preset, RowFiles(output), target, wanted)
+    reported = write_reports(tuple(found.values()), preset, source, target, wanted)
     for one in reported:
-        typer.echo(f"{one.study.name} ({preset}): {one.there} results")
-    typer.echo(f"wrote {target / 'index.html'}")
+        say(f"{one.study.name} ({preset}): {one.there} results")
+    say(f"wrote {target / 'index.html'}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy
 
+from neurograft.escaping import figure_text, terminal
 from neurograft.reporting.document import Picture
 
 if TYPE_CHECKING:
@@ -75,15 +76,15 @@ def lines_picture(
     for place, axis in zip(drawn.flat, axes, strict=False):
         for line in axis.lines:
             _draw(place, line, len(axis.ticks))
-        place.set_title(axis.title, fontsize=10, loc="left")
-        place.set_xlabel(x_label)
+        place.set_title(figure_text(axis.title), fontsize=10, loc="left")
+        place.set_xlabel(figure_text(x_label))
         step = -(-len(axis.ticks) // 11)
-        place.set_xticks(range(0, len(axis.ticks), step), axis.ticks[::step])
+        place.set_xticks(range(0, len(axis.ticks), step), list(map(figure_text, axis.ticks[::step])))
         place.grid(axis="y")
     for place in drawn.flat[len(axes) :]:
         place.set_visible(False)
     for place in drawn[:, 0]:
-        place.set_ylabel(y_label)
+        place.set_ylabel(figure_text(y_label))
     _scale(drawn[0, 0], scale, [value for axis in axes for line in axis.lines for value in line.values])
     named = {line.get_label(): line for place in drawn.flat for line in place.get_legend_handles_labels()[0]}
     figure.legend(handles=list(named.values()), loc="outside lower center", ncols=4, handlelength=3.2)
@@ -92,7 +93,9 @@ def lines_picture(
 
 def _draw(place: "Axes", line: Line, ticks: int) -> None:
     if len(line.values) == 1:
-        place.axhline(line.values[0], color=INK, linestyle=STYLES[line.style], linewidth=1.2, label=line.name)
+        place.axhline(
+            line.values[0], color=INK, linestyle=STYLES[line.style], linewidth=1.2, label=figure_text(line.name)
+        )
         return
     color, kind = COLOURS[line.style % len(COLOURS)], MARKERS[line.style % len(MARKERS)]
     if line.style < 0:
@@ -105,7 +108,7 @@ def _draw(place: "Axes", line: Line, ticks: int) -> None:
         linestyle=STYLES[line.style % len(STYLES)],
         marker=kind,
         markevery=(max(0, line.style) % every, every),  # apart on long lines, and not all at the same places
-        label=line.name,
+        label=figure_text(line.name),
     )
     if line.deviations:
         low, high = ([v + s * d for v, d in zip(line.values, line.deviations, strict=True)] for s in (-1, 1))
@@ -169,17 +172,17 @@ def bars_picture(
         places = [n + (g - (len(groups) - 1) / 2) * thick for n in range(len(names))]
         values = [value for value, _ in bars]
         errors = None if all(math.isnan(deviation) for _, deviation in bars) else [deviation for _, deviation in bars]
-        drawn = axis.barh(places, values, thick * 0.86, xerr=errors, color=COLOURS[g], label=name)
+        drawn = axis.barh(places, values, thick * 0.86, xerr=errors, color=COLOURS[g], label=figure_text(name))
         axis.bar_label(drawn, ["" if math.isnan(value) else f"{value:.{digits}f}" for value in values], padding=5)
     for name, value in levels.items():
-        axis.axvline(value, color=INK, linestyle="--", label=f"{name} {value:.{digits}f}")
-    axis.set_yticks(range(len(names)), names)
+        axis.axvline(value, color=INK, linestyle="--", label=f"{figure_text(name)} {value:.{digits}f}")
+    axis.set_yticks(range(len(names)), list(map(figure_text, names)))
     axis.set_axisbelow(True)
     axis.invert_yaxis()
     axis.axvline(0, color=SOFT, linewidth=1)
     axis.grid(axis="x")
     axis.margins(x=0.12)
-    axis.set_xlabel(x_label)
+    axis.set_xlabel(figure_text(x_label))
     if len(groups) + len(levels) > 1:
         figure.legend(loc="outside lower center", ncols=4)
     return picture_of(figure, label)
@@ -197,6 +200,6 @@ def picture_of(figure: "Figure", label: str) -> Picture:
     import matplotlib
 
     drawn = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": label}):
+    with matplotlib.rc_context({"svg.hashsalt": terminal(label)}):
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     return Picture(drawn.getvalue(), label)

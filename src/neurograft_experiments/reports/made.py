@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pandas
-
 from neurograft.reporting.document import Code, Facts, Paragraph, Part
 from neurograft.reporting.provenance import computer_text
 from neurograft_experiments.reports.results import Results
@@ -28,12 +26,15 @@ def made_parts(results: Results, name: str, preset: str, commands: Sequence[str]
 
 def provenance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What rows say about themselves; where they differ, everything they say."""
-    versions = pandas.DataFrame([row["versions"] for row in rows])
+    versions: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name, version in row["versions"].items():
+            versions.setdefault(name, {})[version] = None
     facts = {
         "seeds": ", ".join(map(str, sorted({row["seed"] for row in rows}))),
         "splits": _each(_splits(row) for row in rows if row.get("test") and row.get("validation")),
         "commit": _each(row["commit"] for row in rows),
-        "versions": ", ".join(f"{name} {' and '.join(versions[name].dropna().unique())}" for name in versions),
+        "versions": ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items()),
         "hardware": _each(computer_text(row["hardware"]) for row in rows),
         "time": _duration(_spent(rows)),
     }

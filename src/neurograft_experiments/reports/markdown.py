@@ -1,7 +1,6 @@
 """A document as Markdown, as a repository shows it: words and tables, without its pictures."""
 
-from collections.abc import Sequence
-
+from neurograft.escaping import markdown, terminal
 from neurograft.reporting.document import Code, Document, Facts, Heading, Links, Paragraph, Part
 from neurograft.reporting.tables import Table
 
@@ -16,24 +15,24 @@ def markdown_page(document: Document) -> str:
         What was found.
         <BLANKLINE>
     """
-    blocks = [f"# {document.title}", document.lead]
+    blocks = [f"# {markdown(document.title)}", markdown(document.lead, start=True)]
     for section in document.sections:
-        blocks += [f"## {section.title}", *map(_block, section.parts)]
+        blocks += [f"## {markdown(section.title)}", *map(_block, section.parts)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def _block(part: Part) -> str:
     match part:
         case Paragraph(text, kind):
-            return f"> {text}" if kind == "takeaway" else text
+            return f"{'> ' if kind == 'takeaway' else ''}{markdown(text, start=True)}"
         case Heading(text):
-            return f"### {text}"
+            return f"### {markdown(text)}"
         case Facts(pairs):
-            return "\n".join(f"- {name}: {value}" for name, value in pairs.items())
+            return "\n".join(f"- {markdown(name)}: {markdown(value)}" for name, value in pairs.items())
         case Code(text):
-            return "\n".join(f"    {line}" for line in text.splitlines())
+            return "\n".join(f"    {terminal(line)}" for line in text.splitlines())
         case Links(entries):
-            return "\n".join(f"- [{text}]({to}) {more}".rstrip() for text, to, more in entries)
+            return "\n".join(f"- [{markdown(text)}]({to}) {markdown(more)}".rstrip() for text, to, more in entries)
         case Table():
             return markdown_table(part)
     return ""
@@ -50,12 +49,13 @@ def markdown_table(table: Table) -> str:
         | --- | ---: |
         | a\|b | 95 |
     """
-    lines = [table.columns, ["---:" if table.is_number(column) else "---" for column in range(len(table.columns))]]
+    lines = [
+        [markdown(column) for column in table.columns],
+        ["---:" if table.is_number(column) else "---" for column in range(len(table.columns))],
+    ]
     for r, row in enumerate(table.rows):
-        lines.append([f"**{cell}**" if (r, c) in table.strong else cell for c, cell in enumerate(row)])
-    parts = [f"**{table.title}**" if table.title else "", "\n".join(map(_line, lines)), table.note]
+        cells = map(markdown, row)
+        lines.append([f"**{cell}**" if (r, c) in table.strong else cell for c, cell in enumerate(cells)])
+    title, note = markdown(table.title).strip(), markdown(table.note, start=True)
+    parts = [f"**{title}**" if title else "", "\n".join(f"| {' | '.join(cells)} |" for cells in lines), note]
     return "\n\n".join(part for part in parts if part)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

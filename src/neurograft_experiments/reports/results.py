@@ -18,6 +18,8 @@ REFERENCES = ("ensemble", "combine", "pooled")
 """Starts that are several times the size of a member, or were trained on the images of all members."""
 SHARES = ("accuracy", "validation")
 """Measures that are shares of images."""
+MOST = 1e15
+"""Numbers that are larger were not measured."""
 CERTAINTY = 2.0
 """Standard errors that a difference must exceed."""
 
@@ -164,20 +166,16 @@ class Results:
 
     @cached_property
     def frame(self) -> pandas.DataFrame:
-        """A line per measured trial: its group's number, its seed, and what it measured, by dotted paths."""
-        left_out = {"configuration", "versions", "hardware", "varied", "seed"}
+        """A line per measured trial: its group's number, its seed, its curve, accuracies and number of test images."""
+        columns = {"accuracy": "test.accuracy", "validation": "validation.accuracy", "samples": "test.samples"}
         lines = [
-            {"group": group.number, "seed": seed, **{key: row[key] for key in row.keys() - left_out}}
+            {"group": group.number, "seed": seed, "curve": row.get("curve")}
+            | {name: _number_at(row, path) for name, path in columns.items()}
             for group in self
             for seed, row in group.rows.items()
         ]
-        frame = pandas.json_normalize(lines)
-        needed = ["group", "seed", "curve", "test.accuracy", "test.samples", "validation.accuracy"]
-        frame = frame.reindex(columns=[*needed, *frame.columns.difference(needed)])
-        names = {"test.accuracy": "accuracy", "validation.accuracy": "validation", "test.samples": "samples"}
-        return frame.rename(columns=names).assign(
-            samples=lambda known: known.groupby("group")["samples"].transform("min")
-        )
+        frame = pandas.DataFrame(lines, columns=["group", "seed", "curve", *columns])
+        return frame.assign(samples=frame.groupby("group")["samples"].transform("min"))
 
     def values(self, measure: str) -> pandas.DataFrame:
         """Columns `group`, `seed`, `samples` and `value`, a line per trial that has this measure.
@@ -197,8 +195,10 @@ class Results:
                 bare = self._beside(lambda group: Which(group.which.row), "accuracy")
                 best = self._beside(lambda _: Which(BEST), "accuracy")
                 value = ((frame["accuracy"] - bare) / (best - bare)).where(bare < best)
+            elif measure in SHARES:
+                value = frame[measure]
             else:
-                value = frame[measure] if measure in frame else pandas.Series(math.nan, frame.index)
+                value = pandas.Series([_number_at(row, measure) for row in self.rows], frame.index, dtype=float)
             self._values[measure] = frame[["group", "seed", "samples"]].assign(value=value).dropna(subset="value")
         return self._values[measure]
 
@@ -246,6 +246,8 @@ class Results:
             samples = own.groupby("group")["samples"].first()
             self._wide[measure] = own.pivot(index="seed", columns="group", values="value"), samples
         wide, samples = self._wide[measure]
+        if wide.empty:
+            return [None] * len(pairs)
         numbers = [[_number(side) for side in sides] for sides in zip(*pairs, strict=True)] if pairs else [[], []]
         p, q = (wide.reindex(columns=side).to_numpy(copy=True) for side in numbers)  # shape (seeds, pairs)
         for place, (_, side) in enumerate(pairs):
@@ -265,6 +267,15 @@ class Results:
 
 def _number(of: RowGroup | float | None) -> float:
     return of.number if isinstance(of, RowGroup) else math.nan
+
+
+def _number_at(row: Mapping[str, Any], path: str) -> float:
+    """The number at a dotted path, nan where there is none."""
+    value: Any = row
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and abs(value) < MOST else math.nan
 
 
 def _reached(curve: Sequence[float], level: float) -> float:

@@ -1,25 +1,32 @@
 """Where a report's rows come from: the folder of a run, finished or not, or rows that were kept in a repository."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neurograft.errors import InputError
+from pydantic import BaseModel
+
+from neurograft.errors import InputError, StoreError
 from neurograft_experiments.reports.results import Results, collect
+from neurograft_experiments.reports.stored_row import StoredFailure, StoredRow, entry_of
 from neurograft_experiments.store import DATABASE, Store
 from neurograft_experiments.study_file import Study
 from neurograft_experiments.trials import trials_of
+
+MOST_NAMED = 3
+"""Damaged lines of one file that are named."""
 
 
 class RowFiles:
     """The result rows and failures in the databases and `.jsonl` files of a folder and the folders in it.
 
-    Of equal keys the first row counts; lines that are torn are passed over.
+    Of equal keys the first row counts. What is damaged is left out.
 
     Args:
         folder: of a run, or of a repository's results.
+
+    Attributes:
+        left_out: for each damaged file, which lines or entries were left out and why.
 
     Raises:
         InputError: if there is no such folder.
@@ -33,17 +40,46 @@ class RowFiles:
         self.folder = folder
         self.rows: dict[str, Mapping[str, Any]] = {}
         self.failures: dict[str, str] = {}
+        self.left_out: list[str] = []
         for path in sorted(folder.rglob(DATABASE)):
-            store = Store(path.parent)
-            self._add(store.rows(), store.failures())
+            self._add_database(path)
         for path in sorted(folder.rglob("*.jsonl")):
-            self._add(_lines(path), ())
+            try:
+                lines = path.read_bytes().split(b"\n") if path.is_file() else []
+            except OSError as error:
+                self.left_out.append(f"{path} cannot be read: {error.strerror}")
+                continue
+            self._add_rows(self._entries(lines, StoredRow, f"{path}, line"))
 
-    def _add(self, rows: Iterable[dict[str, Any]], failures: Iterable[dict[str, Any]]) -> None:
+    def _add_database(self, path: Path) -> None:
+        store = Store(path.parent)
+        try:
+            rows, failures = store.texts("results"), store.texts("failures")
+        except StoreError as error:
+            self.left_out.append(str(error))
+            return
+        finally:
+            store.close()
+        self._add_rows(self._entries(rows, StoredRow, f"{path}, result"))
+        for failure in self._entries(failures, StoredFailure, f"{path}, failure"):
+            self.failures[failure["key"]] = f"{failure['label']}: {failure['error']}"
+
+    def _add_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
             self.rows.setdefault(row["key"], row)
-        for failure in failures:
-            self.failures[failure["key"]] = f"{failure['label']}: {failure['error']}"
+
+    def _entries(self, texts: Iterable[bytes], model: type[BaseModel], where: str) -> list[Mapping[str, Any]]:
+        found, damaged = [], []
+        for number, text in enumerate(texts, 1):
+            if text.strip():
+                try:
+                    found.append(entry_of(text, model))
+                except ValueError as error:
+                    damaged.append(f"{number} ({error})")
+        if damaged:
+            more = f" and {len(damaged) - MOST_NAMED} more" if len(damaged) > MOST_NAMED else ""
+            self.left_out.append(f"{where} {', '.join(damaged[:MOST_NAMED])}{more}: left out")
+        return found
 
     def results(self, study: Study, preset: str, seeds: Sequence[int] | None = None) -> Results:
         """What a preset of a study has of rows here, and what is missing.
@@ -53,11 +89,3 @@ class RowFiles:
         """
         trials = trials_of(study, preset, seeds)
         return collect((task.labels | {"key": task.key} for task in trials), self.rows, self.failures)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("key"), str) and "row" in row:
-                yield row

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from neurograft.checkpoints.atomic import whole
 from neurograft.errors import CheckpointError, InputError
+from neurograft.escaping import address
 from neurograft.reporting.document import Document, Links, Section, html_page
 from neurograft.reporting.tables import Table
 from neurograft_experiments.reports.markdown import markdown_page
@@ -77,7 +78,7 @@ def write_reports(
 def index_document(reported: Sequence[Reported], preset: str) -> Document:
     """What the studies ask, how much of each was measured, and how many of its paper's claims held."""
     links = Links(
-        tuple((one.study.about.title, f"{one.study.name}.html", one.study.about.question) for one in reported)
+        tuple((one.study.about.title, address(f"{one.study.name}.html"), one.study.about.question) for one in reported)
     )
     rows = []
     for one in reported:
