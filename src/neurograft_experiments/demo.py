@@ -1,16 +1,15 @@
 """The demonstration: members, fusion, recovery, and a page that shows all of it, in a minute and without a download."""
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from neurograft.checkpoints.atomic import temporary
 from neurograft.errors import InputError, NeurograftError
 from neurograft.escaping import terminal
 from neurograft.fusing import Fusion
@@ -169,17 +168,15 @@ def demo_study(
 @contextmanager
 def _place(output: Path) -> Iterator[Path]:
     """A folder to work in, beside what is written; found out now, not after the training, whether that is possible."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=".working.", dir=output))
-    except OSError as error:
-        raise InputError(
-            f"{output} cannot be written to: {error.strerror}; choose another folder with --output"
-        ) from error
-    try:
+    with ExitStack() as until_done:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            place = until_done.enter_context(temporary(output / "working", folder=True))
+        except OSError as error:
+            raise InputError(
+                f"{output} cannot be written to: {error.strerror}; choose another folder with --output"
+            ) from error
         yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _show(results: Results, console: Console) -> None:

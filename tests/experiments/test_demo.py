@@ -1,6 +1,9 @@
 import io
 import json
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -8,6 +11,7 @@ from rich.console import Console
 from neurograft.checkpoints import load_into
 from neurograft.errors import InputError
 from neurograft.evaluating.evaluation import evaluate
+from neurograft_experiments import demo
 from neurograft_experiments.data import load_images
 from neurograft_experiments.demo import Budget, run_demo
 from neurograft_experiments.networks import digits_mlp
@@ -150,3 +154,27 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/demo cannot be written to: Not a directory; choose another folder"):
         run_demo("digits", tmp_path / "file" / "demo", budget=BUDGET, console=Console(file=io.StringIO()))
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    left = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import sys, time; from pathlib import Path; from neurograft_experiments import demo\n"
+            "with demo._place(Path(sys.argv[1])) as place: (place / 'rows').touch(); print(place); time.sleep(60)",
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    place = Path(left.stdout.readline().strip())
+    with demo._place(tmp_path) as other:  # a run that lives keeps its folder
+        assert place.is_dir()
+        assert other != place
+    left.kill()
+    left.wait()
+    left.stdout.close()
+    assert place.is_dir()
+    with demo._place(tmp_path):
+        assert not place.exists()
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import namedtuple
 
@@ -96,6 +97,26 @@ def test_a_run_that_is_killed_frees_its_folder(store):
     owner.join()
     with store.working():
         pass
+
+
+def test_a_trial_write_that_is_killed_leaves_nothing(tmp_path):
+    """`prepare` writes a row to find out whether there is room; it is part of a transaction that never ends."""
+    code = (
+        "import os, sqlite3, sys; from pathlib import Path; from neurograft_experiments.store import Store\n"
+        "def connect(*given, **more):\n"
+        "    opened = sqlite3_connect(*given, **more)\n"
+        "    opened.set_trace_callback(lambda statement: statement.startswith('DELETE') and os.kill(os.getpid(), 9))\n"
+        "    return opened\n"
+        "sqlite3_connect, sqlite3.connect = sqlite3.connect, connect\n"
+        "Store(Path(sys.argv[1])).prepare()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    store = Store(tmp_path)
+    assert store.failures() == ()
+    store.prepare()
+    store.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["members", "results.sqlite", "unfinished"]
 
 
 def add_until_killed(folder, first):

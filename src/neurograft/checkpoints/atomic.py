@@ -40,21 +40,31 @@ def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
         ['notes.txt']
     """
     target = _named(path, folder)
-    part, handle = None, None
     try:
-        clean(target)
-        part, handle = _started(target, folder)
-        yield part
-        for found in sorted(part.rglob("*")) if folder else []:
-            flush(found)
-        flush(part)
-        part.replace(target)
-        flush(target.parent)
+        with temporary(target, folder=folder) as part:
+            yield part
+            for found in sorted(part.rglob("*")) if folder else []:
+                flush(found)
+            flush(part)
+            part.replace(target)
+            flush(target.parent)
     except OSError as error:
         raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Give a temporary file or folder beside `path`, which is gone at the end; what killed runs left of it goes first.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    clean(path)
+    part, handle = _started(path, folder)
+    try:
+        yield part
     finally:
-        if part is not None:
-            remove(part)
+        remove(part)
         if handle is not None:
             os.close(handle)
 
