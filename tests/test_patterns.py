@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import neurograft as ng
 from neurograft.errors import OptionError, PlanError, Unreached
-from neurograft.training.schedules import fuse_by_schedule
+from neurograft.training.sequences import fuse_in_sequence
 from tests.networks import MLP
 
 Patterns = str | Sequence[str]
@@ -47,7 +47,7 @@ CALLS: dict[str, tuple[Callable[..., list[object]], str]] = {
     "fuse": (fused, "fixed"),
     "combine": (lambda **o: tensors(ng.combine(mlps(), X, **o)), "fixed"),
     "prune": (lambda **o: tensors(ng.prune(mlps()[0], X, ratio=0.5, **o)), "fixed"),
-    "fuse_by_schedule": (lambda **o: tensors(fuse_by_schedule(mlps(), X, ("merge", "prune"), **o)), "fixed"),
+    "fuse_in_sequence": (lambda **o: tensors(fuse_in_sequence(mlps(), X, ("merge", "prune"), **o)), "fixed"),
     "average": (lambda **o: fused(method="average", **o), "exclude"),
     "refit_layers": (refitted, "layers"),
     "refit_exclude": (refitted, "exclude"),
@@ -60,7 +60,7 @@ def test_a_string_is_one_pattern(name: str) -> None:
     without = {"layers": "*", "fixed": (), "exclude": ()}[option]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if name in ("combine", "fuse_by_schedule"):
+        if name in ("combine", "fuse_in_sequence"):
             # what is fixed between layers makes an exact average impossible
             with pytest.raises(PlanError, match="asked: layers.0"):
                 call(**{option: "layers.0.bias"})

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from neurograft.training.distilling import distill as distill
     from neurograft.training.finetuning import finetune as finetune
     from neurograft.training.fresh import train as train
-    from neurograft.training.schedules import fuse_by_schedule as fuse_by_schedule
+    from neurograft.training.sequences import fuse_in_sequence as fuse_in_sequence
 
 # public name -> module that defines it; resolved on first use, so that `neurograft --help` imports no torch
 _PUBLIC = {
@@ -92,7 +92,7 @@ _PUBLIC = {
     "evaluate": "neurograft.evaluating.evaluation",
     "finetune": "neurograft.training.finetuning",
     "fuse": "neurograft.fusing",
-    "fuse_by_schedule": "neurograft.training.schedules",
+    "fuse_in_sequence": "neurograft.training.sequences",
     "permute": "neurograft.tracing.permutation",
     "plan": "neurograft.methods.planner",
     "prune": "neurograft.applying.pruning",

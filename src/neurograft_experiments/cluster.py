@@ -61,18 +61,18 @@ def run_on_ray(
         StoreError: as `run_in_process`.
         KeyboardInterrupt: the person has seen enough. What was finished before is safe.
     """
-    schedule = TaskQueue(tasks, store)
-    if not schedule.pending:
-        return schedule.outcome()
-    with _cluster(address) as ray, ProgressDisplay(console, schedule.pending.values()) as watch:
+    queue = TaskQueue(tasks, store)
+    if not queue.pending:
+        return queue.outcome()
+    with _cluster(address) as ray, ProgressDisplay(console, queue.pending.values()) as watch:
         each = {"CPU": cpus, "GPU": float("GPU" in ray.cluster_resources()) if gpus is None else gpus}
-        pool = _Workers(ray, schedule, store, work, each, retries)
+        pool = _Workers(ray, queue, store, work, each, retries)
         if not pool.slots and address is None:
             raise OptionError(f"{pool.demand}: lower --cpus-per-trial or --gpus-per-trial")
         if not pool.slots and console is not None:
             console.print(f"{pool.demand} at present: nothing starts before hosts join it", highlight=False)
         with pool:
-            return work_through(schedule, store, pool, watch, fail_fast=fail_fast)
+            return work_through(queue, store, pool, watch, fail_fast=fail_fast)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class _Workers:
     """Hands tasks to Ray and takes their results; ends what still runs when it is left."""
 
     ray: Any
-    schedule: TaskQueue
+    queue: TaskQueue
     store: Store
     work: Work
     each: Mapping[str, float]
@@ -151,7 +151,7 @@ class _Workers:
 
     def start(self, task: Task) -> None:
         """Send a task, with references to the members it needs."""
-        needed = {key for other in self.schedule.pending.values() for key in other.needs}
+        needed = {key for other in self.queue.pending.values() for key in other.needs}
         self.lent = {key: reference for key, reference in self.lent.items() if key in needed}
         for key in set(task.needs) - self.lent.keys():
             self.lent[key] = self.ray.put(self.store.tensors(key))

@@ -157,26 +157,26 @@ def run_in_process(
         StoreError: another run is at work on the store; the disk is full or gone. What was finished before is safe.
         KeyboardInterrupt: the person has seen enough. As above.
     """
-    schedule = TaskQueue(tasks, store)
-    with ProgressDisplay(console, schedule.pending.values()) as watch:
-        return work_through(schedule, store, InProcess(store, work, watch), watch, fail_fast=fail_fast)
+    queue = TaskQueue(tasks, store)
+    with ProgressDisplay(console, queue.pending.values()) as watch:
+        return work_through(queue, store, InProcess(store, work, watch), watch, fail_fast=fail_fast)
 
 
-def work_through(schedule: TaskQueue, store: Store, pool: Pool, watch: ProgressDisplay, *, fail_fast: bool) -> Outcome:
+def work_through(queue: TaskQueue, store: Store, pool: Pool, watch: ProgressDisplay, *, fail_fast: bool) -> Outcome:
     """Hand tasks to the pool while it has room, and keep what they give, until none is left."""
     with store.working():
-        while schedule.pending:
-            while pool.room > 0 and (task := schedule.next()) is not None:
+        while queue.pending:
+            while pool.room > 0 and (task := queue.next()) is not None:
                 watch.start(task)
                 pool.start(task)
             for task, result in pool.finished():
-                _settle(task, result, schedule, store, watch)
-            if fail_fast and schedule.outcome().failed:
+                _settle(task, result, queue, store, watch)
+            if fail_fast and queue.outcome().failed:
                 break
-    return schedule.outcome()
+    return queue.outcome()
 
 
-def _settle(task: Task, result: Result | Exception, schedule: TaskQueue, store: Store, watch: ProgressDisplay) -> None:
+def _settle(task: Task, result: Result | Exception, queue: TaskQueue, store: Store, watch: ProgressDisplay) -> None:
     """Keep what a task gave, or write down that it failed.
 
     Raises:
@@ -187,7 +187,7 @@ def _settle(task: Task, result: Result | Exception, schedule: TaskQueue, store: 
             store.add_member(task.key, result.row, result.tensors)
         else:
             store.add({**result.row, "key": task.key})
-        schedule.finish(task)
+        queue.finish(task)
         watch.finish(task, result.row)
         return
     if isinstance(result, StoreError):
@@ -195,7 +195,7 @@ def _settle(task: Task, result: Result | Exception, schedule: TaskQueue, store: 
     if of_the_disk(result):
         raise StoreError(f"{task.label}: {result}. {store.safe()}") from result
     store.fail(task.key, task.label, result)
-    watch.fail(task, explain(result), schedule.fail(task))
+    watch.fail(task, explain(result), queue.fail(task))
 
 
 def explain(error: Exception) -> str:

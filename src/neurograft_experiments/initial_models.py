@@ -13,7 +13,7 @@ from neurograft.evaluating.ensemble import Ensemble
 from neurograft.fusing import Fusion
 from neurograft.members.members import Members
 from neurograft.methods import METHODS
-from neurograft.training.schedules import fuse_by_schedule
+from neurograft.training.sequences import fuse_in_sequence
 from neurograft_experiments.data import Images
 from neurograft_experiments.rows import looks_at_images
 from neurograft_experiments.trial_cache import InitialModel, TrialCache, example_of, rank
@@ -132,7 +132,7 @@ def _ensemble(of: Ingredients, start: JSON) -> nn.Module:
     return Ensemble(of.members, **start.get("options", {}))
 
 
-def _scheduled(of: Ingredients, start: JSON) -> nn.Module:
+def _in_sequence(of: Ingredients, start: JSON) -> nn.Module:
     def tune(network: nn.Module) -> nn.Module:
         augment = of.settings["data"]["augment"]
         settings = {**start["tune"], "epochs": start["tune_epochs"], "augment": augment}
@@ -140,7 +140,7 @@ def _scheduled(of: Ingredients, start: JSON) -> nn.Module:
 
     tuning = tune if "tune" in start["steps"] else None
     options = start.get("options", {})
-    return fuse_by_schedule(of.members, example_of(of.images), start["steps"], tuning, seed=start["seed"], **options)
+    return fuse_in_sequence(of.members, example_of(of.images), start["steps"], tuning, seed=start["seed"], **options)
 
 
 def _untrained(of: Ingredients, start: JSON) -> nn.Module:
@@ -153,6 +153,6 @@ _OWN: dict[str, Callable[[Ingredients, JSON], nn.Module]] = {
     "combine": _combined,
     "ensemble": _ensemble,
     "pooled": _continued,
-    "schedule": _scheduled,
+    "sequence": _in_sequence,
     "untrained": _untrained,
 }

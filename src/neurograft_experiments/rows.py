@@ -7,7 +7,7 @@ from typing import Any
 from neurograft_experiments.study import Recovery, Start, StudySettings, TuningKind
 
 BEST, ENSEMBLE, CONTINUE = "best member", "ensemble", "continue the best member"
-ALONE = {"continue", "prune", "untrained", "ensemble", "combine", "schedule", "pooled"}
+ALONE = {"continue", "prune", "untrained", "ensemble", "combine", "sequence", "pooled"}
 """Starts that no fusion plan was made for: there is nothing to recover."""
 
 

@@ -13,7 +13,7 @@ Recovery: TypeAlias = Literal["none", "refit", "repair", "data_free", "batch_nor
 TuningKind: TypeAlias = Literal["none", "finetune", "distill"]
 Preset: TypeAlias = Literal["smoke", "small", "medium", "paper-short", "paper"]
 PRESETS: tuple[Preset, ...] = ("smoke", "small", "medium", "paper-short", "paper")
-OWN_STARTS = ("continue", "keep", "prune", "combine", "schedule", "untrained", "ensemble", "pooled")
+OWN_STARTS = ("continue", "keep", "prune", "combine", "sequence", "untrained", "ensemble", "pooled")
 """Starts that are no fusion method."""
 MOST_SEEDS = 1000
 MOST_SEED = 10**12
@@ -143,17 +143,17 @@ class Start(Strict):
 
     Attributes:
         method: a fusion method; "continue" (a member as it is), "keep" (a member's own neurons, to be recovered towards
-            all members), "prune" (a member made narrower), "combine" (all side by side), "schedule" (`steps` in order),
+            all members), "prune" (a member made narrower), "combine" (all side by side), "sequence" (`steps` in order),
             "untrained", "ensemble" (the members, their outputs combined), "pooled" (one network trained on the images
             of all members); by default the name of the row.
-        options: of the method; of pruning for "prune" and "schedule"; of the network for "untrained"; `vote` for
+        options: of the method; of pruning for "prune" and "sequence"; of the network for "untrained"; `vote` for
             "ensemble".
         recoveries: recoveries without training; default those of the study.
         tunings: "none", "finetune", "distill"; default all that the study has.
         weights: of the members in a fused network: "samples": by how many images each was trained on.
         member: for "continue", "keep" and "prune": "best" or a number.
-        steps: for "schedule".
-        tune_epochs: for "schedule": epochs of each "tune" step, taken off the later training.
+        steps: for "sequence".
+        tune_epochs: for "sequence": epochs of each "tune" step, taken off the later training.
     """
 
     method: str = ""
@@ -170,7 +170,7 @@ class Start(Strict):
         from neurograft.methods import METHODS, method_of
 
         try:
-            if self.method in ("prune", "schedule"):
+            if self.method in ("prune", "sequence"):
                 method_of("transplant", self.options)
             elif self.method in METHODS:
                 method_of(self.method, self.options)
@@ -182,8 +182,8 @@ class Start(Strict):
                 _check_vote(self.options)
             elif self.options and self.method != "untrained":
                 raise NeurograftError(f"{self.method!r} takes no options, got {', '.join(self.options)}")
-            if (self.method == "schedule") != bool(self.steps):
-                raise NeurograftError("steps belong to method: schedule, which needs them")
+            if (self.method == "sequence") != bool(self.steps):
+                raise NeurograftError("steps belong to method: sequence, which needs them")
         except NeurograftError as error:
             raise PydanticCustomError("method", "{message}", {"message": str(error)}) from error
         return self

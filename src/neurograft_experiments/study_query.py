@@ -200,12 +200,12 @@ class StudyProgress:
 
 def standing(tasks: Sequence[Task], store: Store) -> StudyProgress:
     """How far the tasks are done."""
-    schedule = TaskQueue(tasks, store)
+    queue = TaskQueue(tasks, store)
     failed = {failure["key"] for failure in store.failures()}
-    left = tuple(schedule.pending.values())
+    left = tuple(queue.pending.values())
     return StudyProgress(
-        trials=schedule.trials,
-        done=schedule.before,
+        trials=queue.trials,
+        done=queue.before,
         failed=sum(task.key in failed for task in left if task.kind == "trial"),
         members=sum(task.kind == "member" for task in left),
         epochs=sum(task.epochs for task in left),

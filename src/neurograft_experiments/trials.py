@@ -267,7 +267,7 @@ def _start(start: Start, settings: StudySettings, seed: int) -> JSON:
         found["options"] = start.options
     if start.method in OF_A_MEMBER:
         found["member"] = start.member
-    if start.method == "schedule":
+    if start.method == "sequence":
         found |= {"steps": list(start.steps), "tune_epochs": start.tune_epochs}
         finetune = settings.tuning.finetune
         if "tune" in start.steps and finetune is not None:

@@ -1,8 +1,11 @@
+import json
+from pathlib import Path
+
 import pytest
 from tests.experiments.test_study_file import STUDY
 
 from neurograft_experiments.study_file import load_study
-from neurograft_experiments.trials import tasks_of
+from neurograft_experiments.trials import key_of, tasks_of
 
 
 @pytest.fixture
@@ -99,8 +102,8 @@ def test_copies_are_trained_once(tasks):
     assert [entry.get("pruned") for entry in fused.settings["members"]] == [0.5, None]
 
 
-def test_a_schedule_spends_its_epochs_from_the_budget(tasks):
-    steps = "  tuned between: {method: schedule, steps: [merge, tune, prune], tune_epochs: 3}"
+def test_a_sequence_spends_its_epochs_from_the_budget(tasks):
+    steps = "  tuned between: {method: sequence, steps: [merge, tune, prune], tune_epochs: 3}"
     found = tasks(STUDY.replace("  transplant: {}", steps).replace("epochs: 1, lr", "epochs: 5, lr"))
     trial = next(t for t in found if t.labels.get("row") == "tuned between" and t.labels["tuning"] == "finetune")
     assert trial.settings["tuning"]["epochs"] == 2
@@ -117,3 +120,10 @@ def test_calibration_counts_where_it_is_looked_at(tasks):
         ({"row": "best member"}, True),
     ):
         assert (keys(before, seed=0, **labels) == keys(after, seed=0, **labels)) is same
+
+
+def test_stored_rows_are_found_by_the_hash_of_their_settings():
+    for path in (Path(__file__).parents[2] / "results").glob("*/*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            assert key_of(row["configuration"]) == row["key"]

@@ -24,7 +24,7 @@ members: {count: 2, epochs: 1, split: {kind: parts}, networks: [{width: 8}, {}]}
 mixing: 0.25
 starts:
   transplant: {options: {importance: taylor}, recoveries: [none, refit]}
-  twice: {method: order, steps: [merge, tune, prune], tune_epochs: 1}
+  twice: {method: sequence, steps: [merge, tune, prune], tune_epochs: 1}
 tuning:
   finetune: {epochs: 1, lr: [0.1, 0.01]}
 vary: {network.width: [8, 16], starts.transplant.options.balance: [true, false]}
@@ -35,7 +35,6 @@ presets:
   smoke: {seeds: 2, cases: {three: {network: {name: convnet}}}}
   small: {seeds: [0, 5], starts: {twice: null}}
 """
-STUDY = STUDY.replace(b"method: order", b"method: schedule")
 
 
 def reader(path):

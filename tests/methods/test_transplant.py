@@ -142,7 +142,7 @@ def test_a_quota_says_how_many_neurons_every_member_gives() -> None:
 
 def test_pruning_before_merging_takes_the_best_of_each() -> None:
     members = mlps(2, 12, 16, 10)
-    found = kept_by(ng.plan(members, X, schedule="prune-merge"), FIRST)
+    found = kept_by(ng.plan(members, X, sequence="prune-merge"), FIRST)
     for net, units in zip(members, found, strict=True):
         scores = net.layers[0].weight.square().sum(1) + net.layers[1].weight.square().sum(0)
         assert units == scores.topk(8).indices.sort().values.tolist()
@@ -223,7 +223,7 @@ def test_a_network_fused_with_its_own_copy_keeps_its_function(network: str, orde
     [
         {"fraction": 0.5},
         {"quota": [1, 3]},
-        {"schedule": "prune-merge"},
+        {"sequence": "prune-merge"},
         {"strategy": "iterative"},
         {"strategy": "hierarchical", "weights": [1, 2]},
         {"importance": "random", "balance": True},
@@ -383,7 +383,7 @@ def test_a_cut_member_is_reported() -> None:
         ({"strategy": "flatt"}, OptionError, "did you mean 'flat'"),
         ({"importance": "magnitud"}, OptionError, "did you mean 'magnitude'"),
         ({"normalize": "layers"}, OptionError, "did you mean 'layer'"),
-        ({"schedule": "merge-tune-prune"}, OptionError, "schedule='merge-tune-prune' is not known"),
+        ({"sequence": "merge-tune-prune"}, OptionError, "sequence='merge-tune-prune' is not known"),
         ({"tolerance": 1.5, "diversity": True}, OptionError, "tolerance is a relative distance"),
         ({"balanced": True}, OptionError, "did you mean 'balance'"),
     ],

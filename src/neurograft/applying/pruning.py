@@ -61,7 +61,7 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise PlanError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    for name in ("strategy", "schedule", "fraction", "quota"):
+    for name in ("strategy", "sequence", "fraction", "quota"):
         if name in options:
             raise OptionError(f"prune has no option {name!r}: it concerns several members")
     if ratio is None and width is None:

@@ -38,8 +38,8 @@ class Transplant(Method):
         order: "backward" decides groups from the output to the input, each on what is still kept; "joint"
             scores all groups on the full networks.
         strategy: "flat" all members at once; "iterative" ((0,1),2),3 …; "hierarchical" merge-sort halves.
-        schedule: "merge-prune" chooses among all members' neurons together, "prune-merge" the same number from
-            each alone; with training in between see `neurograft.training.schedules`.
+        sequence: "merge-prune" chooses among all members' neurons together, "prune-merge" the same number from
+            each alone; with training in between see `neurograft.training.sequences`.
         fraction: two members only: the share of neurons from the second, and its weight; each is scored alone.
         quota: the share of every member, and its weight; each is scored alone.
         ratio: the share of the combined network's neurons to remove, in [0, 1); default: member 0's width.
@@ -67,7 +67,7 @@ class Transplant(Method):
     balance: bool = False
     order: Literal["backward", "joint"] = "backward"
     strategy: Literal["flat", "iterative", "hierarchical"] = "flat"
-    schedule: Literal["merge-prune", "prune-merge"] = "merge-prune"
+    sequence: Literal["merge-prune", "prune-merge"] = "merge-prune"
     fraction: float | None = None
     quota: Sequence[float] | None = None
     ratio: float | None = None
@@ -81,7 +81,7 @@ class Transplant(Method):
             raise OptionError(f"tolerance is a relative distance, from 0 to below 1, got {self.tolerance}")
         alone = {"fraction": self.fraction, "quota": self.quota}
         names = [name for name, value in alone.items() if value is not None]
-        names += ["schedule='prune-merge'"] if self.schedule == "prune-merge" else []
+        names += ["sequence='prune-merge'"] if self.sequence == "prune-merge" else []
         if len(names) > 1:
             raise OptionError(f"{' and '.join(names)} both say how many neurons each member gives; give one of them")
         if names and self.strategy != "flat":
@@ -109,7 +109,7 @@ class Transplant(Method):
         twins = twin_classes(members, list(sizes), self.tolerance, insides) if self.diversity else {}
         importance = scorers(self.importance, members, moved, generator)
         select = Selection(members, sizes, weights, importance, self.order, self.normalize, self.balance, twins)
-        alone = share is not None or self.schedule == "prune-merge"
+        alone = share is not None or self.sequence == "prune-merge"
         kept = select.alone(share) if alone else select.tree(tree_of(self.strategy, len(members)))[0]
         return Filling(maps=selection_maps(members, kept, sizes, twins) | insides, weights=weights, operator=Owned())
 

@@ -9,7 +9,7 @@ from tests.networks import build, example
 from torch import nn
 
 from neurograft.errors import OptionError
-from neurograft.training.schedules import fuse_by_schedule
+from neurograft.training.sequences import fuse_in_sequence
 
 
 def states(*networks: nn.Module) -> list[dict[str, torch.Tensor]]:
@@ -18,30 +18,30 @@ def states(*networks: nn.Module) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("network", ["mlp_bias", "mlp_layer_norm", "vgg_batch_norm", "resnet"])
 @pytest.mark.parametrize(
-    ("schedule", "named"), [(("merge", "prune"), "merge-prune"), (("prune", "merge"), "prune-merge")]
+    ("sequence", "named"), [(("merge", "prune"), "merge-prune"), (("prune", "merge"), "prune-merge")]
 )
 @pytest.mark.parametrize("order", ["backward", "joint"])
-def test_without_tuning_a_schedule_is_an_option_of_transplant(
-    network: str, schedule: tuple, named: str, order: str
+def test_without_tuning_a_sequence_is_an_option_of_transplant(
+    network: str, sequence: tuple, named: str, order: str
 ) -> None:
     members = [build(network, seed).double() for seed in range(3)]
     x = example(network).double()
-    found = fuse_by_schedule(members, x, schedule, order=order)
-    expected = planned(members, x, schedule=named, order=order)
+    found = fuse_in_sequence(members, x, sequence, order=order)
+    expected = planned(members, x, sequence=named, order=order)
     assert [n for n, _ in found.named_parameters()] == [n for n, _ in expected.named_parameters()]
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "widths"),
+    ("sequence", "widths"),
     [
         (("merge", "tune", "prune"), [32]),
         (("tune", "merge", "prune", "tune"), [16, 16, 16]),
         (("prune", "tune", "merge", "tune"), [8, 8, 16]),
     ],
 )
-def test_tuning_happens_where_the_schedule_says(schedule: tuple, widths: list[int]) -> None:
+def test_tuning_happens_where_the_sequence_says(sequence: tuple, widths: list[int]) -> None:
     members = [build("mlp_bias", seed) for seed in range(2)]
     before = states(*members)
     seen = []
@@ -53,7 +53,7 @@ def test_tuning_happens_where_the_schedule_says(schedule: tuple, widths: list[in
             trained.layers[0].bias += 1
         return trained
 
-    fused = fuse_by_schedule(members, example("mlp_bias"), schedule, tune)
+    fused = fuse_in_sequence(members, example("mlp_bias"), sequence, tune)
     assert seen == widths
     fused.load_state_dict(members[0].state_dict())
     for state, now in zip(before, states(*members), strict=True):
@@ -61,16 +61,16 @@ def test_tuning_happens_where_the_schedule_says(schedule: tuple, widths: list[in
 
 
 @pytest.mark.parametrize(
-    ("schedule", "tune", "message"),
+    ("sequence", "tune", "message"),
     [
-        (("merge",), None, "schedule has 'prune' 0 times"),
-        (("merge", "prune", "merge"), None, "schedule has 'merge' 2 times"),
+        (("merge",), None, "sequence has 'prune' 0 times"),
+        (("merge", "prune", "merge"), None, "sequence has 'merge' 2 times"),
         (("merge", "prunes"), None, "unknown step 'prunes'; did you mean 'prune'"),
-        ("merge-prune", None, "schedule is a sequence of steps"),
-        (("merge", "tune", "prune"), None, 'schedule has "tune": pass tune='),
+        ("merge-prune", None, "sequence is a list of steps"),
+        (("merge", "tune", "prune"), None, 'sequence has "tune": pass tune='),
     ],
 )
-def test_schedules_that_make_no_sense_are_refused(schedule: object, tune: object, message: str) -> None:
+def test_sequences_that_make_no_sense_are_refused(sequence: object, tune: object, message: str) -> None:
     members = [build("mlp_bias", seed) for seed in range(2)]
     with pytest.raises(OptionError, match=message):
-        fuse_by_schedule(members, example("mlp_bias"), schedule, tune)
+        fuse_in_sequence(members, example("mlp_bias"), sequence, tune)

@@ -20,10 +20,10 @@ Tuning: TypeAlias = Callable[[nn.Module], nn.Module]
 
 
 @keeps_random_state
-def fuse_by_schedule(
+def fuse_in_sequence(
     models: Sequence[nn.Module],
     example_inputs: Inputs,
-    schedule: Sequence[Step] = ("merge", "tune", "prune"),
+    sequence: Sequence[Step] = ("merge", "tune", "prune"),
     tune: Tuning | None = None,
     weights: Sequence[float] | None = None,
     *,
@@ -36,12 +36,12 @@ def fuse_by_schedule(
     "merge" puts all members side by side (`combine`); "prune" before it leaves each member its share of the fused
     widths, after it the fused widths out of all neurons; "tune" trains what there is at that point: every member, or
     the one network. Without tuning, ("merge", "prune") gives what `apply(plan(models, x), models)` gives, and ("prune",
-    "merge") the same with `schedule="prune-merge"`.
+    "merge") the same with `sequence="prune-merge"`.
 
     Args:
         models: at least two networks of one class; they are only read.
         example_inputs: what the networks take.
-        schedule: the steps in order: "merge" and "prune" once each, "tune" as often as wanted.
+        sequence: the steps in order: "merge" and "prune" once each, "tune" as often as wanted.
         tune: trains a network and returns it, for example `lambda net: ng.finetune(net, batches, epochs=3)`.
         weights: one number per member, normalised to sum to 1; default equal.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
@@ -61,14 +61,14 @@ def fuse_by_schedule(
         >>> def tune(net):
         ...     print("tuning a network of", net[0].out_features)
         ...     return ng.finetune(net, [(x, x[:, 0].gt(0).long())], epochs=1, progress=False)
-        >>> fuse_by_schedule(nets, x, ("merge", "tune", "prune", "tune"), tune)[0].out_features
+        >>> fuse_in_sequence(nets, x, ("merge", "tune", "prune", "tune"), tune)[0].out_features
         tuning a network of 16
         tuning a network of 8
         8
 
     Source: Öz et al. 2024, arXiv:2502.06849, section 5 (order of pruning, merging and tuning).
     """
-    _check_schedule(schedule, tune)
+    _check_sequence(sequence, tune)
     check_models(models)
     graph = trace(models[0], example_inputs, fixed=fixed)
     shares = _member_widths(graph, len(models))
@@ -78,7 +78,7 @@ def fuse_by_schedule(
     def pruned(network: nn.Module, width: Mapping[str, int]) -> nn.Module:
         return prune(network, example_inputs, width=width, fixed=fixed, seed=seed, **options)
 
-    for step in schedule:
+    for step in sequence:
         if step == "merge":
             networks = [combine(networks, example_inputs, weights, fixed=fixed)]
         elif step == "tune":
@@ -97,14 +97,14 @@ def _member_widths(graph: NeuronGraph, members: int) -> list[dict[str, int]]:
     return [{name: own[m] for name, own in counts.items()} for m in range(members)]
 
 
-def _check_schedule(schedule: Sequence[str], tune: Tuning | None) -> None:
-    if isinstance(schedule, str):
-        raise OptionError(f'schedule is a sequence of steps, like ("merge", "tune", "prune"), got {schedule!r}')
-    for step in schedule:
+def _check_sequence(sequence: Sequence[str], tune: Tuning | None) -> None:
+    if isinstance(sequence, str):
+        raise OptionError(f'sequence is a list of steps, like ("merge", "tune", "prune"), got {sequence!r}')
+    for step in sequence:
         if step not in get_args(Step):
-            raise OptionError(f"schedule has an unknown step {step!r}; {closest(str(step), get_args(Step))}")
+            raise OptionError(f"sequence has an unknown step {step!r}; {closest(str(step), get_args(Step))}")
     for step in ("merge", "prune"):
-        if list(schedule).count(step) != 1:
-            raise OptionError(f"schedule has {step!r} {list(schedule).count(step)} times, it must be there once")
-    if "tune" in schedule and tune is None:
-        raise OptionError('schedule has "tune": pass tune=, a function that trains a network and returns it')
+        if list(sequence).count(step) != 1:
+            raise OptionError(f"sequence has {step!r} {list(sequence).count(step)} times, it must be there once")
+    if "tune" in sequence and tune is None:
+        raise OptionError('sequence has "tune": pass tune=, a function that trains a network and returns it')
