@@ -21,7 +21,16 @@ def look(value: Any, depth: int = 3) -> Any:
         dense = value.layout == torch.strided
         bits = value.detach().clone() if dense else value.detach().to_dense()
         strides = value.stride() if dense else ()
-        return id(value), value.shape, value.dtype, value.device, strides, value.requires_grad, value.grad is None, bits
+        return (
+            id(value),
+            value.shape,
+            value.dtype,
+            value.device,
+            strides,
+            value.requires_grad,
+            value.is_leaf and value.grad is None,
+            bits,
+        )
     if isinstance(value, dict) and depth:
         return [type(value), [(key, look(item, depth - 1)) for key, item in value.items()]]
     if isinstance(value, (list, tuple, set)) and depth:

@@ -28,6 +28,8 @@ from neurograft.recovery.refit import refitted
 from neurograft.recovery.repair import repaired
 from neurograft.recovery.report import Recovered, RecoveryReport
 from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.own_tensors import check_own_tensors
+from neurograft.tracing.proof import examples_of
 
 Recovery: TypeAlias = Literal["auto", "refit", "repair", "batch_norm"]
 Stamp: TypeAlias = tuple[tuple[int, int], ...]
@@ -126,6 +128,7 @@ class Fusion:
         check_recovery(recover, members.calibration)
         decided = plan_members(members, chosen, operator, heads=heads, seed=seed)
         model = apply(decided, members)
+        check_own_tensors(model, members.networks, examples_of(members.example_inputs))
         if any(size != decided.graphs[0][name].size for name, size in decided.sizes.items()):
             check_runs(model, members.example_inputs, decided.sizes)
         return cls(model, decided, members, applied=stamp_of(model)).recovered(recover)

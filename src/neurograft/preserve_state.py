@@ -5,7 +5,8 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
+from types import CellType, FunctionType, MethodType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from neurograft.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 Given = ParamSpec("Given")
@@ -70,14 +73,11 @@ class _State:
         tensors: dict[int, Tensor] = {}
         for module in modules:
             own = vars(module)
+            tensors |= {id(x): x for x in _tensors_in(own)}
             self.held.append((own, dict(own)))
             for value in own.values():
                 if type(value) in CONTAINERS:
                     self.held.append((value, type(value)(value)))
-                    items: Iterable[Any] = value.values() if isinstance(value, dict) else value
-                    tensors |= {id(x): x for x in items if isinstance(x, Tensor)}
-                elif isinstance(value, Tensor):
-                    tensors[id(value)] = value
                 elif type(value) in _GENERATORS:
                     self.generators.append(_GENERATORS[type(value)](value))
         buffers = {id(x): x for module in modules for x in module._buffers.values() if x is not None}
@@ -196,10 +196,61 @@ def copy_of(model: Network, memo: Mapping[int, Any] | None = None) -> Network:
     Args:
         model: the network.
         memo: what stands for an object in the copy, by the object's id.
+
+    Raises:
+        InputError: the copy would run parts of the network itself; see `check_copied`.
     """
-    # copy.deepcopy asks compressed sparse tensors for a storage, which they have not
-    sparse = {id(x): x.detach().clone() for x in model.buffers() if x.layout != torch.strided}
-    return copy.deepcopy(model, {**sparse, **(memo or {})})
+    check_copied(model)
+    # copy.deepcopy asks compressed sparse tensors for a storage, which they have not, and copies no computed tensor
+    apart = [x for x in model.buffers() if x.layout != torch.strided]
+    apart += [x for module in model.modules() for x in _tensors_in(vars(module)) if not x.is_leaf]
+    return copy.deepcopy(model, {**{id(x): x.detach().clone() for x in apart}, **(memo or {})})
+
+
+def _tensors_in(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors among a module's attributes, as they are or in a container."""
+    for value in attributes.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif type(value) in CONTAINERS:
+            items: Iterable[Any] = value.values() if isinstance(value, dict) else value
+            yield from (item for item in items if isinstance(item, Tensor))
+
+
+def check_copied(model: nn.Module) -> None:
+    """Refuse a network whose copies would run the network itself: Python copies no function, nor what it closes over.
+
+    Raises:
+        InputError: names the function and what it holds.
+    """
+    own = {id(x) for x in (*model.modules(), *model.parameters(), *model.buffers())}
+    for path, module in model.named_modules():
+        if any(name in vars(kind) for kind in type(module).__mro__[:-2] for name in ("__getstate__", "__deepcopy__")):
+            continue  # copies itself as it likes; what it then reads is seen when it runs
+        for name, value in vars(module).items():
+            for function in value.values() if name in ("_forward_hooks", "_forward_pre_hooks") else (value,):
+                if name != "_compiled_call_impl" and _closes_over(function, own):
+                    raise InputError(
+                        f"{f'{path}.' if path else ''}{name} of {type(model).__name__} is a function that holds a part "
+                        "of the network it was made for, so that a copy would run this network and not itself: make it "
+                        "a method of a class, or a functools.partial of it, or take it off"
+                    )
+
+
+def _closes_over(function: Any, own: set[int], depth: int = 4) -> bool:
+    if isinstance(function, partial):
+        return _closes_over(function.func, own, depth)
+    if not isinstance(function, FunctionType) or not depth:
+        return False
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    held = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return any(
+        id(x) in own
+        or (isinstance(x, MethodType) and id(x.__self__) in own)
+        or (isinstance(x, partial) and any(id(a) in own for a in (*x.args, getattr(x.func, "__self__", None))))
+        or _closes_over(x, own, depth - 1)
+        for x in held
+    )
 
 
 def give_back(buffer: Tensor, kept: Tensor) -> None:

@@ -16,6 +16,8 @@ from neurograft.methods import method_of
 from neurograft.methods.planner import plan_members
 from neurograft.preserve_state import copy_of, keeps_random_state
 from neurograft.tracing.graph import NeuronGraph
+from neurograft.tracing.own_tensors import check_own_tensors
+from neurograft.tracing.proof import examples_of
 
 
 @keeps_random_state
@@ -72,5 +74,6 @@ def prune(
     alone = Members.single(model, example_inputs, graph=graph, fixed=fixed, calibration=calibration)
     plan = plan_members(alone, method, seed=seed)
     pruned, _ = assemble(plan, alone)
+    check_own_tensors(pruned, [model], examples_of(example_inputs))
     check_runs(pruned, example_inputs, plan.sizes)
     return pruned

@@ -23,6 +23,7 @@ from neurograft.tracing.class_proof import prove_classes
 from neurograft.tracing.deep import deep_check
 from neurograft.tracing.dispatch import Dispatch
 from neurograft.tracing.graph import Group, NeuronGraph
+from neurograft.tracing.own_tensors import Reading, reads_noted
 from neurograft.tracing.permutation import permuted_tensor
 from neurograft.tracing.role_proof import prove_roles
 from neurograft.tracing.tape import on_meta
@@ -143,14 +144,17 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     if on_meta(model):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="meta device")
     bench = Bench(model, examples, graph.outputs, seed)
+    reading = Reading(bench.model, [model])
     try:
-        base, tolerance = _measured(bench)
+        with reads_noted(reading):
+            base, tolerance = _measured(bench)
     except NeurograftError:
         raise
     except Exception as failed:
         raise TraceError(
             f"{type(model).__name__} does not run on the example inputs: {type(failed).__name__}: {failed}"
         ) from failed
+    reading.check(graph.unreached)
     if any(bool(torch.isnan(x).any()) for x in base):
         return Proof(True, 0.0, 0.0, 0.0, 0, 0, unproven="the outputs are NaN: look at the weights and the inputs")
     first, second = bench.again()
