@@ -74,8 +74,11 @@ def sce(members: Sequence[Vector], base: Vector, density: float) -> list[float]:
     least = sorted(variance, reverse=True)[count - 1]
     chosen = [[x if v >= least else 0.0 for x, v in zip(change, variance, strict=True)] for change in changes]
     sizes = [dot(change, change) for change in chosen]
-    merged = elected(chosen, [size / sum(sizes) for size in sizes], "sum", True)
-    return [b + x for b, x in zip(base, merged, strict=True)]
+    found = []
+    for b, column in zip(base, zip(*chosen, strict=True), strict=True):
+        inside = [(x, s) for x, s in zip(column, sizes, strict=True) if (x > 0 if sum(column) >= 0 else x < 0)]
+        found.append(b + (sum(x * s for x, s in inside) / sum(s for _, s in inside) if inside else 0.0))
+    return found
 
 
 def slerp(a: Vector, b: Vector, t: float) -> list[float]:

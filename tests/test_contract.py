@@ -243,7 +243,7 @@ PUBLIC: dict[str, Callable[[Setting], object]] = {
     "evaluate": lambda s: ng.evaluate(s.nets[0], s.data, **s.options),
     "finetune": lambda s: ng.finetune(s.nets[0], s.data, **TRAINING, **s.options),
     "fuse": lambda s: ng.fuse(s.nets, s.x, calibration=s.data, **s.options),
-    "fuse_by_schedule": lambda s: ng.fuse_by_schedule(s.nets, s.x, ["prune", "merge"], **s.options),
+    "fuse_in_sequence": lambda s: ng.fuse_in_sequence(s.nets, s.x, ["prune", "merge"], **s.options),
     "permute": lambda s: ng.permute(s.nets[0], s.plan.graph, {"a.weight:0": torch.arange(6).flip(0)}, **s.options),
     "plan": lambda s: ng.plan(s.nets, s.x, "zip", calibration=s.data, **s.options),
     "prune": lambda s: ng.prune(s.nets[0], s.x, calibration=s.data, importance="taylor", **s.options),

@@ -9,7 +9,7 @@ from tools.import_graph import circle, file_graph, module_files, stage_graph, st
 LIBRARY = """
 _version errors escaping paths
 text_table
-inputs preserve_state checkpoints factories least_squares options plugins
+inputs preserve_state checkpoints factories least_squares options plugins yaml_file
 axes
 operators
 tracing
@@ -22,6 +22,7 @@ applying
 evaluating
 recovery
 fusing
+merging
 training
 reporting
 advising

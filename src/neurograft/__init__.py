@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from neurograft.fusing import Fusion as Fusion
     from neurograft.fusing import fuse as fuse
     from neurograft.members.members import Members as Members
+    from neurograft.merging.merge import merge as merge
+    from neurograft.merging.recipe import Recipe as Recipe
     from neurograft.methods.average import Average as Average
     from neurograft.methods.optimal_transport import OptimalTransport as OptimalTransport
     from neurograft.methods.permutation import Permutation as Permutation
@@ -77,6 +79,7 @@ _PUBLIC = {
     "OptimalTransport": "neurograft.methods.optimal_transport",
     "Passthrough": "neurograft.operators.passthrough",
     "Permutation": "neurograft.methods.permutation",
+    "Recipe": "neurograft.merging.recipe",
     "RegMean": "neurograft.operators.regmean",
     "Sce": "neurograft.operators.sce",
     "Slerp": "neurograft.operators.slerp",
@@ -93,6 +96,7 @@ _PUBLIC = {
     "finetune": "neurograft.training.finetuning",
     "fuse": "neurograft.fusing",
     "fuse_in_sequence": "neurograft.training.sequences",
+    "merge": "neurograft.merging.merge",
     "permute": "neurograft.tracing.permutation",
     "plan": "neurograft.methods.planner",
     "prune": "neurograft.applying.pruning",

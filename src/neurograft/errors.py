@@ -13,6 +13,7 @@ NeurograftError
 ├── TrainingDiverged      the loss became NaN or infinite
 ├── ResizeError           the module cannot be given other widths
 ├── CheckpointError       a checkpoint cannot be read or written
+├── RecipeError           a recipe says what cannot be merged
 ├── StudyError            a study file says what cannot be run
 ├── StoreError            results cannot be kept or read: a read-only folder, a full disk
 └── MissingExtra          an optional package is needed; the message says which extra to install
@@ -75,6 +76,10 @@ class ResizeError(NeurograftError):
 
 class CheckpointError(NeurograftError):
     """A checkpoint cannot be read or written."""
+
+
+class RecipeError(NeurograftError, ValueError):
+    """A recipe has an unknown key or a value that cannot be meant, or asks for what is not implemented."""
 
 
 class StudyError(NeurograftError, ValueError):

@@ -102,6 +102,18 @@ def figure_text(text: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown  # matplotlib leaves such names out of legends
 
 
+def code_block(text: str, language: str) -> list[str]:
+    """Text as a block of code in Markdown, line by line; no line of it ends the block.
+
+    Example:
+        >>> code_block("a: 1", "yaml")
+        ['```yaml', 'a: 1', '```']
+    """
+    shown = terminal(text, lines=True)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
+    return [f"{fence}{language}", *shown.rstrip("\n").split("\n"), fence]
+
+
 def _shows(character: str, lines: bool) -> bool:
     if character in "\n\t":
         return lines

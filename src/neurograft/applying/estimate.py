@@ -10,6 +10,8 @@ from neurograft.errors import Unreached
 from neurograft.members.graphs import check_unreached
 from neurograft.members.members import Members
 from neurograft.methods.method import Method
+from neurograft.methods.planner import settled_operator
+from neurograft.operators.operator import Operator
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 SPEED = 1e9  # bytes read or written per second: a common disk, and what one pass over the numbers takes on two cores
@@ -45,17 +47,20 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(members: Members, method: Method) -> Estimate:
-    """Trace the network of members on disk and say what a method would do; no weight is read.
+def estimate(members: Members, method: Method, operator: Operator | None = None) -> Estimate:
+    """Trace the network of members on disk and say what a method and an operator would do; no weight is read.
 
     Raises:
+        OptionError: the operator cannot combine these members.
         NeurograftError: as `Members.graphs`.
     """
     graph, stored = members.graph, members.stored
+    if operator is not None:
+        operator = settled_operator(operator, members)
     moved = () if not method.moves else tuple(group.name for group in graph.outermost)
     states = stored[0].checkpoint.tensors
     fates = {
-        name: _fate(graph.tensors.get(name), moved, states[held].dtype.is_floating_point)
+        name: _fate(graph.tensors.get(name), moved, states[held].dtype.is_floating_point, operator)
         for name, held in stored[0].stored.items()
     }
     try:
@@ -63,25 +68,30 @@ def estimate(members: Members, method: Method) -> Estimate:
         refused = None
     except Unreached as error:
         refused = str(error)
-    read = sum(member.checkpoint.nbytes for member in stored)
+    with_base = operator is not None and (operator.needs_base or operator.takes_base)
+    read = sum(member.checkpoint.nbytes for member in (members.files if with_base else stored))
     written = sum(nbytes((states[held].dtype, tuple(states[held].shape))) for held in stored[0].stored.values())
-    cost = read * method.passes + written
+    passes = method.passes if operator is None or method.moves else 2  # numbers are checked, then the plan is applied
+    cost = read * passes + written
     return Estimate(
         graph=graph,
-        method=method.name,
+        method=method.name if operator is None else f"{operator} after {method}" if method.moves else str(operator),
         members=len(stored),
         fates=fates,
         refused=refused,
         bytes_read=read,
         bytes_written=written,
-        memory=BASE + _working(graph, method, moved),
+        memory=BASE + _working(graph, method, moved) + _combining(graph, operator, len(members.files)),
         seconds=cost / SPEED,
     )
 
 
-def _fate(info: TensorInfo | None, moved: Sequence[str], floating: bool) -> str:
+def _fate(info: TensorInfo | None, moved: Sequence[str], floating: bool, operator: Operator | None) -> str:
     if not floating:
         return "taken from member 0 (whole numbers)"
+    if operator is not None:
+        statistic = info is not None and info.kind in ("mean", "variance")
+        return "averaged (running statistics)" if statistic else f"combined by {operator.name}"
     if info is None:
         return "averaged (not reached by the example inputs)"
     roles = {role for dim in info.roles for group, own in dim.items() if group in moved for role in own}
@@ -99,6 +109,14 @@ def _working(graph: NeuronGraph, method: Method, moved: Sequence[str]) -> int:
     pairs = max(graph[name].size for name in moved) ** 2 * 8
     tensors = max(prod(info.shape) for info in graph.tensors.values()) * 4
     return 3 * pairs + 2 * tensors
+
+
+def _combining(graph: NeuronGraph, operator: Operator | None, count: int) -> int:
+    """Every member's block in float32, or whole tensor if the operator sees it at once, and what is made of them."""
+    if operator is None or operator.sums:
+        return 0
+    largest = max((prod(info.shape) for info in graph.tensors.values()), default=0)
+    return 4 * (2 * count + 4) * (largest if operator.sees_whole else min(largest, BLOCK))
 
 
 def _time(seconds: float) -> str:

@@ -38,6 +38,7 @@ CARRIED = (
     "USE_POLICY*",
 )
 MEANINGS = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+RECIPE = "neurograft_recipe.yaml"
 LONGEST = 200_000_000  # bytes of a carried file
 TOKENS = 16  # length of the example text
 
@@ -123,9 +124,13 @@ def finish_folder(
     members: Sequence[Path],
     provenance: Provenance,
     dtype: torch.dtype | None,
+    source: Path | None = None,
 ) -> None:
-    """Put everything but the weights into a fused folder: configuration, tokenizer and model card."""
-    source = members[0]
+    """Put everything but the weights into a fused folder: configuration, tokenizer, model card, and the recipe.
+
+    Configuration and tokenizer are those of `source`, the first member if None.
+    """
+    source = members[0] if source is None else source
     for file in carried(source):
         shutil.copyfile(file, folder / file.name)
     config = read_configuration(source)
@@ -134,7 +139,9 @@ def finish_folder(
         config |= {key: name for key in ("dtype", "torch_dtype") if key in config} or {"dtype": name}
     if config != json.loads((source / "config.json").read_bytes()):
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(provenance.card(hashes, differing_files(members)), encoding="utf-8")
+    (folder / "README.md").write_text(provenance.card(hashes, differing_files([source, *members])), encoding="utf-8")
+    if provenance.recipe:
+        (folder / RECIPE).write_text(provenance.recipe, encoding="utf-8")
 
 
 def carried(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import torch
 
 from neurograft._version import __version__
 from neurograft.checkpoints.reading import Checkpoint
-from neurograft.escaping import markdown, markdown_code
+from neurograft.escaping import code_block, markdown, markdown_code
 from neurograft.operators.settings import Gradient
 from neurograft.plans.plan import FusionPlan
 
@@ -21,7 +21,8 @@ UNKNOWN = "0" * 64  # stands for a hash until the file was read
 class Provenance:
     """What is recorded of a fusion: everything that decides the result.
 
-    `network` says how the network is built: a factory `module:function` or a class of transformers.
+    `network` says how the network is built: a factory `module:function` or a class of transformers; `recipe` is the
+    text of the recipe that was followed.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Provenance:
     members: Sequence[Checkpoint]
     fixed: tuple[str, ...] = ()
     base: Checkpoint | None = None
+    recipe: str = ""
 
     @classmethod
     def of(
@@ -41,9 +43,11 @@ class Provenance:
         network: str,
         fixed: Sequence[str] = (),
         base: Checkpoint | None = None,
+        recipe: str = "",
     ) -> "Provenance":
         """The record of a plan that is applied to checkpoints; `base` is the ancestor if the plan reads it."""
-        return cls(plan.method, plan.options, plan.weights, plan.seed, network, tuple(members), tuple(fixed), base)
+        decided = (plan.method, plan.options, plan.weights, plan.seed)
+        return cls(*decided, network, tuple(members), tuple(fixed), base, recipe)
 
     def record(self, hashes: Mapping[Path, str]) -> dict[str, Any]:
         """Everything as JSON values; a file without a hash gets 64 zeros, so that all records have one length."""
@@ -58,7 +62,15 @@ class Provenance:
             "seed": self.seed,
             "members": [_source(member, hashes) for member in self.members],
             **({} if self.base is None else {"base": _source(self.base, hashes)}),
+            **({"recipe": self.recipe} if self.recipe else {}),
         }
+
+    @property
+    def _listed(self) -> Sequence[float]:
+        """One weight per member for people: an operator's own if it has one number for each."""
+        own = self.options.get("weights")
+        plain = isinstance(own, (list, tuple)) and all(isinstance(weight, (int, float)) for weight in own)
+        return own if plain and own is not None else self.weights
 
     def card(self, hashes: Mapping[Path, str], notes: Sequence[str] = ()) -> str:
         """The model card (README.md of a folder), with the record in it.
@@ -94,12 +106,15 @@ class Provenance:
             "| member | weight | file | SHA-256 |",
             "| --- | --- | --- | --- |",
         ]
-        sources = list(zip(record["members"], [f"{weight:.4g}" for weight in self.weights], strict=False))
+        sources = list(zip(record["members"], [f"{weight:.4g}" for weight in self._listed], strict=False))
         sources += [(record["base"], "base")] if "base" in record else []
         for source, weight in sources:
             for file, digest in source["sha256"].items():
                 lines.append(f"| {markdown(source['name'])} | {weight} | {markdown(file)} | `{digest}` |")
-        lines += ["", *(f"> {markdown(note)}\n" for note in notes), "```json", json.dumps(record, indent=2), "```", ""]
+        lines += ["", *(f"> {markdown(note)}\n" for note in notes)]
+        if self.recipe:
+            lines += ["## Recipe", "", *code_block(self.recipe, "yaml"), ""]
+        lines += [*code_block(json.dumps(record, indent=2), "json"), ""]
         return "\n".join(lines)
 
 

@@ -91,8 +91,13 @@ def fuse_stored(
     max_memory: int | None = None,
     progress: Progress | None = None,
     hashing: Hashing | None = None,
+    recipe: str = "",
+    source: Path | None = None,
 ) -> Streamed:
     """Apply a plan to members on disk; Hugging Face folders become one such folder, with tokenizer and model card.
+
+    The text of a recipe is recorded; configuration and tokenizer are those of the folder `source`, by default of the
+    first member.
 
     Raises:
         NeurograftError: as `stream`; a plan for other members or another network.
@@ -102,14 +107,14 @@ def fuse_stored(
         raise PlanError(f"the plan was made for {saved.network}, these members are {members.name}")
     sources = [member.checkpoint for member in members.stored]
     base = members.base.stored[0].checkpoint if plan.base is not None and members.base is not None else None
-    provenance = Provenance.of(plan, sources, members.name, saved.fixed, base)
+    provenance = Provenance.of(plan, sources, members.name, saved.fixed, base, recipe)
     finish = None
     if members.folders:
         if output.suffix == ".safetensors":
             raise CheckpointError(f"{output}: model folders become a folder; give a name without .safetensors")
         if any(plan.graph[group.name].size != group.size for group in plan.graphs[0].groups):
             raise OptionError("a model folder keeps the sizes in its config.json; leave out width and ratio")
-        finish = partial(finish_folder, members=members.folders, provenance=provenance, dtype=dtype)
+        finish = partial(finish_folder, members=members.folders, provenance=provenance, dtype=dtype, source=source)
     return stream(
         plan,
         members,

@@ -1,6 +1,6 @@
 """`neurograft fuse`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -16,15 +16,27 @@ from neurograft.command_line.arguments import (
     parse_weights,
 )
 from neurograft.command_line.printing import say
-from neurograft.command_line.streaming import MaxMemory, MemberFiles, Network, names_folder
+from neurograft.command_line.streaming import (
+    Align,
+    Base,
+    MaxMemory,
+    MemberFiles,
+    Network,
+    check_decided,
+    names_folder,
+    recipe_of,
+)
 from neurograft.errors import OptionError
 from neurograft.options import check_seed
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
+    from neurograft.applying.streaming import Streamed
     from neurograft.members.checks import Weights
     from neurograft.methods.method import Method
+    from neurograft.operators.operator import Operator
 
 CALIBRATION = 2000
 """Images that methods look at, a fifth of them apart for validation."""
@@ -32,14 +44,17 @@ CALIBRATION = 2000
 
 def fuse(
     factory: Network,
-    members: MemberFiles,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The fused checkpoint: a .safetensors file, or a folder.")
     ],
+    members: MemberFiles = [],  # noqa: B006 - typer reads the default, nothing writes to it
     inputs: InputShapes = [],  # noqa: B006 - typer reads the default, nothing writes to it
     method: Annotated[
-        str | None, typer.Option(help="How to fuse: average, transplant, …", show_default="transplant")
+        str | None,
+        typer.Option(help="How to fuse: average, transplant, … or ties, slerp, …", show_default="transplant"),
     ] = None,
+    base: Base = None,
+    align: Align = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -79,19 +94,27 @@ def fuse(
 
     Example: `neurograft fuse package.module:function a.safetensors b.safetensors -i 1x3x32x32 -o fused.safetensors`
 
-    Example: `neurograft fuse llama-a llama-b --method average -o llama-fused`
-    """
-    from neurograft.methods import method_of
+    Example: `neurograft fuse llama-a llama-b --method ties --base llama --option density=0.5 -o llama-merged`
 
+    Example: `neurograft fuse recipe.yaml -o llama-merged`
+    """
+    from neurograft.methods import choice_of
+
+    decided = {"--method": method, "--option": option, "--weights": weights, "--fixed": fixed, "--align": align}
+    if (recipe := recipe_of(factory, members)) is not None:
+        more = {"--plan": saved, "--base": base, "--calibration": calibration, "--recover": recover != "auto"}
+        check_decided({**decided, **more}, "a recipe")
+        _merge(*recipe, output, inputs, seed, max_memory, dtype, shard_size, force)
+        return
     if saved is not None:
-        _check_decided({"--method": method, "--option": option, "--weights": weights, "--fixed": fixed})
+        check_decided(decided, "a saved plan")
     if names_folder(factory) or saved or max_memory or dtype or output.suffix != ".safetensors":
         if calibration is not None:
             raise OptionError("methods that look at activations need the members in memory; leave out --calibration")
         if recover not in ("auto", "none"):
             raise OptionError("recovery needs the members in memory; leave out --recover, or fuse without streaming")
-        chosen = method_of(method or "transplant", parse_options(option))
-        how = _How(chosen, parse_weights(weights), tuple(fixed), seed)
+        chosen, operator = choice_of(method or "transplant", parse_options(option), align)
+        how = _How(chosen, operator, parse_weights(weights), tuple(fixed), seed, base)
         _stream(factory, members, output, inputs, how, saved, max_memory, dtype, shard_size, force)
         return
     from neurograft.applying.provenance import Provenance
@@ -101,7 +124,8 @@ def fuse(
     from neurograft.members.members import Members
     from neurograft.plugins import load_images
 
-    chosen, shares = method_of(method or "transplant", parse_options(option)), parse_weights(weights)
+    options, shares = parse_options(option), parse_weights(weights)
+    choice_of(method or "transplant", options, align)
     recovery = None if recover == "none" else cast(Recovery, recover)
     check_recovery(recovery, calibration)
     check_output(output, force=force)
@@ -110,18 +134,21 @@ def fuse(
     networks = [load_into(build(factory, seed), file) for file in files]
     _check_numbers(networks, members)
     images = None if calibration is None else load_images(calibration, samples=CALIBRATION).train.batches()
-    loaded = Members(networks, examples, weights=shares, fixed=fixed, calibration=images)
-    fusion = Fusion.of(loaded, chosen, seed=seed)
-    decided = fusion.plan
-    hashes = {path: sha256(path) for file in files for path in file.files}
-    for file in files:
+    ancestor = None if base is None else open_checkpoint(base)
+    started = None if ancestor is None else load_into(build(factory, seed), ancestor)
+    loaded = Members(networks, examples, weights=shares, base=started, fixed=fixed, calibration=images)
+    fusion = Fusion.of(loaded, method or "transplant", align=align, seed=seed, **options)
+    plan = fusion.plan
+    read = [*files, *([] if ancestor is None or plan.base is None else [ancestor])]
+    hashes = {path: sha256(path) for file in read for path in file.files}
+    for file in read:
         file.check_unchanged()
-    record = Provenance.of(decided, files, factory, fixed).record(hashes)
+    record = Provenance.of(plan, files, factory, fixed, None if plan.base is None else ancestor).record(hashes)
     fusion = fusion.recovered(recovery)
     last = fusion.report.recovery
     found = {"calibration": calibration, "recovery": None if last is None else last.recovery}
     write_checkpoint(fusion.model, output, record | found)
-    say(str(decided))
+    say(str(plan))
     say(str(fusion.report))
     say(f"wrote {output}")
 
@@ -135,19 +162,14 @@ def _check_numbers(networks: Sequence["nn.Module"], paths: Sequence[Path]) -> No
             check_finite(name, tensor, str(path))
 
 
-def _check_decided(given: Mapping[str, object]) -> None:
-    """Refuse beside a saved plan what it has decided."""
-    extra = [name for name, value in given.items() if value]
-    if extra:
-        raise OptionError(f"a saved plan has decided on the method and all it takes; leave out {' and '.join(extra)}")
-
-
 @dataclass(frozen=True)
 class _How:
     method: "Method"
+    operator: "Operator | None"
     weights: "Weights | None"
     fixed: tuple[str, ...]
     seed: int
+    base: Path | None
 
 
 def _stream(
@@ -165,27 +187,17 @@ def _stream(
     """Fuse files block by block."""
     from neurograft.applying.stored import fuse_stored
     from neurograft.applying.streaming import core_left_over
-    from neurograft.checkpoints.writing import size_text
-    from neurograft.command_line.streaming import open_members, parse_dtype, parse_size, progress_bar
+    from neurograft.command_line.streaming import open_members, progress_bar
     from neurograft.methods.planner import plan_members
     from neurograft.plans.saving import SavedPlan, load_plan
 
-    check_seed(how.seed, "--seed")
-    limit, size, wanted = (
-        parse_size(max_memory, "--max-memory"),
-        parse_size(shard_size, "--shard-size"),
-        parse_dtype(dtype),
-    )
-    if output.suffix == ".safetensors":
-        check_output(output, force=force)
-    else:
-        check_folder(output)
-    opened = open_members(factory, members, inputs, how.fixed, how.seed).weighted(how.weights)
+    limit, size, wanted = _checked(output, max_memory, shard_size, dtype, how.seed, force)
+    opened = open_members(factory, members, inputs, how.fixed, how.seed, how.base).weighted(how.weights)
     with opened.hashing() as hashing, core_left_over():
         if saved is not None:
             decided = load_plan(saved)
         else:
-            decided = SavedPlan(plan_members(opened, how.method, seed=how.seed), opened.name, how.fixed)
+            decided = SavedPlan(plan_members(opened, how.method, how.operator, seed=how.seed), opened.name, how.fixed)
         with progress_bar("fusing") as progress:
             done = fuse_stored(
                 opened,
@@ -198,5 +210,63 @@ def _stream(
                 hashing=hashing,
             )
     say(str(decided.plan))
+    _say_done(done)
+
+
+def _merge(
+    factory: str,
+    recipe: Path,
+    output: Path,
+    inputs: list[str],
+    seed: int,
+    max_memory: str | None,
+    dtype: str | None,
+    shard_size: str,
+    force: bool,
+) -> None:
+    """Follow a recipe."""
+    from neurograft.command_line.arguments import build, example_inputs
+    from neurograft.command_line.streaming import progress_bar
+    from neurograft.merging.merge import merge
+    from neurograft.merging.recipe import Recipe
+
+    limit, size, wanted = _checked(output, max_memory, shard_size, dtype, seed, force)
+    followed = Recipe.read(recipe)
+    with progress_bar("merging") as progress:
+        done = merge(
+            followed,
+            output,
+            build=(lambda: build(factory, seed)) if factory else None,
+            name=factory,
+            example_inputs=example_inputs(inputs, factory, seed) if factory or inputs else None,
+            dtype=wanted,
+            seed=seed,
+            max_memory=limit,
+            shard_size=size,
+            progress=progress,
+        )
+    say(f"{len(followed.members)} members combined by {followed.operator}")
+    _say_done(done)
+
+
+def _checked(
+    output: Path, max_memory: str | None, shard_size: str, dtype: str | None, seed: int, force: bool
+) -> "tuple[int | None, int | None, torch.dtype | None]":
+    """The limits and the dtype, after everything was checked that can be before the work."""
+    from neurograft.command_line.streaming import parse_dtype, parse_size
+
+    check_seed(seed, "--seed")
+    limits = parse_size(max_memory, "--max-memory"), parse_size(shard_size, "--shard-size")
+    wanted = parse_dtype(dtype)
+    if output.suffix == ".safetensors":
+        check_output(output, force=force)
+    else:
+        check_folder(output)
+    return *limits, wanted
+
+
+def _say_done(done: "Streamed") -> None:
+    from neurograft.checkpoints.writing import size_text
+
     speed = size_text((done.bytes_read + done.bytes_written) / max(done.seconds, 1e-9))
-    say(f"wrote {output}: {size_text(done.bytes_written)} in {done.seconds:.1f} s ({speed}/s)")
+    say(f"wrote {done.output}: {size_text(done.bytes_written)} in {done.seconds:.1f} s ({speed}/s)")

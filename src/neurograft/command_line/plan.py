@@ -1,24 +1,34 @@
 """`neurograft plan`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neurograft.command_line.arguments import Fixed, InputShapes
 from neurograft.command_line.printing import say
-from neurograft.command_line.streaming import MemberFiles, Network
+from neurograft.command_line.streaming import Align, Base, MemberFiles, Network, check_decided, recipe_of
+
+if TYPE_CHECKING:
+    from neurograft.members.members import Members
+    from neurograft.methods.method import Method
+    from neurograft.operators.operator import Operator
 
 
 def plan(
     factory: Network,
-    members: MemberFiles,
+    members: MemberFiles = [],  # noqa: B006 - typer reads the default, nothing writes to it
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Read the weights, decide, and save the plan as this .safetensors file."),
     ] = None,
     inputs: InputShapes = [],  # noqa: B006 - typer reads the default, nothing writes to it
-    method: Annotated[str, typer.Option(help="How to fuse: average, transplant, …")] = "transplant",
+    method: Annotated[
+        str | None,
+        typer.Option(help="How to fuse: average, transplant, … or ties, slerp, …", show_default="transplant"),
+    ] = None,
+    base: Base = None,
+    align: Align = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -35,23 +45,44 @@ def plan(
 ) -> None:
     """Show what fusing checkpoints would do, from their headers and a trace alone; with --output, decide and save it.
 
-    A saved plan carries the members' SHA-256 hashes and is applied with `neurograft fuse --plan`.
+    A saved plan carries the members' SHA-256 hashes and is applied with `neurograft fuse --plan`. A recipe is
+    read as by `neurograft fuse`.
 
     Example: `neurograft plan package.module:function a.safetensors b.safetensors -i 1x3x32x32`
     """
     from neurograft.applying.estimate import estimate
     from neurograft.command_line.arguments import check_output, parse_options, parse_weights
     from neurograft.command_line.streaming import open_members
-    from neurograft.methods import method_of
+    from neurograft.methods import choice_of
     from neurograft.methods.planner import plan_members
     from neurograft.plans.saving import SavedPlan, save_plan
 
-    chosen, shares = method_of(method, parse_options(option)), parse_weights(weights)
     if output is not None:
         check_output(output, force=force)
-    opened = open_members(factory, members, inputs, fixed, seed).weighted(shares)
-    say(str(estimate(opened, chosen)))
+    if (recipe := recipe_of(factory, members)) is not None:
+        given = {"--method": method, "--option": option, "--weights": weights, "--fixed": fixed}
+        check_decided({**given, "--base": base, "--align": align}, "a recipe")
+        opened, (chosen, operator) = _by_recipe(*recipe, inputs, seed)
+    else:
+        chosen, operator = choice_of(method or "transplant", parse_options(option), align)
+        opened = open_members(factory, members, inputs, fixed, seed, base).weighted(parse_weights(weights))
+    say(str(estimate(opened, chosen, operator)))
     if output is not None:
-        decided = plan_members(opened, chosen, seed=seed)
+        decided = plan_members(opened, chosen, operator, seed=seed)
         save_plan(SavedPlan(decided, opened.name, opened.fixed, opened.hashes()), output)
         say(f"\n{decided}\nwrote {output}")
+
+
+def _by_recipe(
+    factory: str, path: Path, inputs: list[str], seed: int
+) -> "tuple[Members, tuple[Method, Operator | None]]":
+    """The models of a recipe, and what is done to them."""
+    from neurograft.command_line.arguments import build, example_inputs
+    from neurograft.merging.merge import open_models
+    from neurograft.merging.recipe import Recipe
+    from neurograft.methods.average import Average
+
+    recipe = Recipe.read(path)
+    given = example_inputs(inputs, factory, seed) if factory or inputs else None
+    opened = open_models(recipe, (lambda: build(factory, seed)) if factory else None, factory, given)
+    return opened, (recipe.align or Average(), recipe.operator)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,15 +22,25 @@ Network = Annotated[
     typer.Argument(
         metavar="FACTORY",
         help="How to build the network: `package.module:function`, called without arguments. Leave it out for Hugging "
-        "Face model folders, whose config.json says it.",
+        "Face model folders, whose config.json says it, and for a recipe of such.",
     ),
 ]
 MemberFiles = Annotated[
     list[Path],
     typer.Argument(
         metavar="MEMBERS...",
-        help="The members' checkpoints: .safetensors, an index, .pt, or model folders; `FILE#ema` takes a part.",
+        help="The members' checkpoints: .safetensors, an index, .pt, or model folders; `FILE#ema` takes a part. Or a "
+        "recipe (.yaml), which names them.",
+        show_default=False,
     ),
+]
+Base = Annotated[
+    Path | None,
+    typer.Option(help="For merge operators: the checkpoint or model folder that all members were trained from."),
+]
+Align = Annotated[
+    str | None,
+    typer.Option(metavar="METHOD", help="For merge operators: how members are brought into one basis first."),
 ]
 MaxMemory = Annotated[
     str | None,
@@ -79,13 +89,48 @@ def parse_dtype(text: str | None) -> "torch.dtype | None":
     return dtype
 
 
+def recipe_of(network: str, members: Sequence[Path]) -> tuple[str, Path] | None:
+    """The factory (empty for model folders) and the recipe that the command line names, None if it names members.
+
+    Raises:
+        OptionError: a recipe and members beside it.
+
+    Example:
+        >>> recipe_of("recipe.yaml", []), recipe_of("package.module:function", [Path("recipe.yaml")])
+        (('', PosixPath('recipe.yaml')), ('package.module:function', PosixPath('recipe.yaml')))
+    """
+    named = [Path(network), *members]
+    recipes = [path for path in named if path.suffix.lower() in (".yaml", ".yml")]
+    if not recipes:
+        return None
+    if len(named) > 2 or (len(named) == 2 and recipes != [named[1]]):
+        raise OptionError(f"{recipes[0]} is a recipe, which names the members: leave them out")
+    return ("" if len(named) == 1 else network), recipes[0]
+
+
+def check_decided(given: Mapping[str, object], what: str) -> None:
+    """Refuse beside a saved plan or a recipe what it has decided.
+
+    Raises:
+        OptionError: names the options.
+    """
+    extra = [name for name, value in given.items() if value]
+    if extra:
+        raise OptionError(f"{what} has decided on the method and all it takes; leave out {' and '.join(extra)}")
+
+
 def names_folder(network: str) -> bool:
     """Whether the first argument is a member instead of a factory."""
     return is_there(Path(network))
 
 
 def open_members(
-    network: str, members: Sequence[Path], inputs: Sequence[str], fixed: Sequence[str], seed: int
+    network: str,
+    members: Sequence[Path],
+    inputs: Sequence[str],
+    fixed: Sequence[str],
+    seed: int,
+    base: Path | None = None,
 ) -> "Members":
     """Open what the command line names, without loading weights.
 
@@ -99,14 +144,14 @@ def open_members(
 
     if not names_folder(network):
         given = example_inputs(inputs, network, seed)
-        return open_files(members, lambda: build(network, seed), network, given, fixed)
+        return open_files(members, lambda: build(network, seed), network, given, fixed, base)
     first = Path(network)
     if not is_model_folder(first):
         raise InputError(
             f"{first} is a checkpoint; say first how its network is built (package.module:function), or give model "
             "folders with a config.json"
         )
-    return open_folders([first, *members], example_inputs(inputs, network, seed) if inputs else None, fixed)
+    return open_folders([first, *members], example_inputs(inputs, network, seed) if inputs else None, fixed, base)
 
 
 @contextmanager

@@ -99,11 +99,9 @@ def plan_members(
     check_seed(seed)
     keep = heads == "keep"
     if operator is not None:
-        operator = _settled(operator, members)
+        operator = settled_operator(operator, members)
     with_base = operator is not None and members.base is not None and (operator.needs_base or operator.takes_base)
     graphs = members.graphs
-    if operator is not None:
-        operator.check(len(members), list(members.states[0]), graph_depths(graphs[0]))
     laid_out = freed_heads(graphs) if keep else graphs
     check_fixed_widths(laid_out)
     if operator is not None or not (members.stored and method.finds_bad_numbers):
@@ -162,12 +160,19 @@ def _apart(filling: Filling, graph: NeuronGraph) -> tuple[Filling, FusionPlan]:
     return replace(filling, maps=maps, weights=filling.weights[:-1]), FusionPlan("base", (graph,), own, (1.0,))
 
 
-def _settled(operator: Operator, members: Members) -> Operator:
+def settled_operator(operator: Operator, members: Members) -> Operator:
     """An operator with the members' weights where it takes such as they are and has none of its own.
 
     Raises:
-        OptionError: it needs an ancestor and there is none, or weights are given twice.
+        OptionError: it cannot combine these members, needs an ancestor and has none, or weights are given twice.
+        BadWeights: weights of another length, or weights that cannot be normalised.
     """
+    settled = _with_weights(operator, members)
+    settled.check(len(members), list(members.states[0]), graph_depths(members.graph))
+    return settled
+
+
+def _with_weights(operator: Operator, members: Members) -> Operator:
     if operator.needs_base and members.base is None:
         raise OptionError(
             f"{operator} combines what members have changed: give their ancestor, base= (on the command line --base)"

@@ -9,12 +9,15 @@ from torch import Tensor
 from neurograft.operators.block import Block
 from neurograft.operators.operator import Operator
 from neurograft.operators.settings import SHARE, Setting, shared
-from neurograft.operators.task_vectors import merged_changes
+from neurograft.operators.task_vectors import agreeing
+
+SMALL = 1e-6
+"""Where members have changed less than this, squared, they count the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sce(Operator):
-    """W_fused = W_base + Σ_m η_m τ_m / Σ_m η_m over the members that have the elected sign, η_m = |τ_m|² / Σ_j |τ_j|².
+    """W_fused = W_base + Σ_m η_m τ_m / Σ_m η_m over the members m that have the sign of Σ_m τ_m, η_m = |τ_m|² / Σ |τ|².
 
     First only those entries stay in which the members' task vectors differ most, by their variance over the members.
 
@@ -41,9 +44,10 @@ class Sce(Operator):
         if density < 1:
             changes = changes * _varying(changes.var(0, unbiased=False), density)
         sizes = changes.square().flatten(1).mean(1) if changes.dim() > 1 else changes.square()
-        total = float(sizes.sum())
-        shares = [1 / len(changes)] * len(changes) if total < 1e-6 else (sizes / total).tolist()
-        return block.ancestor + merged_changes(list(changes), shares, "sum", True)
+        total = sizes.sum()
+        shares = sizes / total if float(total) >= SMALL else torch.full_like(sizes, 1 / len(changes))
+        weights = shares.reshape(-1, *(1,) * (changes.dim() - 1)) * agreeing(changes, "sum")
+        return block.ancestor + (weights * changes).sum(0) / weights.sum(0).clamp_min(SMALL)
 
 
 def _varying(variance: Tensor, density: float) -> Tensor:

@@ -68,15 +68,19 @@ def merged_changes(
         merged = weighted_sum(changes, weights)
         return merged / total if normalize and abs(total) >= 1e-8 else merged
     weighted = torch.stack([change * weight for change, weight in zip(changes, weights, strict=True)])
-    votes = weighted.sum(0) if consensus == "sum" else weighted.sign().sum(0)
-    elected = torch.where(votes >= 0, 1.0, -1.0).to(weighted)
-    kept = weighted.sign() == elected
+    kept = agreeing(weighted, consensus)
     merged = (weighted * kept).sum(0)
     if not normalize:
         return merged
     column = torch.tensor(weights, dtype=weighted.dtype, device=weighted.device)
     divisor = (kept * column.reshape(-1, *(1,) * (weighted.dim() - 1))).sum(0)
     return merged / torch.where(divisor == 0, 1.0, divisor)
+
+
+def agreeing(changes: Tensor, consensus: Consensus) -> Tensor:
+    """Where members' changes, shape `(members, …)`, have the elected sign; a tie is elected as positive."""
+    votes = changes.sum(0) if consensus == "sum" else changes.sign().sum(0)
+    return changes.sign() == torch.where(votes >= 0, 1.0, -1.0).to(changes)
 
 
 def kept_only(change: Tensor, order: Tensor, start: int, stop: int) -> Tensor:

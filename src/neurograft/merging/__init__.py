@@ -1,0 +1,1 @@
+"""Recipes in files, and model folders merged by them."""
