@@ -17,8 +17,10 @@ from neurograft.merging.vocabularies import check_vocabularies
 from neurograft.methods.average import Average
 from neurograft.methods.planner import plan_members
 from neurograft.plans.saving import SavedPlan
+from neurograft.preserve_state import keeps_random_state
 
 
+@keeps_random_state
 def merge(
     recipe: str | Path | Recipe,
     output: str | Path,
