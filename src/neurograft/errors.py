@@ -16,7 +16,7 @@ NeurograftError
 ├── RecipeError           a recipe says what cannot be merged
 ├── StudyError            a study file says what cannot be run
 ├── StoreError            results cannot be kept or read: a read-only folder, a full disk
-└── MissingExtra          an optional package is needed; the message says which extra to install
+└── MissingExtra          an optional package is needed; the message names the extra to install
 """
 
 from collections.abc import Iterable
@@ -95,7 +95,7 @@ class MissingExtra(NeurograftError, ImportError):
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Say which known names come closest to `name`, for the end of an error message.
+    """Name the known names that come closest to `name`, for the end of an error message.
 
     Example:
         >>> closest("transplnt", ["average", "transplant"])

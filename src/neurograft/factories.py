@@ -19,7 +19,7 @@ def factory_parts(text: str) -> tuple[str, str]:
     module_name, separator, name = text.partition(":")
     if not separator or not module_name or not name:
         there = (
-            "; this is a file or folder of weights, what is asked for is the function that builds the network "
+            "; this is a file or folder of weights, what is needed is the function that builds the network "
             "(`neurograft plan` takes Hugging Face folders and shows their groups)"
         )
         raise InputError(

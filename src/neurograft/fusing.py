@@ -229,7 +229,7 @@ def fuse(
         recover: what is done without training to the fused network. "refit", "repair" or "batch_norm" on the
             calibration batches; None for nothing; "auto" refits if there are any, repairs the statistics of
             BatchNorms from the members' own if there are none and neurons were merged (a transplant and the vanilla
-            average stay as published; ask for "repair" to have it there too).
+            average stay as published; name "repair" to have it there too).
         align: for an operator, the method that brings members into one basis first; see `plan`.
         base: for an operator, the network that all members were trained from; see `plan`.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.

@@ -49,7 +49,7 @@ def call_on_batch(model: nn.Module, inputs: Inputs, where: str) -> Any:
 
 
 def pair_note(inputs: Inputs) -> str:
-    """What to say of a batch that a network cannot take: two inputs may have been read as inputs and labels."""
+    """A message about a batch that a network cannot take: two inputs may have been read as inputs and labels."""
     if not isinstance(inputs, Tensor):
         return ""
     return "; a pair is read as (inputs, labels); write ((x, c), labels) or a dict for a network of several inputs"

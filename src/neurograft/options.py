@@ -27,7 +27,7 @@ def patterns_of(patterns: str | Sequence[str], option: str) -> tuple[str, ...]:
 
 
 def check_choice(option: str, value: object, known: Sequence[str]) -> None:
-    """Refuse a word that an option does not know.
+    """Refuse a word that an option does not take.
 
     Raises:
         OptionError: with the closest known words.

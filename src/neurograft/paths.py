@@ -1,4 +1,4 @@
-"""What lies at a path, asked without failing: a name that no system takes is a name of nothing."""
+"""What lies at a path, found without failing: a name that no system takes is a name of nothing."""
 
 import os
 from pathlib import Path

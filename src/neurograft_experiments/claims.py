@@ -56,7 +56,7 @@ class Claim(Strict):
         text: the claim in words, without a number of the paper's.
         source: paper and section.
         figure: what the claim is about.
-        against: what it is compared with: other rows, or a number of ours that says what a word such as "few" means.
+        against: what it is compared with: other rows, or a number of ours that gives a word such as "few" its meaning.
         holds_if: the claimed relation. "above" and "below" must exceed the noise, "equal" must not; "not above" and
             "not below" are met by equal figures.
         measure: "accuracy" on the test images; "epochs" of tuning until validation first reaches the best member;

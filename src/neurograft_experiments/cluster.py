@@ -57,7 +57,7 @@ def run_on_ray(
 
     Raises:
         MissingExtra: ray is not installed.
-        OptionError: no cluster answers there, or no task fits into it.
+        OptionError: no cluster responds there, or no task fits into it.
         StoreError: as `run_in_process`.
         KeyboardInterrupt: the person has seen enough. What was finished before is safe.
     """
@@ -93,7 +93,7 @@ class WorkerShare:
         return self.records[key]
 
     def tensors(self, key: str) -> bytes:
-        """Its tensors; they travel when they are asked for."""
+        """Its tensors; they travel when they are read."""
         import ray
 
         found: bytes = ray.get(self.references[key])
@@ -137,10 +137,10 @@ class _Workers:
 
     @property
     def demand(self) -> str:
-        """What a trial asks for, beside what there is."""
+        """What a trial requires, beside what there is."""
         there = self.ray.cluster_resources()
         return (
-            f"a trial asks for {self.each['CPU']:g} CPUs and {self.each['GPU']:g} GPUs, the cluster has "
+            f"a trial requires {self.each['CPU']:g} CPUs and {self.each['GPU']:g} GPUs, the cluster has "
             f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}"
         )
 
@@ -199,7 +199,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         there: dict[str, Any] = here if address is None else {"address": address}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **there)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"no Ray cluster answers at {address!r}" if address else "Ray does not start on this machine"
+        where = f"no Ray cluster responds at {address!r}" if address else "Ray does not start on this machine"
         start = "; start one with `ray start --head`, or leave out --address" if address else ""
         raise OptionError(f"{where}: {str(error).strip().splitlines()[0]}{start}") from error
     finally:

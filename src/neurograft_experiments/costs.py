@@ -28,7 +28,7 @@ def costs_trial(task: Task, threads: int) -> JSON:
     """Measure the fusion in a new process, whose memory nothing else has touched.
 
     Raises:
-        StudyError: if that process fails, with the end of what it said.
+        StudyError: if that process fails, with the end of what it printed.
     """
     given = json.dumps({**task.settings, "threads": threads})
     command = [sys.executable, "-W", "ignore", "-m", "neurograft_experiments.costs"]

@@ -8,10 +8,10 @@ AUTO = "auto"
 
 
 def check_device(name: str) -> None:
-    """Refuse what is no device, without asking whether this machine has it.
+    """Refuse what is no device, whether this machine has it or not.
 
     Raises:
-        OptionError: if torch knows no such device.
+        OptionError: if torch has no such device.
 
     Example:
         >>> check_device("cuda:1"), check_device("gpu")

@@ -20,7 +20,7 @@ class Outcome:
     """What became of the tasks of one call.
 
     Attributes:
-        trials: how many trials were asked for.
+        trials: how many there are.
         before: trials whose rows were there already.
         done: trials that have a row now and had none before.
         failed: labels of the tasks that raised an error.
@@ -43,7 +43,7 @@ class TaskQueue:
     """The tasks that are left: trials without a row, and members that one of those needs and nobody has trained."""
 
     def __init__(self, tasks: Sequence[Task], store: Store):
-        known = {task.key: task for task in tasks}  # the same trial asked for twice is one
+        known = {task.key: task for task in tasks}  # the same trial named twice is one
         self._trials = {key for key, task in known.items() if task.kind == "trial"}
         wanted = _with_needs({key for key in self._trials if not store.has(key)}, known, store)
         self.before = len(self._trials) - len(wanted & self._trials)
@@ -66,12 +66,12 @@ class TaskQueue:
         return None
 
     def finish(self, task: Task) -> None:
-        """Say that the result of a task is in the store."""
+        """Note that the result of a task is in the store."""
         self._running.discard(task.key)
         del self.pending[task.key]
 
     def fail(self, task: Task) -> tuple[str, ...]:
-        """Say that a task failed; gives the labels of those that cannot run without it."""
+        """Note that a task failed; gives the labels of those that cannot run without it."""
         self.finish(task)
         self._failed[task.key] = task.label
         lost = [other for other in self.pending.values() if task.key in other.needs]
@@ -199,6 +199,6 @@ def _settle(task: Task, result: Result | Exception, queue: TaskQueue, store: Sto
 
 
 def explain(error: Exception) -> str:
-    """An error in one line: what was raised on purpose says all itself."""
+    """An error in one line: the message of what was raised on purpose is enough."""
     text = str(error) if isinstance(error, NeurograftError) else f"{type(error).__name__}: {error}"
     return text.strip().split("\n")[0]

@@ -56,7 +56,7 @@ class Ingredients:
 
 
 def make_start(of: Ingredients) -> InitialModel:
-    """The trial's start, recovered without training if the trial says so; the tunings of one start share it."""
+    """The trial's start, recovered without training if the trial has a recovery; the tunings of one start share it."""
     settings, start = of.settings, of.settings["start"]
     shared = {name: settings[name] for name in ("data", "network", "members", "start")}
     inputs = {name: settings.get(name) for name in ("calibration", "inputs")}
@@ -105,7 +105,7 @@ def _fused(of: Ingredients, start: JSON) -> Fusion:
 
 
 def _kept_member(of: Ingredients, start: JSON) -> Fusion:
-    """All neurons from one member, though all have the same say in what the outputs should be."""
+    """All neurons from one member, though all count the same in what the outputs should be."""
     k = len(of.members)
     chosen = of.best if start["member"] == "best" else start["member"]
     quota = [float(number == chosen) for number in range(k)]

@@ -27,7 +27,7 @@ OWNED = (
 )
 ALIGNED = (
     "Every fused neuron is the mean of one neuron (or a mixture) of each member. Columns are the fused neurons; the "
-    "shade says which neuron of the member arrives there, from its first (faint) to its last (strong). A smooth strip "
+    "shade shows which neuron of the member arrives there, from its first (faint) to its last (strong). A smooth strip "
     "has kept its order."
 )
 Array: TypeAlias = NDArray[Any]
@@ -70,7 +70,7 @@ def origins_picture(plan: FusionPlan, label: str) -> Iterator[Picture]:
     If fused neurons have owners (transplant, zip): a strip per member, strong where a neuron goes into the fused
     network, faint where it is left out, and the fused strip in the colours of the members its neurons are made of.
     Otherwise (permutation, optimal transport) every member gives to every fused neuron: a strip per member over the
-    fused neurons, whose shade says which of the member's neurons arrives there, from its first (faint) to its last.
+    fused neurons, whose shade shows which of the member's neurons arrives there, from its first (faint) to its last.
     """
     blocks = {name: strips(maps, owned=plan.owned) for name, maps in plan.maps.items()}
     if not blocks:

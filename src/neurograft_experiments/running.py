@@ -1,4 +1,4 @@
-"""`run_task`: train a member, or make, recover, tune and measure what a trial asks for."""
+"""`run_task`: train a member, or make, recover, tune and measure the network of a trial."""
 
 import time
 from dataclasses import replace

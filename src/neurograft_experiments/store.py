@@ -80,7 +80,7 @@ class Store:
             ) from error
 
     def close(self) -> None:
-        """Let go of the database; what is asked next opens it again, for reading."""
+        """Close the database; the next query opens it again, for reading."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
@@ -184,7 +184,7 @@ class Store:
         """Keep the row of a trial; False if there is one already.
 
         Raises:
-            StoreError: it cannot be written. The message says what is safe.
+            StoreError: it cannot be written. The message names what is safe.
         """
         with self._keeping(f"the row of {row['key']}"):
             added = self._put("INSERT OR IGNORE INTO results VALUES (?, ?)", row)
@@ -292,7 +292,7 @@ def reason(error: BaseException) -> str:
 
 
 def of_the_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, says that the disk takes no more: every other task would meet it.
+    """Whether an error, or what it was raised from, means that the disk takes no more: every other task would meet it.
 
     Example:
         >>> of_the_disk(OSError(errno.ENOSPC, "No space left on device")), of_the_disk(ValueError("no"))

@@ -1,4 +1,4 @@
-"""What a study file may say: the models its keys are checked against."""
+"""What a study file may hold: the models its keys are checked against."""
 
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
@@ -121,7 +121,7 @@ class MemberSettings(Training):
         if self.networks is not None and len(self.networks) != self.count:
             raise PydanticCustomError(
                 "networks",
-                "networks names {named} members, count says {count}",
+                "networks names {named} members, count is {count}",
                 {"named": len(self.networks), "count": self.count},
             )
         if self.copies == "pruned" and (self.count != 2 or self.networks or self.split):
@@ -328,9 +328,9 @@ class About(Strict):
 
     Attributes:
         title: a few words.
-        question: what the study answers.
+        question: what the study measures, as a question.
         paper: whose study it is.
-        claims: what that paper says, one by one.
+        claims: of that paper, one by one.
         plot: what the plot shows.
     """
 

@@ -1,4 +1,4 @@
-"""What a person asks for: studies by name or file, seeds, and trials by label, turned into tasks."""
+"""Studies by name or file, seeds, and trials by label, turned into tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class StudyQuery:
     """One study and its tasks.
 
     Attributes:
-        name: as it was asked for: a name, or the path of a file.
-        study: what the file says.
+        name: a name, or the path of a file, as it was given.
+        study: what is in the file.
         tasks: members and trials, those of other studies included where they are the same.
     """
 
@@ -65,7 +65,7 @@ def ask(
 
 
 def studies_named(names: Sequence[str], preset: str | None = None) -> dict[str, Study]:
-    """The studies that are asked for, by what they were called.
+    """The named studies, by what they were called.
 
     Args:
         names: names, paths of YAML files, or "all".
@@ -165,7 +165,7 @@ def check_factories(tasks: Sequence[Task]) -> None:
 
 
 def check_data(tasks: Sequence[Task], data_folder: Path | None) -> None:
-    """Find the data sets of tasks, without reading them: what is missing is said before anything is trained.
+    """Find the data sets of tasks, without reading them: what is missing is reported before anything is trained.
 
     What fusing costs is measured on images made of random numbers.
 

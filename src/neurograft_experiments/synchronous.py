@@ -57,7 +57,7 @@ class _SynchronousRun:
 
 
 def synchronous_trial(task: Task, cache: TrialCache, tick: Tick) -> JSON:
-    """Train with as many processes as the settings say, at every learning rate, and measure what validation chose.
+    """Train with as many processes as the settings name, at every learning rate, and measure what validation chose.
 
     Raises:
         StudyError: if a worker fails for another reason than a loss that became infinite, with what it raised.
@@ -128,7 +128,7 @@ def _worker(number: int, job: JSON, images: Images, reports: Any, meeting: str) 
     torch.set_num_threads(job["threads"])
     with worker_group(number, job["workers"], meeting):
         train_worker(number, job, images, reports.put)
-    os._exit(0)  # all is said; the end of an interpreter may meet a thread of gloo's that still runs, and abort
+    os._exit(0)  # all is written; the end of an interpreter may meet a thread of gloo's that still runs, and abort
 
 
 @contextmanager

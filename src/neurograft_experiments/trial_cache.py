@@ -75,7 +75,7 @@ class TrialCache:
         return self.keep("images", {**data, "augment": None}, load)
 
     def member(self, entry: Mapping[str, Any], images: Images, members: MemberNetworks) -> nn.Module:
-        """A trained member, pruned if its entry says so."""
+        """A trained member, pruned if its entry names a ratio."""
 
         def load() -> nn.Module:
             network = make_network(entry["network"], images.shape, images.classes)
@@ -115,7 +115,7 @@ def example_of(images: Images) -> Tensor:
 
 
 def scores_of(network: nn.Module, split: Split) -> JSON:
-    """What a row says of a network on a split."""
+    """The scores of a network on a split, as a row has them."""
     return scores_json(evaluate(network, split.batches()))
 
 

@@ -35,7 +35,7 @@ class Task:
         label: for people.
         needs: keys of the members it reads.
         settings: all that the result depends on, as JSON.
-        labels: what the row says about itself besides: study, preset, row, varied, … Not part of the key.
+        labels: what else the row holds: study, preset, row, varied, … Not part of the key.
         epochs: of training, for progress bars.
     """
 
@@ -242,7 +242,7 @@ def _reads_parts(row: Row, settings: StudySettings) -> bool:
 
 
 def _entries(settings: StudySettings, trained: Sequence[Task]) -> list[JSON]:
-    """What a trial must know of its members: the key, the network, and how much of it is pruned away."""
+    """What a trial reads of its members: the key, the network, and how much of it is pruned away."""
     entries = [{"key": task.key, "network": task.settings["network"]} for task in trained]
     if settings.members.copies == "same":
         return entries * settings.members.count

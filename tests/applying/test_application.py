@@ -54,5 +54,5 @@ def test_a_plan_is_for_its_members() -> None:
     plan = ng.plan(models[:2], x)
     with pytest.raises(PlanError, match="made for 2 members, got 3"):
         ng.apply(plan, models)
-    with pytest.raises(MembersDiffer, match="layers.0.bias, which the plan does not know"):
+    with pytest.raises(MembersDiffer, match="layers.0.bias, which the plan does not have"):
         ng.apply(plan, [build("mlp_batch_norm", seed) for seed in range(2)])

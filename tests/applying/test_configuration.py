@@ -117,7 +117,7 @@ def test_the_hub_is_not_asked(folder, monkeypatch):
         ({"vocab_size": 1 << 50}, "'vocab_size' is 1125899906842624"),
         (
             {"num_hidden_layers": 50_000},
-            "LlamaForCausalLM cannot be built: it asks for far more tensors than there are",
+            "LlamaForCausalLM cannot be built: it needs far more tensors than there are",
         ),
         ({"architectures": "LlamaForCausalLM"}, "names no architecture"),
         ({"architectures": [["LlamaForCausalLM"]]}, "config.json"),

@@ -139,7 +139,7 @@ def test_owned_neurons_enter_unscaled_where_they_are_made(case: str, owned: bool
 def test_a_wrong_output_shape_is_refused() -> None:
     graph = graph_of(*CASES["linear"], SIZES[0])
     plan = FusionPlan("test", (graph,), {}, (1.0,))
-    with pytest.raises(ValueError, match=r"w: out has shape \(2, 2\), the plan says \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"w: out has shape \(2, 2\), the plan has \(4, 3\)"):
         fuse_tensor([torch.zeros(4, 3, dtype=torch.float64)], plan, "w", torch.zeros(2, 2, dtype=torch.float64))
 
 

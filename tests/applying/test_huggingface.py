@@ -176,7 +176,7 @@ def test_folders_that_do_not_fit(tmp_path):
         ("{", "config.json cannot be read"),
         ('{"model_type": "no such thing"}', "config.json cannot be read"),
         ('{"model_type": "llama"}', "config.json names no architecture"),
-        ('{"model_type": "llama", "architectures": ["Evil"]}', "names 'Evil', which transformers .* does not know"),
+        ('{"model_type": "llama", "architectures": ["Evil"]}', "names 'Evil', which transformers .* does not have"),
         ('{"model_type": "llama", "architectures": ["pipeline"]}', "names 'pipeline', which"),
         ('{"model_type": "x", "auto_map": {"AutoConfig": "evil.Config"}}', "config.json cannot be read"),
     ],

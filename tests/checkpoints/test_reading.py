@@ -154,7 +154,7 @@ class TestShards:
     def test_a_tensor_that_is_not_where_the_index_says(self, folder):
         self.write(folder, {"fc.weihgt": "2.safetensors"})
         with pytest.raises(
-            CheckpointError, match=r"says that 2.safetensors holds 'fc.weihgt'; did you mean 'fc.weight'"
+            CheckpointError, match=r"places in 2.safetensors the tensor 'fc.weihgt'; did you mean 'fc.weight'"
         ):
             open_checkpoint(folder)
 

@@ -128,7 +128,7 @@ def test_long_storages_are_refused(tmp_path, saved):
         (lambda data: data.replace(b"saved/data/1", b"saved/data/0"), "two records of the archive have one name"),
         (lambda data: data[:-22], "File is not a zip file"),
         (lambda data: data.replace(b"saved/data.pkl", b"saved/data.pkx"), "without a data.pkl"),
-        (lambda data: b"PK\x03\x04" + data[100:], "not where the archive's directory says|is cut|not a zip file"),
+        (lambda data: b"PK\x03\x04" + data[100:], "not where the archive's directory has it|is cut|not a zip file"),
         (lambda data: data.replace(b"saved/data/0", b"saved/data/7", 1), "'saved/data/0' is not where"),
     ],
     ids=["missing", "twice", "no directory", "no pickle", "moved", "two headers"],

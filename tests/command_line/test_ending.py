@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from neurograft.command_line import app as command_line
-from neurograft.command_line.printing import plain_printing, say
+from neurograft.command_line.printing import plain_printing, print_lines
 from neurograft.errors import NeurograftError
 
 WRITING = """
@@ -67,7 +67,7 @@ def test_a_terminal_that_lacks_characters(monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     with plain_printing():
-        say("naïve → \udcff\x1b[31m")
+        print_lines("naïve → \udcff\x1b[31m")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = command_line_warning()

@@ -143,7 +143,7 @@ def test_a_folder_is_not_named_like_a_file(neurograft, members, tmp_path):
 def test_a_checkpoint_where_the_factory_must_stand(neurograft, members, tmp_path):
     code, _, err = neurograft("fuse", *members, *SHAPE, "-o", tmp_path / "out.safetensors")
     assert code == 2
-    assert "member-0.safetensors is a checkpoint; say first how its network is built" in err
+    assert "member-0.safetensors is a checkpoint; name first how its network is built" in err
 
 
 def test_model_folders_become_a_model_folder(neurograft, tmp_path):

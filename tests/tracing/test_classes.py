@@ -169,7 +169,7 @@ def test_queries_keys_and_values_of_one_stacked_weight_share_their_rotation() ->
     graph = ng.trace(attention("torch", 2).double(), sequences().double())
     (inside,) = (group for group in graph.free if group.inside is not None)
     assert inside.symmetry is Symmetry.ORTHOGONAL
-    assert inside.limit == "no two sides of it can be told apart"
+    assert inside.limit == "no two sides of it can be distinguished"
 
 
 EXACT = {

@@ -75,7 +75,7 @@ def test_experts_in_modules_of_their_own_are_fixed() -> None:
     # a slot says where unit i sits in one tensor; units that are tensors of their own have no such place
     torch.manual_seed(0)
     graph = traced(Separate().eval(), rows())
-    why = "its units are asked for one by one (eq in the network itself) and not treated alike"
+    why = "its units are read one by one (eq in the network itself) and not treated alike"
     assert graph["router.weight:0"].why == why
     assert {graph[f"experts.{e}.0.weight:0"].size for e in range(EXPERTS)} == {HIDDEN}
     assert not any(graph[f"experts.{e}.0.weight:0"].fixed for e in range(EXPERTS))

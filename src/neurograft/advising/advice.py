@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from neurograft.advising.recipes import Candidate, Starts
 from neurograft.advising.result import Advice
-from neurograft.advising.search import Race, Say, Tuning, affordable, halving
+from neurograft.advising.search import Progress, Race, Tuning, affordable, halving
 from neurograft.advising.verdict import Contender, verdict_of
 from neurograft.errors import OptionError, closest
 from neurograft.evaluating.ensemble import Ensemble
@@ -41,7 +41,7 @@ def advise(
     calibration: Batches | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-    say: Say = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Advice:
     """Find out on your own members and data whether fusing pays, and by which recipe.
 
@@ -58,7 +58,7 @@ def advise(
         test: labelled batches that are read once at the end.
         epochs: how long the recommended recipe, and every rival, may train; 0: what can be done without training.
         minutes: of the whole search, instead of `epochs`: as many epochs as fit, by the time of the first one.
-        methods: which fusion methods to try; one that cannot fuse these members is left out and says why.
+        methods: which fusion methods to try; one that cannot fuse these members is left out, with the reason.
         recoveries: "none", "refit".
         tunings: "finetune", "distill".
         lr: learning rates to try.
@@ -67,7 +67,7 @@ def advise(
         calibration: unlabelled batches for refit and for methods that look at activations; default `train`.
         seed: of everything random inside.
         device: where to train; results come back on the members' own device.
-        say: called with what is being done.
+        progress: called with what is being done.
 
     Raises:
         InputError: for batches that cannot be used.
@@ -95,7 +95,7 @@ def advise(
     scores = tuple(evaluate(model, validation) for model in models)
     best = max(range(len(models)), key=lambda m: (scores[m].accuracy, -scores[m].loss))
     where = None if device is None else str(device)
-    race = Race(models, best, train, validation, temperature, seed, where, say)
+    race = Race(models, best, train, validation, temperature, seed, where, progress)
     example = _example(validation) if example_inputs is None else example_inputs
     starts = race.starts(example, methods, recoveries, train if calibration is None else calibration)
     trainings = [(tuning, rate) for tuning in tunings for rate in rates] if epochs or minutes is not None else []
@@ -107,7 +107,7 @@ def advise(
         left = max(0.0, 60 * minutes - spent)
         epochs = affordable(left, spent / len(rivals), len(candidates), len(tunings))
     tried = halving(race, candidates, rivals, epochs)
-    say("comparing")
+    progress("comparing")
     return _decided(race, starts, tried, scores, test, epochs)
 
 

@@ -40,16 +40,16 @@ def candidates_table(advice: Advice) -> Table:
 
 
 def advice_document(advice: Advice, made: Mapping[str, str]) -> Document:
-    """The page: the answer, what was compared, the curves, everything that was tried.
+    """The page: the verdict, what was compared, the curves, everything that was tried.
 
     Args:
         advice: what `advise` found.
         made: names and values for the end of the page: command, data, commit, versions, hardware.
     """
-    answer: list[Part] = [Paragraph(advice.verdict, "takeaway"), contenders_table(advice.contenders)]
+    verdict: list[Part] = [Paragraph(advice.verdict, "takeaway"), contenders_table(advice.contenders)]
     shown = [c.candidate for c in advice.contenders if c.candidate is not None and len(c.candidate.curve) > 1]
     if shown:
-        answer.append(curves_table(shown))
+        verdict.append(curves_table(shown))
     tried: list[Part] = [candidates_table(advice)]
     tried += [Paragraph(f"{method} cannot fuse these members: {why}", "note") for method, why in advice.refused.items()]
     members = ", ".join(f"{100 * scores.accuracy:.1f}" for scores in advice.members)
@@ -57,7 +57,7 @@ def advice_document(advice: Advice, made: Mapping[str, str]) -> Document:
         "Does fusing pay?",
         f"{len(advice.members)} members, {members} % on validation, at most {advice.epochs} epochs for every recipe.",
         (
-            Section("The answer", tuple(answer)),
+            Section("The verdict", tuple(verdict)),
             Section("What was tried", tuple(tried)),
             Section("How this was made", (Facts(made),)),
         ),

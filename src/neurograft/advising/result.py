@@ -55,7 +55,7 @@ class Advice:
         fuse: whether a fused network is recommended.
         recipe: the recommended one.
         network: what it gave.
-        verdict: the answer in sentences.
+        verdict: what to do, in sentences.
         contenders: the recommended network, the best fused one, and what they must be compared with.
         members: validation scores of every member.
         candidates: everything that was tried, what was trained longest first.

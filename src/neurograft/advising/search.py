@@ -18,7 +18,7 @@ from neurograft.training.distilling import distill
 from neurograft.training.finetuning import finetune
 from neurograft.training.loop import Epoch
 
-Say: TypeAlias = Callable[[str], None]
+Progress: TypeAlias = Callable[[str], None]
 Tuning: TypeAlias = Literal["finetune", "distill"]
 KEPT = 3
 """Of so many candidates one is trained on."""
@@ -36,7 +36,7 @@ class Race:
         temperature: of distilling.
         seed: of every training.
         device: where to train, None for where the members are.
-        say: called with what is being done.
+        progress: called with what is being done.
     """
 
     members: Sequence[nn.Module]
@@ -46,12 +46,12 @@ class Race:
     temperature: float
     seed: int
     device: str | None
-    say: Say
+    progress: Progress
 
     def starts(
         self, example: Inputs, methods: Sequence[str], recoveries: Sequence[str], calibration: Batches
     ) -> Starts:
-        """The best member, and every method with every recovery; a method that cannot fuse these members says why."""
+        """The best member, and every method with every recovery; the reason of each that cannot fuse these members."""
         found = [self._measured(Recipe(BEST_MEMBER), self.members[self.best], 0.0)]
         refused: dict[str, str] = {}
         try:
@@ -59,7 +59,7 @@ class Race:
         except NeurograftError as error:
             return Starts(tuple(found), dict.fromkeys(methods, str(error)))
         for method in methods:
-            self.say(f"fusing by {method}")
+            self.progress(f"fusing by {method}")
             began = time.perf_counter()
             try:
                 fusion = Fusion.of(members, method, seed=self.seed)
@@ -85,7 +85,7 @@ class Race:
             return candidate
         recipe, history = candidate.recipe, list[Epoch]()
         assert recipe.lr is not None
-        self.say(f"{recipe.name}: epochs {candidate.epochs + 1} to {epochs}")
+        self.progress(f"{recipe.name}: epochs {candidate.epochs + 1} to {epochs}")
         settings: dict[str, Any] = {
             "epochs": more,
             "lr": recipe.lr,

@@ -1,4 +1,4 @@
-"""The answer in sentences: what to do, what it gains, at what cost, and what cannot be told apart."""
+"""The verdict in sentences: what to do, what it gains, at what cost, and what cannot be distinguished."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Contender:
 
 
 def verdict_of(contenders: Sequence[Contender], fused: Candidate | None, gain: Gap, *, fuse: bool, members: int) -> str:
-    """The answer in sentences.
+    """The verdict in sentences.
 
     Args:
         contenders: the recommended network first, then the best fused one, the rivals, and the ensemble.

@@ -17,8 +17,8 @@ TIE = 1e-4  # how much the weights count beside the activations: enough to decid
 class ActivationSimilarity:
     """Neurons are alike if they are active together; a group without activations falls back to its weights.
 
-    Neurons that the samples cannot tell apart (all that are silent on them, behind a ReLU also those that respond in
-    one and the same sample) are told apart by their weights, which count 10⁻⁴ as much as the activations.
+    Neurons that the samples do not distinguish (all that are silent on them, behind a ReLU also those that respond in
+    one and the same sample) are distinguished by their weights, which count 10⁻⁴ as much as the activations.
 
     `target` and `member` are what `member_cells` gives, on the same samples: units whose insides are not matched yet,
     or are matched in every pair of units by itself, count with their best inner matching.
@@ -31,7 +31,7 @@ class ActivationSimilarity:
         self.graph = weights.target.graph
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
-        """As `Similarity.products` says; divided by the number of samples, with the weights as a tie-break."""
+        """As `Similarity.products`; divided by the number of samples, with the weights as a tie-break."""
         weights = self.weights.sums(group, maps, known, readers)
         units = units_of(self.graph, group, maps)
         shown: ProductSum | None = None
@@ -54,11 +54,11 @@ class ActivationSimilarity:
         return shown.plus(weights, TIE * amount / beside if amount and beside else 1.0).products()
 
     def nothing(self, group: str) -> Products:
-        """As `Similarity.nothing` says."""
+        """As `Similarity.nothing`."""
         return self.weights.nothing(group)
 
     def twice(self, group: str) -> bool:
-        """As `Similarity.twice` says: never for activations."""
+        """As `Similarity.twice`: never for activations."""
         return not any(group in key for key in self.target) and self.weights.twice(group)
 
     def objective(self, maps: Maps, group: str | None = None) -> float:

@@ -21,7 +21,7 @@ from neurograft.tracing.observing import Step, observe
 When = Literal["pre", "post"]
 Side = Literal["input", "output"]
 Cells: TypeAlias = dict[tuple[str, ...], Tensor]
-"""A group and the groups inside it that are told apart -> `(rows, units, neurons of each of these …)`."""
+"""A group and the groups inside it that are distinguished -> `(rows, units, neurons of each of these …)`."""
 
 
 def member_activations(members: Members, *, when: When = "pre", samples: int = 1024) -> list[dict[str, Tensor]]:
@@ -104,7 +104,7 @@ def group_activations(
 
 
 def member_cells(members: Members, *, when: When = "pre", samples: int = 1024) -> list[Cells]:
-    """As `member_activations`, but the neurons inside a unit (the channels of a head) are told apart.
+    """As `member_activations`, but the neurons inside a unit (the channels of a head) are distinguished.
 
     Returns:
         For every member and `(group,)` what no inner group divides, shape `(rows, units)`; for `(group, inner)`
@@ -126,7 +126,7 @@ def member_cells(members: Members, *, when: When = "pre", samples: int = 1024) -
 
 
 def watch(model: nn.Module, graph: NeuronGraph, batches: Batches, collector: "_Collector") -> Cells:
-    """Run the network, untouched, until the collector has seen as many inputs as it wants."""
+    """Run the network, untouched, until the collector has seen as many inputs as it needs."""
     device = device_of(model)
     seen = 0
     with preserve_state(model), torch.no_grad(), observe(model, graph, collector):
@@ -159,7 +159,7 @@ class ActivationSite:
 
 
 def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[str, int], list[ActivationSite]]:
-    """Where to watch each group, per use `(tensor, nth)`; the other side is taken if the asked one has no weight."""
+    """Where to watch each group, per use `(tensor, nth)`; the other side is taken if the named one has no weight."""
     found: dict[tuple[str, int], list[ActivationSite]] = {}
     for group in groups:
         made = list(_made(graph, group))
@@ -232,7 +232,7 @@ class _Rows:
 
 
 class _Collector:
-    """Keeps rows of activations as the network runs; `inside` names the groups to tell apart within each group."""
+    """Keeps rows of activations as the network runs; `inside` names the groups to distinguish within each group."""
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ class _Collector:
                 rows.add({key: _rows_of(real_parts(tensor), place.dim, found) for key, found in cells.items()})
 
     def found(self) -> Cells:
-        """All rows of every group, by the groups inside that are told apart."""
+        """All rows of every group, by the groups inside that are distinguished."""
         parts: dict[tuple[str, ...], list[Tensor]] = {}
         for place, rows, _ in (item for found in self.wanted.values() for item in found):
             for inner, kept in rows.rows.items():

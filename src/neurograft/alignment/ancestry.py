@@ -9,7 +9,7 @@ from neurograft.members.members import Members
 from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, Slot
 
-SAMPLED = 32  # neurons compared per tensor: enough to tell, and cheap beside any fusion
+SAMPLED = 32  # neurons compared per tensor: enough to decide, and cheap beside any fusion
 PARTS = 4  # positions looked at per neuron (a head has many)
 READ = 512  # numbers read per position and dimension, about
 ALIGNED_BELOW = 0.5
@@ -57,7 +57,7 @@ def aligned_members(members: Members) -> tuple[bool, ...]:
 
 
 def unaligned_notes(aligned: Sequence[bool]) -> tuple[str, ...]:
-    """What to tell somebody who averages: nothing if all members are aligned."""
+    """A warning for averaging: none if all members are aligned."""
     apart = [str(m) for m, there in enumerate(aligned) if not there]
     if not apart:
         return ()

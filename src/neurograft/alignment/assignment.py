@@ -48,7 +48,7 @@ def assign(cost: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Transport:
-    """A transport plan T of shape `(member, target)`, float64, and what is to be said about it."""
+    """A transport plan T of shape `(member, target)`, float64, and a warning about it."""
 
     plan: Tensor
     warning: str | None = None
@@ -131,7 +131,7 @@ def memory_there(limit: int | None) -> int:
 
 
 def check_memory(group: str, member: int, target: int, solver: Solver, uniform: bool, limit: int | None) -> None:
-    """Say before any work is done that a group is too wide for the memory there is.
+    """Refuse before any work is done a group is too wide for the memory there is.
 
     Raises:
         OptionError: with what it would take, what there is, and what to do.

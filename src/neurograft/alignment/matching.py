@@ -47,7 +47,7 @@ def match_forward(
     are matched; later sweeps see all groups matched.
 
     Args:
-        evidence: tells how alike the neurons are.
+        evidence: measures how alike the neurons are.
         graph: the target's graph.
         order: the outermost groups.
         solve: decides an outermost group's map.

@@ -108,7 +108,7 @@ Orders: TypeAlias = Mapping[str, NDArray[np.integer]]
 
 
 def _names(blocks: Blocks) -> list[str]:
-    # groups that some product tells of by themselves come first
+    # groups that some product contains by themselves come first
     names = dict.fromkeys(name for key in sorted(blocks, key=len) for name in key)
     return list(names)
 
@@ -150,7 +150,7 @@ def _value(blocks: Blocks, orders: Orders) -> float:
 
 
 class ProductSum:
-    """Adds up products over tensors, of neurons (or units) and of what is told apart inside them.
+    """Adds up products over tensors, of neurons (or units) and of what is distinguished inside them.
 
     Args:
         member: shape of the member's neurons: their number, behind that of the units if every unit has its own.

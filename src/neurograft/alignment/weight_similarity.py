@@ -17,7 +17,7 @@ from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
 Maps = Mapping[str, NeuronMap]
 
-STATISTICS = ("mean", "variance", "statistic")  # measured on data, not learnt: they say nothing about alikeness
+STATISTICS = ("mean", "variance", "statistic")  # measured on data, not learnt: they do not measure alikeness
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class Network:
 
 
 class Similarity(Protocol):
-    """Something that can tell how alike the neurons of two networks are."""
+    """A measure of how alike the neurons of two networks are."""
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
-        """Products of a group's neurons, given the groups matched so far; None if nothing can be said yet.
+        """Products of a group's neurons, given the groups matched so far; None if there is nothing to compare yet.
 
         Args:
             group: the group to match.
@@ -70,7 +70,7 @@ class WeightSimilarity:
         self.free = frozenset(group.name for group in target.graph.free)
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
-        """As `Similarity.products` says."""
+        """As `Similarity.products`."""
         return self.sums(group, maps, known, readers).products()
 
     def sums(self, group: str, maps: Maps, known: Container[str], readers: bool) -> ProductSum:
@@ -92,7 +92,7 @@ class WeightSimilarity:
         return total
 
     def nothing(self, group: str) -> Products:
-        """As `Similarity.nothing` says."""
+        """As `Similarity.nothing`."""
         member, target = self.member.graph[group].size, self.target.graph[group].size
         return Products(torch.zeros(member, target), torch.ones(member), torch.ones(target))
 
@@ -155,7 +155,7 @@ def is_one_to_one(neuron_map: NeuronMap) -> bool:
 
 
 def _cells(layout: Layout, outer: str | None, group: str, hidden: Sequence[str]) -> dict[Key, Tensor]:
-    # where the units of a group sit, told apart by what is hidden inside them; or its neurons in every unit of `outer`
+    # where the units of a group sit, distinguished by what is inside them; or its neurons in every unit of `outer`
     if outer is None:
         return cell_positions(layout, group, hidden)
     return {(): cell_positions(layout, outer, [group])[group,]}
@@ -167,7 +167,7 @@ def _share_segment(layout: Layout, group: str, other: str) -> bool:
 
 
 def weight_axes(graph: NeuronGraph, group: str, readers: bool) -> Iterator[tuple[str, int]]:
-    """Every (tensor, dimension) where weights make the group's neurons, and read them if asked."""
+    """Every (tensor, dimension) where weights make the group's neurons, and, where wanted, read them."""
     seen: set[tuple[str, int]] = set()
     for slot in graph[group].slots:
         info = graph.tensors[slot.tensor]
@@ -231,7 +231,7 @@ def unit_features(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
 def neuron_norms(network: Network, group: str) -> tuple[Tensor, Tensor]:
     """The norms of the weights that make and that read each neuron, each of shape `(units,)`, float64.
 
-    Their product says how much signal a neuron carries: rescaling a ReLU neuron leaves it as it is, and copies of
+    Their product measures how much signal a neuron carries: rescaling a ReLU neuron leaves it as it is, and copies of
     a neuron that was split carry the neuron's own together. A group that nothing reads has reading norms of 1.
     """
     size = network.graph[group].size

@@ -21,7 +21,7 @@ from neurograft.preserve_state import copy_of, keeps_random_state
 
 @keeps_random_state
 def apply(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> nn.Module:
-    """Make the fused network: class of `models[0]`, and its shapes unless the plan asks for other widths.
+    """Make the fused network: class of `models[0]`, and its shapes unless the plan has other widths.
 
     Each tensor is W_fused = Σ_m c_m · (A_m on each out or elementwise axis) W_m (B_m on each in axis), computed in
     float32 where the members' precision is lower and returned in theirs. Integer buffers are those of member 0,

@@ -29,11 +29,11 @@ CHOOSING = re.compile("attn_implementation|experts_implementation|kernel_config|
 def network_of(folder: Path, tensors: int) -> nn.Module:
     """The network that config.json names and describes, in eval mode on the meta device.
 
-    Attention is the class's own ("eager"), whatever the configuration asks for: others may be fetched from the hub.
+    Attention is the class's own ("eager"), whatever the configuration names: others may be fetched from the hub.
 
     Args:
         folder: a model folder.
-        tensors: how many the folder's checkpoint holds; a configuration that asks for far more is refused.
+        tensors: how many the folder's checkpoint holds; a configuration that needs far more is refused.
 
     Raises:
         CheckpointError: config.json cannot be read, names no class of transformers, or the class cannot be built.
@@ -47,9 +47,9 @@ def network_of(folder: Path, tensors: int) -> nn.Module:
         names = names if isinstance(names, list) else []
         kind = getattr(transformers, str(names[0]), None) if names else None
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-            told = f"names {named(str(names[0]))!r}" if names else "names no architecture"
+            problem = f"names {named(str(names[0]))!r}" if names else "names no architecture"
             raise CheckpointError(
-                f"{folder}/config.json {told}, which transformers {transformers.__version__} does not know"
+                f"{folder}/config.json {problem}, which transformers {transformers.__version__} does not have"
             )
         try:
             config._attn_implementation = "eager"
@@ -125,7 +125,7 @@ class _Bounded(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise CheckpointError("it asks for far more tensors than there are")
+            raise CheckpointError("it needs far more tensors than there are")
         return func(*args, **(kwargs or {}))
 
 

@@ -46,7 +46,7 @@ def declare_integers(
 
     An attribute whose name means a width is compared with the dimensions, segments and factors of the tensors
     below its module. Where the same old width became several new ones, counts (`num_heads`) go by factors and sizes
-    (`hidden_size`) by whole dimensions; what stays ambiguous is left alone, and a run of the network will tell.
+    (`hidden_size`) by whole dimensions; what stays ambiguous is left alone, and a run of the network decides.
 
     Args:
         model: the network, whose tensors have the shapes of `new` already.
@@ -81,7 +81,7 @@ def _declare(holder: object, path: str, old: NeuronGraph, new: NeuronGraph) -> l
         tables: tuple[dict[int, set[int]], ...] = (factors, wholes) if counting else (wholes, factors)
         if LEADING.search(name):
             tables = (leading, *tables)
-        # three heads beside the three parts of a fused projection: what did not change says nothing
+        # three heads beside the three parts of a fused projection: what did not change is no evidence
         changing = stacked or bool(STREAM.search(name) or LEADING.search(name))
         fresh: Any = (
             _became(value, tables, changing)
@@ -101,7 +101,7 @@ def _is_widths(value: object) -> bool:
 
 
 def _became(value: int, tables: tuple[dict[int, set[int]], ...], changing: bool) -> int:
-    """The one new width of an old one: the first table that knows it decides; unchanged if it is ambiguous."""
+    """The one new width of an old one: the first table that has it decides; unchanged if it is ambiguous."""
     for widths in tables:
         if became := widths.get(value):
             if changing:

@@ -60,7 +60,7 @@ def fuse_tensor(
     """
     rows = FusedRows(tensors, plan, name, base, statistics)
     if tuple(out.shape) != rows.shape:
-        raise ValueError(f"{name}: out has shape {tuple(out.shape)}, the plan says {rows.shape}")
+        raise ValueError(f"{name}: out has shape {tuple(out.shape)}, the plan has {rows.shape}")
     if rows.summed:
         rows.add_to(out, 0, rows.count)
         return out

@@ -128,5 +128,7 @@ def norm_axis(norm: nn.Module, shape: Sequence[int], dim: int, path: str) -> int
             )
         ]
     if len(axes) != 1:
-        raise ResizeError(f"{path}: cannot tell which axis of its input {tuple(shape)} it normalises, found {axes}")
+        raise ResizeError(
+            f"{path}: cannot determine which axis of its input {tuple(shape)} it normalises, found {axes}"
+        )
     return axes[0]

@@ -44,7 +44,7 @@ RESERVE = 1 << 24  # bytes of disk that headers, an index and small files may ne
 
 @dataclass(frozen=True)
 class Streamed:
-    """What `stream` did: bytes read and written, seconds, the members' hashes, and what a user must know."""
+    """What `stream` did: bytes read and written, seconds, the members' hashes, and warnings."""
 
     output: Path
     files: tuple[str, ...]
@@ -82,7 +82,7 @@ def stream(
         dtype: of the fused floating tensors; default: the first member's, tensor by tensor.
         shard_size: bytes per file of a folder; default: one file.
         max_memory: bytes that one tensor's computation may take; a tensor that needs more is refused beforehand.
-        progress: is told how many of the members' bytes are done.
+        progress: called with how many of the members' bytes are done.
         finish: writes further files into the folder before it appears; gets the folder and the members' hashes.
         expected: the hashes the members must have, by file.
         hashing: of the members' files, if it was started before (while the plan was made).

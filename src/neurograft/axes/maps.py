@@ -53,7 +53,7 @@ class Pairs:
 class PerUnit:
     """A matrix of its own in every unit of the group `outer` that holds the neurons (the channels of each head).
 
-    full[(t, i), (s, j)] = outer[t, s] · inner[s][i, j]: the member's unit s says which matrix acts, whatever the matrix
+    full[(t, i), (s, j)] = outer[t, s] · inner[s][i, j]: the member's unit s decides which one acts, whatever the matrix
     of the outer group is. `inner` is dense, shape `(units, fused, member)`, or sparse: `Pairs` whose `target`, `source`
     and `weight` have shape `(units, pairs)`, as many pairs in every unit.
 

@@ -75,7 +75,7 @@ def mix_axis(tensor: Tensor, dim: int, mixing: Pairs | Tensor) -> Tensor:
 
 
 def _mixed(box: Tensor, dim: int, term: Term, mixings: Mixings) -> Tensor:
-    # inner matrices first: the member's own units say which of them acts
+    # inner matrices first: the member's own units decide which of them acts
     for i, mixing in reversed(_outer_first(term, mixings)):
         if isinstance(mixing, PerUnit):
             box = _mix_within(box, dim + _outer(term, i, mixing), dim + i, mixing)
@@ -122,7 +122,7 @@ def _depth(term: Term, i: int, mixings: Mixings) -> int:
 
 
 def _outer(term: Term, i: int, mixing: PerUnit) -> int:
-    """Which factor says which matrix acts on factor i."""
+    """Which factor decides which matrix acts on factor i."""
     for j, factor in enumerate(term.factors):
         if factor.group == mixing.outer:
             if factor.size != mixing.units:
@@ -227,7 +227,7 @@ def unit_positions(layout: Layout, group: str) -> Tensor:
 
 
 def cell_positions(layout: Layout, group: str, inner: Sequence[str]) -> dict[tuple[str, ...], Tensor]:
-    """Where the units of a group sit, told apart by the `inner` groups that lie beside it.
+    """Where the units of a group sit, distinguished by the `inner` groups that lie beside it.
 
     Returns:
         For every combination of inner groups that some term holds beside the group (none: the empty one), positions of

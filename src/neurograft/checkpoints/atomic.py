@@ -192,7 +192,7 @@ def _locked(part: Path, *, wait: bool = False) -> int | None:
     """A handle that holds the lock of a temporary file or folder until it is closed; None if it cannot be had."""
     try:
         import fcntl
-    except ImportError:  # Windows: leftovers stay, they are named so that people can tell
+    except ImportError:  # Windows: leftovers stay, they are named so that people recognise them
         return None
     try:
         handle = os.open(part, os.O_RDONLY)

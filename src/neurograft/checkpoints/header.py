@@ -48,7 +48,7 @@ MISTAKEN = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says about itself: its tensors in the order of their bytes, and its metadata."""
+    """The header of a safetensors file: its tensors in the order of their bytes, and its metadata."""
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]

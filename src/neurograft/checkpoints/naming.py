@@ -27,8 +27,8 @@ MOST = 50  # prefixes that are looked at
 class NameMatch:
     """One way to find a network in a checkpoint: its tensors are those whose names begin with `prefix`.
 
-    `names` maps the network's names (of tied tensors the first) to the stored ones, which `wrapped` says have wrappers
-    inside too. `missing` are the network's, `counters` those of them that may be missing; `extra` begin with the prefix
+    `names` maps the network's names (of tied tensors the first) to the stored ones, with wrappers inside where
+    `wrapped`. `missing` are the network's, `counters` those of them that may be missing; `extra` begin with the prefix
     and are not the network's, `beside` do not begin with it, and `passed` are known to mean nothing for a network.
     """
 
@@ -72,7 +72,7 @@ def find_network(
     """Find a network's tensors in a checkpoint, whatever wrapped the network when it was saved.
 
     Prefixes (`module.`, `_orig_mod.`, `model.`, …) and dicts around the state dict are taken off, counters that are
-    missing start at 0, and what thop and averaging leave behind is passed over; a warning says in one line what was
+    missing start at 0, and what thop and averaging leave behind is passed over; a warning names in one line what was
     taken. Of a network and its moving average the network is taken; `FILE#ema` takes the average.
 
     Args:
@@ -253,21 +253,21 @@ def _as_named(checkpoint: Checkpoint, chosen: NameMatch, wanted: _Wanted) -> tup
 
 def _taken_text(checkpoint: Checkpoint, chosen: NameMatch, fitting: Sequence[NameMatch]) -> str:
     """What was taken of a checkpoint, in one line."""
-    told = [f"the tensors under {chosen.prefix!r} were taken"] if chosen.prefix else []
+    facts = [f"the tensors under {chosen.prefix!r} were taken"] if chosen.prefix else []
     if chosen.wrapped:
-        told.append("wrappers inside of names were taken off")
+        facts.append("wrappers inside of names were taken off")
     for other in fitting:
         if other.is_average and not chosen.is_average:
-            told.append(f"a moving average is there too: {checkpoint.path.name}#{other.part} takes that")
+            facts.append(f"a moving average is there too: {checkpoint.path.name}#{other.part} takes that")
     if any(name.endswith(AVERAGED) for name in chosen.passed):
-        told.append(f"they are an average of several steps ({AVERAGED})")
+        facts.append(f"they are an average of several steps ({AVERAGED})")
     left = [name for name in chosen.beside if not any(name in other.names.values() for other in fitting)]
     left += [name for name in chosen.passed if not name.endswith(AVERAGED)]
     if left:
-        told.append(f"left out: {first_of(left)}")
+        facts.append(f"left out: {first_of(left)}")
     if chosen.counters:
-        told.append(f"not there and set to 0: {first_of(chosen.counters)}")
-    return f"{checkpoint.path}: {'; '.join(told)}"
+        facts.append(f"not there and set to 0: {first_of(chosen.counters)}")
+    return f"{checkpoint.path}: {'; '.join(facts)}"
 
 
 def _parts_text(names: Collection[str]) -> str:
@@ -276,7 +276,7 @@ def _parts_text(names: Collection[str]) -> str:
 
 
 def names_text(path: object, model: str, missing: Sequence[str], extra: Sequence[str]) -> str:
-    """What to say of a checkpoint that lacks tensors of the network, or holds others; empty if neither."""
+    """A message about a checkpoint that lacks tensors of the network, or holds others; empty if neither."""
     parts = []
     if missing:
         parts.append(f"lacks {first_of(missing)} that {model} has")

@@ -33,7 +33,7 @@ IN_FOLDER = (
 class Checkpoint:
     """One member on disk: `tensors` maps names to tensors that lie in files and are read when they are used.
 
-    `stamps` says what the files were when they were opened, `part` which of several networks in them is meant.
+    `stamps` records what the files were when they were opened, `part` which of several networks in them is meant.
     """
 
     path: Path
@@ -166,7 +166,7 @@ def _joined(path: Path, names: Mapping[Path, set[str] | None]) -> Checkpoint:
             held = read_torch_file(file)
         if wanted is not None and (missing := sorted(wanted - held.keys())):
             near = closest(named(missing[0]), map(named, islice(held, MOST_COMPARED)))
-            raise CheckpointError(f"{path} says that {named(file.name)} holds {named(missing[0])!r}; {near}")
+            raise CheckpointError(f"{path} places in {named(file.name)} the tensor {named(missing[0])!r}; {near}")
         entries |= held if wanted is None else {name: entry for name, entry in held.items() if name in wanted}
     check_unchanged(stamps)
     return Checkpoint(path, StoredTensors(entries), stamps, metadata)

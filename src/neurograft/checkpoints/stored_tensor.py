@@ -1,4 +1,4 @@
-"""Tensors that lie in files: what is asked for is read when it is asked for, and never more than needed."""
+"""Tensors that lie in files: what is needed is read when it is needed, and never more."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -186,7 +186,7 @@ def _partly(func: Any, stored: StoredTensor, *how: Any) -> Tensor | None:
     if type(index) is not Tensor or index.dtype != torch.int64 or index.dim() != 1 or not len(index):
         return None
     if not 0 <= int(index.min()) <= int(index.max()) < entry.shape[0]:
-        return None  # PyTorch knows what to do, or says what is wrong
+        return None  # PyTorch handles it, or raises what is wrong
     return entry.rows_at(index.cpu())
 
 

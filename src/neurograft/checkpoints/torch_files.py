@@ -132,7 +132,7 @@ def _record(file: BinaryIO, info: ZipInfo, size: int) -> tuple[int, int]:
     local = file.read(30 + len(name))
     lengths = int.from_bytes(local[26:28], "little"), int.from_bytes(local[28:30], "little")
     if local[:4] != b"PK\x03\x04" or lengths[0] != len(name) or local[30:] != name:
-        raise ValueError(f"{what} is not where the archive's directory says")
+        raise ValueError(f"{what} is not where the archive's directory has it")
     if info.compress_type != ZIP_STORED or int.from_bytes(local[8:10], "little") != ZIP_STORED or info.flag_bits & 1:
         raise ValueError(f"{what} is compressed or encrypted; load it with torch.load and save it again")
     start = info.header_offset + 30 + sum(lengths)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neurograft.command_line.arguments import check_folder, check_output
-from neurograft.command_line.printing import say
+from neurograft.command_line.printing import print_lines
 from neurograft.command_line.streaming import MemberFiles, Network, names_folder
 from neurograft.errors import InputError
 from neurograft.escaping import terminal
@@ -77,7 +77,7 @@ def advise(
     """Find out whether fusing pays for your members, and by which recipe.
 
     Every way to fuse them is tried a little on labelled images, the best further, beside the best member trained on for
-    as long, fine-tuned and taught by the ensemble. Validation images choose. The answer may be "do not fuse".
+    as long, fine-tuned and taught by the ensemble. Validation images choose. The verdict may be "do not fuse".
 
     Example: `neurograft advise package.module:function a.safetensors b.safetensors --data FOLDER --epochs 10`
 
@@ -94,7 +94,7 @@ def advise(
     paths = [Path(factory), *members] if folders else list(members)
     networks = [_folder_network(path) for path in paths] if folders else _networks(factory, members, seed)
     images = load_images(data, samples=samples, folder=data_folder)
-    with _saying(Console(stderr=True)) as tell:
+    with _progress_line(Console(stderr=True)) as progress:
         advice = find(
             networks,
             images.train.batches(batch, shuffle=True, augment=augment),
@@ -109,15 +109,15 @@ def advise(
             example_inputs=images.train.examples(2),
             seed=seed,
             device=device,
-            say=tell,
+            progress=progress,
         )
-    say(str(advice))
+    print_lines(str(advice))
     if output is not None:
         _write_network(advice, output, factory, paths, seed)
-        say(f"network  {output}")
+        print_lines(f"network  {output}")
     if page is not None:
         _write_page(advice, page, images, paths, seed)
-        say(f"page     {page}")
+        print_lines(f"page     {page}")
 
 
 def _check_targets(output: Path | None, page: Path | None, *, folders: bool, force: bool) -> None:
@@ -191,7 +191,7 @@ def _write_page(advice: "Advice", page: Path, images: Any, paths: list[Path], se
 
 
 @contextmanager
-def _saying(console: "Console") -> Iterator[Callable[[str], None]]:
+def _progress_line(console: "Console") -> Iterator[Callable[[str], None]]:
     """What is being done, on one line of a terminal; nothing elsewhere."""
     if not console.is_terminal:
         yield lambda _: None

@@ -11,7 +11,7 @@ from neurograft.command_line.ending import tidy_end
 from neurograft.command_line.evaluate import evaluate
 from neurograft.command_line.fuse import fuse
 from neurograft.command_line.plan import plan
-from neurograft.command_line.printing import complain, plain_printing
+from neurograft.command_line.printing import plain_printing, print_error
 from neurograft.command_line.trace import trace
 from neurograft.errors import NeurograftError
 from neurograft.plugins import added_commands
@@ -57,5 +57,5 @@ def main() -> None:
         try:
             app(prog_name="neurograft")
         except NeurograftError as error:
-            complain(f"error: {error}")
+            print_error(f"error: {error}")
             sys.exit(2)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from neurograft.command_line.printing import complain
+from neurograft.command_line.printing import print_error
 
 ENDING = ("SIGTERM", "SIGHUP")
 
@@ -26,7 +26,7 @@ def tidy_end() -> Iterator[None]:
         for other in handled:
             signal.signal(other, signal.SIG_IGN)
         with suppress(OSError):  # a terminal that hung up cannot be written to
-            complain(f"ended by {signal.Signals(number).name}: unfinished files are removed")
+            print_error(f"ended by {signal.Signals(number).name}: unfinished files are removed")
         sys.exit(128 + number)
 
     for number in handled:

@@ -11,12 +11,12 @@ import typer
 from neurograft.escaping import terminal
 
 
-def say(text: str) -> None:
+def print_lines(text: str) -> None:
     """Print lines of text on the standard output."""
     typer.echo(terminal(text, lines=True))
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print lines of text on the error stream."""
     typer.echo(terminal(text, lines=True), err=True)
 
@@ -36,4 +36,4 @@ def plain_printing() -> Iterator[None]:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    complain(f"warning: {message}")
+    print_error(f"warning: {message}")

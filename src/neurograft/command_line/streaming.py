@@ -148,7 +148,7 @@ def open_members(
     first = Path(network)
     if not is_model_folder(first):
         raise InputError(
-            f"{first} is a checkpoint; say first how its network is built (package.module:function), or give model "
+            f"{first} is a checkpoint; name first how its network is built (package.module:function), or give model "
             "folders with a config.json"
         )
     return open_folders([first, *members], example_inputs(inputs, network, seed) if inputs else None, fixed, base)

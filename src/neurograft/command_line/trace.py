@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from neurograft.command_line.arguments import Factory, Fixed, InputShapes
-from neurograft.command_line.printing import say
+from neurograft.command_line.printing import print_lines
 
 
 def trace(
@@ -34,6 +34,6 @@ def trace(
     if checkpoint is not None:
         load_into(network, checkpoint)
     graph = trace_network(network, example_inputs(inputs, factory, seed), fixed=fixed, strict=strict, verify=verify)
-    say(str(graph))
+    print_lines(str(graph))
     if edges:
-        say(f"\n{graph.flow}")
+        print_lines(f"\n{graph.flow}")

@@ -1,1 +1,1 @@
-"""How good a network is, and what an ensemble of members would say."""
+"""How good a network is, and what an ensemble of members outputs."""

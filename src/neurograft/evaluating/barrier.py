@@ -145,7 +145,7 @@ def barrier(
 
     barrier = max over s of loss(s) − ((1−s)·loss(0) + s·loss(1)), likewise for the accuracy with the sign turned.
     Two networks of one basin have none. With BatchNorm, pass `recover` (for example a re-estimation of its
-    statistics): without it the inner points say little.
+    statistics): without it the inner points mean little.
 
     Args:
         a: the first network; its neurons keep their places.

@@ -60,8 +60,8 @@ def gap(one: Tensor, other: Tensor) -> Gap:
 
         points = (b − c) / n,    noise = 2 · √(b + c − (b − c)² / n) / n
 
-    Samples that both get right or both get wrong say nothing about the difference, so networks that mostly agree are
-    told apart on far fewer samples than two separate test sets would need.
+    Samples that both get right or both get wrong do not count in the difference, so networks that mostly agree are
+    distinguished on far fewer samples than two separate test sets would need.
 
     Example:
         >>> right = torch.tensor([True] * 90 + [False] * 10)

@@ -129,7 +129,7 @@ def differing_constants(states: Sequence[State]) -> tuple[str, ...]:
 
 
 def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph], owner: str = "") -> None:
-    """Every tensor must have the shape that its member's graph says, untraced ones the shape they have in member 0.
+    """Every tensor must have the shape that its member's graph has, untraced ones the shape they have in member 0.
 
     Raises:
         MembersDiffer: names the tensor and both shapes.

@@ -148,7 +148,7 @@ class Members:
         folders: Sequence[Path] = (),
         base: tuple[StoredMember, nn.Module] | None = None,
     ) -> "Members":
-        """Checkpoints and their networks on the meta device; they are traced when somebody asks for their graphs."""
+        """Checkpoints and their networks on the meta device; they are traced when their graphs are read."""
         made = cls.__new__(cls)
         made._set(networks, [member.state for member in stored], example_inputs, fixed)
         made.stored, made.name, made.folders = tuple(stored), name, tuple(folders)
@@ -249,15 +249,15 @@ class Members:
         return len(self.states)
 
     def __repr__(self) -> str:
-        told = "" if self.weights is None else ", weights " + ", ".join(f"{w:.3g}" for w in self.weights)
-        return f"Members({len(self)} of {type(self.networks[0]).__name__}{', on disk' if self.stored else ''}{told})"
+        weights = "" if self.weights is None else ", weights " + ", ".join(f"{w:.3g}" for w in self.weights)
+        return f"Members({len(self)} of {type(self.networks[0]).__name__}{', on disk' if self.stored else ''}{weights})"
 
     def sizes(self, group: str) -> tuple[int, ...]:
         """The number of neurons each member has in `group`."""
         return tuple(graph[group].size for graph in self.graphs)
 
     def weights_or(self, default: Sequence[float] | None = None) -> tuple[float, ...]:
-        """The asked weights, else `default`, else equal ones."""
+        """The given weights, else `default`, else equal ones."""
         if self.weights is not None:
             return self.weights
         return tuple(default) if default is not None else (1 / len(self),) * len(self)

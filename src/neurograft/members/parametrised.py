@@ -33,7 +33,7 @@ def effective_originals(model: nn.Module) -> dict[str, Tensor]:
 
 
 def write_back(model: nn.Module) -> None:
-    """Make every parametrised weight act as its original of the same shape says, through `right_inverse`, in place."""
+    """Make every parametrised weight act as its original of the same shape, through `right_inverse`, in place."""
     with torch.no_grad():
         for _, module, name in _parametrised(model):
             weight = getattr(module, name)

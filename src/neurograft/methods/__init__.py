@@ -57,7 +57,9 @@ def choice_of(
     if operator is None:
         assert not isinstance(method, Operator)
         if align is not None:
-            raise OptionError(f"align= says in which basis an operator combines members; {method} decides it itself")
+            raise OptionError(
+                f"align= chooses the basis in which an operator combines members; {method} decides it itself"
+            )
         return method_of(method, options), None
     if options:
         raise OptionError(f"{', '.join(options)}: options of an operator are given to {type(operator).__name__}")

@@ -1,4 +1,4 @@
-"""What every fusion method is: an object whose fields are its options and whose attributes tell what it needs."""
+"""What every fusion method is: an object whose fields are its options and whose attributes state what it needs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -40,7 +40,7 @@ class OptimalTransport(Method):
     over several producers the squared distances add up. The outputs, being fixed, are aligned on their inputs only.
     Groups inside a group (the channels of a head) are matched one to one.
 
-    Incoming weights alone say little where a first layer is narrow (a LeNet's 6 filters), and what is mismatched
+    Incoming weights alone decide little where a first layer is narrow (a LeNet's 6 filters), and what is mismatched
     there misleads all layers behind it. There `metric="activations"` and the method `permutation`, which counts
     outgoing weights too, do better; docs/one-shot.md has figures.
 

@@ -64,7 +64,7 @@ class Permutation(Method):
         sweeps: the most sweeps of one descent.
         restarts: starts to try: the forward pass, then random orders and random permutations; the best is kept.
             Default 10 for weights where the widest group has at most 512 neurons, else 3. With narrow first layers
-            (6 filters say little about which goes with which) descents end in optima of very different accuracy.
+            (6 filters are little evidence of which goes with which) descents end in optima of very different accuracy.
         reference: the member that keeps its places; default the medoid.
         max_memory: bytes that matching one group may take; default what the machine has.
 

@@ -63,7 +63,7 @@ def plan(
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too; "keep" leaves every member its own on the fused
             trunk: the network returns their outputs one after the other, member 0's first, and members may have
-            different label sets (`plan.details["heads"]` says which outputs are whose).
+            different label sets (`plan.details["heads"]` records which outputs are whose).
         seed: the only source of randomness.
         options: the options of a method that is given by name.
 
@@ -117,7 +117,7 @@ def plan_members(
     try:
         filling = method.fill(compared, torch.Generator().manual_seed(seed))
     except PlanError:
-        members.check_numbers()  # bad numbers may be the reason: then say where they are
+        members.check_numbers()  # bad numbers may be the reason: then report where they are
         raise
     base = None
     if with_base:

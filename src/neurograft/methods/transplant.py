@@ -27,7 +27,7 @@ class Transplant(Method):
     layer 1 from one member and layer 2 from the other; the plan warns of it. `normalize="layer"` gives every
     member the same mean score in every group: members then share each group about equally and only the rank inside
     a member counts. `normalize="member"` takes out one factor per member, so that a member with larger weights
-    everywhere has no advantage but keeps its say in the layers that are strong for it. `balance=True` does it per
+    everywhere has no advantage but keeps its weight in the layers that are strong for it. `balance=True` does it per
     tensor, before the slots of a group are added up: what producers and readers contribute then weighs the same,
     and no rescaling of layers that keeps the function changes which neurons are kept.
 
@@ -83,7 +83,7 @@ class Transplant(Method):
         names = [name for name, value in alone.items() if value is not None]
         names += ["sequence='prune-merge'"] if self.sequence == "prune-merge" else []
         if len(names) > 1:
-            raise OptionError(f"{' and '.join(names)} both say how many neurons each member gives; give one of them")
+            raise OptionError(f"{' and '.join(names)} both set how many neurons each member gives; give one of them")
         if names and self.strategy != "flat":
             raise OptionError(f"{names[0]} chooses from each member alone; it excludes strategy={self.strategy!r}")
         if self.fraction is not None and not 0 <= self.fraction <= 1:

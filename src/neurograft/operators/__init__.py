@@ -1,4 +1,4 @@
-"""How members that share a basis are combined: one frozen dataclass each, and the table that saved plans know."""
+"""How members that share a basis are combined: one frozen dataclass each, and the table of their names."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -88,7 +88,7 @@ class Fisher(Operator):
         return {name: total / max(1, count) for name, total in found.items()}
 
     def _log_likelihood(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """Of outputs that are drawn from what one sample's output says."""
+        """Of outputs that are drawn from the distribution that one sample's output is."""
         if self.outputs == "numbers":
             noise = torch.randn(output.shape, generator=generator).to(output)
             return (noise * output).sum()  # its slope is that of −|y − output|²/2 at y = output + noise

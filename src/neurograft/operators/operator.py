@@ -19,7 +19,7 @@ from neurograft.options import Choice
 class Operator(Choice, ABC):
     """How aligned members are combined, W_fused = operator(A_0 W_0 B_0, A_1 W_1 B_1, …), tensor by tensor.
 
-    A frozen dataclass whose fields are its options. It is asked for a block of rows at a time, so that members on disk
+    A frozen dataclass whose fields are its options. It is called for a block of rows at a time, so that members on disk
     need not fit into memory; nothing may be carried from one block to the next. Options that are made by `shared` or
     `per_member` are settings: numbers, gradients over the depth, or patterns of tensor names with such.
 

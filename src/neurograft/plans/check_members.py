@@ -31,7 +31,7 @@ def members_for(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> Memb
     known = {*graph.tensors, *graph.unreached}
     unknown = [name for name, x in first.items() if name not in known and x.is_floating_point() and x.dim()]
     if unknown and plan.maps:
-        raise MembersDiffer(f"these members have {unknown[0]}, which the plan does not know; it was made for others")
+        raise MembersDiffer(f"these members have {unknown[0]}, which the plan does not have; it was made for others")
     check_shapes(members.states, plan.graphs)
     check_fixed_widths(plan.graphs)
     return members

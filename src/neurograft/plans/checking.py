@@ -25,7 +25,7 @@ QUOTED: dict[str, Any] = {
 
 
 def check_fields(made: Any) -> None:
-    """Every field of a dataclass must hold what its annotation says.
+    """Every field of a dataclass must hold what its annotation names.
 
     Raises:
         ValueError: names the field.
@@ -60,7 +60,7 @@ def check_plan(plan: FusionPlan) -> None:
     """A plan must not read or write outside its members' tensors, and its graphs must agree with themselves.
 
     Raises:
-        ValueError: says what does not fit.
+        ValueError: with what does not fit.
         PlanError: a joint group whose fused neurons are more or less than one.
     """
     if not plan.graphs:
@@ -72,7 +72,7 @@ def check_plan(plan: FusionPlan) -> None:
     _check_weights(plan.weights, plan.members, whole=True)
     aligned, heads = plan.details.get("aligned", ()), plan.details.get("heads", {})
     if not _fits(aligned, tuple[bool, ...]) or not isinstance(heads, Mapping):
-        raise ValueError("its details do not say which members are aligned, or whose the outputs are")
+        raise ValueError("its details do not name which members are aligned, or whose the outputs are")
     for name, weights in plan.tensor_weights.items():
         _known([name], plan.graphs[0].tensors, "a weighted tensor")
         _check_weights(weights, plan.members, whole=False)
@@ -105,7 +105,7 @@ def _check_graph(graph: NeuronGraph) -> None:
     for group in graph.groups:
         _check_group(group, groups)
         if set(group.slots) != set(slots.get(group.name, ())):
-            raise ValueError(f"group {group.name} does not lie where its tensors say")
+            raise ValueError(f"group {group.name} does not lie where its tensors have it")
     for use in graph.uses:
         _known([use.tensor, *([use.bias] if use.bias is not None else [])], tensors, "a used tensor")
         for layouts in (use.input or (), use.output):
@@ -140,7 +140,7 @@ def _check_tensor(name: str, info: TensorInfo, groups: Mapping[str, Group]) -> N
 
 
 def _check_step(step: Fold | Balance, graph: NeuronGraph) -> None:
-    # a step towards the canonical form must find its units where it says
+    # a step towards the canonical form must find its units where it names them
     _known([step.group], graph.by_name, "a group of a step")
     if isinstance(step, Balance):
         for place in (*step.made, *step.other):
@@ -161,7 +161,7 @@ def _check_step(step: Fold | Balance, graph: NeuronGraph) -> None:
         if prod(graph.tensors[name].shape) != graph[step.group].size:
             raise ValueError(f"{name} has not one entry for each unit of group {step.group}")
     if not isfinite(step.offset) or len(step.biases) not in (0, len(step.readers)):
-        raise ValueError(f"the scale {step.scale} cannot be folded as it says")
+        raise ValueError(f"the scale {step.scale} cannot be folded where it names")
     for reader in step.readers:
         if sum(step.group in roles for roles in graph.tensors[reader].roles) != 1:
             raise ValueError(f"{reader} does not read group {step.group} along one dimension")

@@ -74,8 +74,8 @@ def graphs_for_methods(graphs: Sequence[NeuronGraph]) -> tuple[NeuronGraph, ...]
 def with_kept_heads(filling: Filling, graphs: Sequence[NeuronGraph]) -> Filling:
     """The same filling with every member's outputs side by side, member 0's first, each made by its own head.
 
-    The fused network then returns `torch.cat` of what the members' heads say about the fused trunk;
-    `details["heads"]` says where each member's outputs lie.
+    The fused network then returns `torch.cat` of the outputs of the members' heads on the fused trunk;
+    `details["heads"]` records where each member's outputs lie.
     """
     maps, places = dict(filling.maps), {}
     for group in head_groups(graphs[0]):

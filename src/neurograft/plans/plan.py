@@ -52,7 +52,7 @@ class FusionPlan:
         seed: of everything random in it.
         tensor_weights: tensor name -> the members' weights there, where they are others.
         base: how the members' ancestor comes into the fused basis, for operators that need it.
-        warnings: what a user must know.
+        warnings: what may make the fused network worse than expected.
         details: what the method noted.
 
     Source: docs/design.md, "One formula"; Öz et al. 2024, arXiv:2502.06849; Singh & Jaggi 2020, arXiv:1910.05653.
@@ -138,9 +138,9 @@ class FusionPlan:
 
     def __repr__(self) -> str:
         moved, warned = len(self.maps), len(self.warnings)
-        told = f", {warned} warning{'s' if warned != 1 else ''}" if warned else ""
+        more = f", {warned} warning{'s' if warned != 1 else ''}" if warned else ""
         return (
-            f"FusionPlan({self.method} of {self.members} members: {moved} group{'s' if moved != 1 else ''} moved{told})"
+            f"FusionPlan({self.method} of {self.members} members: {moved} group{'s' if moved != 1 else ''} moved{more})"
         )
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a user must know of a plan of owned neurons: members that are nearly cut, weights that nothing can carry."""
+"""Warnings of a plan of owned neurons: members that are nearly cut, weights that nothing can carry."""
 
 from collections.abc import Mapping
 

@@ -19,7 +19,7 @@ from neurograft.recovery.samples import Samples
 ROWS = 1024
 """Rows (samples x positions) that correlations are measured on, fewer where memory is short."""
 FEWEST = 16
-"""Correlations of fewer rows say nothing: the plan stays as it is."""
+"""Correlations of fewer rows are noise: the plan stays as it is."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -40,7 +40,7 @@ class Agreement:
 def agreement(
     plan: FusionPlan, members: Members, samples: Samples, *, judges: Samples | None = None, memory: int
 ) -> Agreement | None:
-    """Weight every merged neuron's members by ω_m ∝ w_m · max(r_m, 0)², where a mean would destroy what they know.
+    """Weight every merged neuron's members by ω_m ∝ w_m · max(r_m, 0)², where a mean would destroy what they compute.
 
     r_m is the correlation, over the samples, of what the member brings to the fused neuron with what the reference
     brings, so r_m² is the share of the reference's variance that it explains. Members that agree keep their weights

@@ -1,4 +1,4 @@
-"""Samples that no layer is solved from: they say whether a refitted network is nearer to the members than before."""
+"""Samples that no layer is solved from: they decide whether a refitted network is nearer to the members than before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def _samples(parts: Sequence[tuple[Inputs, int]]) -> Samples:
 
 @dataclass(frozen=True, eq=False)
 class HoldOut:
-    """What the members say on the held-out samples, per batch their weighted mean output."""
+    """What the members output for the held-out samples, per batch their weighted mean output."""
 
     samples: Samples
     wanted: tuple[Tensor, ...]
@@ -66,32 +66,32 @@ class HoldOut:
         """Run every member once."""
         wanted: list[Tensor] = []
         for m, (model, weight) in enumerate(zip(models, plan.weights, strict=True)):
-            for number, said in enumerate(_outputs(model, samples, f"member {m}")):
+            for number, output in enumerate(_outputs(model, samples, f"member {m}")):
                 if m == 0:
-                    wanted.append(said * weight)
+                    wanted.append(output * weight)
                 else:
-                    wanted[number] = wanted[number] + (said * weight).to(wanted[number].device)
+                    wanted[number] = wanted[number] + (output * weight).to(wanted[number].device)
         return cls(samples, tuple(wanted))
 
     def error(self, model: nn.Module) -> float:
         """|y − t| / |t| of the network's outputs; nan where there is nothing to compare, as among integers."""
         away = size = 0.0
-        for said, wanted in zip(_outputs(model, self.samples, "the fused network"), self.wanted, strict=True):
-            if said.shape != wanted.shape:
+        for output, wanted in zip(_outputs(model, self.samples, "the fused network"), self.wanted, strict=True):
+            if output.shape != wanted.shape:
                 return nan
-            there = wanted.to(said.device)
+            there = wanted.to(output.device)
             known = torch.isfinite(there)
-            away += float((said - there)[known].square().sum())
+            away += float((output - there)[known].square().sum())
             size += float(there[known].square().sum())
         return float((away / size) ** 0.5) if size > 0 else nan
 
 
 def _outputs(model: nn.Module, samples: Samples, who: str) -> list[Tensor]:
     """The logits, or the first tensor, of every batch, float64."""
-    said = []
+    found = []
     with preserve_state(model), torch.no_grad():
         for number, batch in enumerate(samples.batches):
             outputs = call_on_batch(model, to_device(batch, device_of(model)), f"batches[{number}], {who}")
             tensor = first_tensor(outputs)
-            said.append(tensor.double() if tensor.is_floating_point() else tensor[:0].double())
-    return said
+            found.append(tensor.double() if tensor.is_floating_point() else tensor[:0].double())
+    return found

@@ -33,7 +33,7 @@ class LayerUse:
         norms: the BatchNorms between the layer and that addition.
         followed: the BatchNorm that alone reads what the layer makes, "" if there is none.
         groups: of a grouped convolution.
-        use: what the tracer says of it, None where it is left out.
+        use: what the tracer found of it, None where it is left out.
         skipped: why it is left out, "" if it is not.
     """
 

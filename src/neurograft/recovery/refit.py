@@ -1,4 +1,4 @@
-"""`refit`: bring every layer of a fused network towards what the members say, in closed form."""
+"""`refit`: bring every layer of a fused network towards what the members compute, in closed form."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from neurograft.recovery.targets import collect_norms, collect_targets
 from neurograft.recovery.watching import Key
 
 MEMORY = 2 << 30
-"""Bytes for activations, targets and matrices, where the caller does not say."""
+"""Bytes for activations, targets and matrices, where the caller sets no limit."""
 
 LEAST = 64 << 20
 """Bytes that a layer's matrices, and measuring how far members agree, may take however low the limit is."""
@@ -48,7 +48,7 @@ def refit(
     max_memory: int | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """A copy of the fused network whose layers give what the members say, from unlabelled samples and no gradient.
+    """A copy of the fused network whose layers compute what the members do, from unlabelled samples and no gradient.
 
     The layers are walked in execution order. For a layer with fused inputs X and planned outputs T (of a kept or
     merged neuron its members' pre-activation c_m A_m z_m, of outputs the members' weighted mean, of a layer that
@@ -130,7 +130,7 @@ def refitted(
     max_memory: int | None = None,
     seed: int = 0,
 ) -> Recovered:
-    """`refit` and its report; `applied` says that the network is known to be what the plan makes of the members.
+    """`refit` and its report; `applied` means that the network is known to be what the plan makes of the members.
 
     Weighting by agreement starts from the members anew, so it is for networks that are still what the plan makes; where
     that is not known, they are compared.
@@ -197,7 +197,7 @@ class _Refit:
     def targets(
         self, found: NetworkLayers, names: Sequence[Key | str], samples: Samples
     ) -> tuple[list[Fit], dict[str, PlannedNorm]]:
-        """What the members say of some layers and BatchNorms."""
+        """What the members compute in some layers and BatchNorms."""
         places = [place for place in found.places if place.key in names and not place.skipped]
         targets = collect_targets(places, self.plan, self.models, samples, self.sampler)
         block = min(BLOCK, self.room // 8)

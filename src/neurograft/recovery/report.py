@@ -49,7 +49,7 @@ class RecoveryReport:
         samples: calibration samples.
         passes: how often the samples went through the fused network.
         seconds: all in all.
-        notes: what a user must know.
+        notes: what limits the result.
         held_out: how many of the samples took no part, to judge by.
         before: on those, |y − t| / |t| of the fused outputs y against the members' mean t; nan without any.
         after: the same of the recovered network's outputs.

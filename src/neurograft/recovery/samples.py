@@ -14,7 +14,7 @@ from neurograft.preserve_state import forked_random_state
 ACTIVATIONS = 6
 """Largest activations that a run holds at once, at most: what a layer reads and writes, and copies its op makes."""
 ROWS = 32_768
-"""Rows a layer is solved from, at most, where the caller does not say how many positions to look at."""
+"""Rows a layer is solved from, at most, where the caller does not set how many positions to look at."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,4 +1,4 @@
-"""What the members say every layer should give, at the sampled positions."""
+"""What every layer should compute according to the members, at the sampled positions."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ Targets = dict[Key, list[Tensor]]
 def collect_targets(
     places: Sequence[LayerUse], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples, sampler: Sampler
 ) -> Targets:
-    """Run every member once and mix what its layers give as the plan says: T = Σ_m c_m A_m z_m.
+    """Run every member once and mix what its layers compute as the plan has it: T = Σ_m c_m A_m z_m.
 
     For a layer that writes into a residual stream, z is the stream right after the addition.
 
@@ -44,7 +44,7 @@ def collect_targets(
 def collect_norms(
     names: Sequence[str], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples
 ) -> dict[str, PlannedNorm]:
-    """What the members' BatchNorms read and hold, mixed as the plan says; those the plan does not know are left out."""
+    """What the members' BatchNorms read and hold, mixed as the plan has it; those that the plan lacks are left out."""
     planned: dict[str, PlannedNorm] = {}
     names = [name for name in names if name in plan.graph.tensors]
     for m, model in enumerate(models) if names else ():

@@ -157,7 +157,7 @@ class Watcher:
 
 
 class _Calls:
-    """Tells a watcher what the observed ops are."""
+    """Reports to a watcher what the observed ops are."""
 
     def __init__(self, watcher: Watcher, owner: Owner) -> None:
         self.watcher, self.owner = watcher, owner
@@ -188,7 +188,7 @@ def run(model: nn.Module, graph: NeuronGraph, inputs: Inputs, watcher: Watcher, 
     """Run the model once under a watcher, without gradients; a `Stop` ends it early.
 
     Raises:
-        InputError: if the network cannot take the inputs; `what` says which batch and whose network it was.
+        InputError: if the network cannot take the inputs; `what` names which batch and whose network it was.
     """
     try:
         with torch.no_grad(), observe(model, graph, _Calls(watcher, Owner(model))):

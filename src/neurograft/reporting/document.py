@@ -1,4 +1,4 @@
-"""What a report has to say, and the page for the browser that it becomes."""
+"""The contents of a report, and the page for the browser that it becomes."""
 
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from neurograft.reporting.tables import Table
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A paragraph of text; `kind` says how loudly: "takeaway" stands out, "soft" and "note" stand back."""
+    """A paragraph of text; `kind` is its emphasis: "takeaway" stands out, "soft" and "note" stand back."""
 
     text: str
     kind: Literal["", "soft", "note", "takeaway"] = ""

@@ -20,7 +20,7 @@ class Table:
         numeric: how many columns at the end hold numbers; they are aligned to the right.
         strong: (row, column) of the cells that stand out.
         rules: rows after which a line is drawn.
-        note: what a reader must know, under the table.
+        note: how to read it, under the table.
     """
 
     title: str

@@ -110,10 +110,10 @@ class Selection:
         return self.decide(kept, scales, self.sizes), below
 
     def alone(self, quota: Sequence[float] | None) -> Kept:
-        """Select from each member by itself, as many as its quota says; by default the same share of every member.
+        """Select from each member by itself, as many as its quota sets; by default the same share of every member.
 
         Raises:
-            OptionError: a quota asks more neurons of a member than it has.
+            OptionError: a quota takes more neurons of a member than it has.
         """
         own_sizes = {g: self.members.sizes(g) for g in self.sizes}
         counts = {
@@ -125,7 +125,7 @@ class Selection:
             wanted = {g: counts[g][m] for g in self.sizes}
             for g, n in wanted.items():
                 if n > len(own[m][g]):
-                    raise OptionError(f"the quota asks {n} neurons of {g} from member {m}, which has {len(own[m][g])}")
+                    raise OptionError(f"the quota takes {n} neurons of {g} from member {m}, which has {len(own[m][g])}")
             kept |= self.decide(own, {m: 1.0}, wanted, before=kept)
         return kept
 

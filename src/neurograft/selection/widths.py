@@ -8,7 +8,7 @@ from neurograft.members.members import Members
 
 
 def fused_sizes(members: Members, ratio: float | None, width: int | Mapping[str, int] | None) -> dict[str, int]:
-    """How many neurons every moved group shall have: member 0's number, or what `ratio` or `width` ask for.
+    """How many neurons every moved group shall have: member 0's number, or what `ratio` or `width` set.
 
     Args:
         members: the networks.
@@ -21,7 +21,7 @@ def fused_sizes(members: Members, ratio: float | None, width: int | Mapping[str,
         OptionError: both are given, a value is out of range, or a pattern names no group.
     """
     if ratio is not None and width is not None:
-        raise OptionError("ratio and width both say how wide the fused network is; give one of them")
+        raise OptionError("ratio and width both set how wide the fused network is; give one of them")
     if ratio is not None and not 0 <= ratio < 1:
         raise OptionError(f"ratio is the share of neurons removed, from 0 to below 1, got {ratio}")
     asked = _asked_widths(members, width)

@@ -3,7 +3,7 @@
 An axis is a sum of segments (from `cat`, `split`) of products of factors (from `view`, `flatten`). A factor
 is a variable. Learning more about an axis only ever refines it: two variables become one (`unify`), a variable
 becomes a product (`reshape`) or a sum (`cut`), or its positions get a meaning and it is fixed (`fix`). So what
-is free in the end is exactly what no operation objected to. Nothing here knows of tensors.
+is free in the end is exactly what no operation objected to. No tensors are involved here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

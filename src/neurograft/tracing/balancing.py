@@ -29,7 +29,7 @@ def classed(
         if kind in LIMITS:
             step = _balance(group, kind, tensors, uses, found)
             if step is None:
-                kind, limit = LIMITS[kind], limit or "no two sides of it can be told apart"
+                kind, limit = LIMITS[kind], limit or "no two sides of it can be distinguished"
         if kind not in (Symmetry.PERMUTATION, Symmetry.SCALED, Symmetry.LINEAR):
             held = _held_by(group, tensors, found.folds)
             if held is not None:

@@ -14,7 +14,7 @@ from neurograft.tracing.tape import as_found
 
 
 class Bench:
-    """A copy of the network, in float64 if asked, whose tensors can be replaced and that can be run again and again."""
+    """A copy of the network, in float64 or as it is, whose tensors can be replaced and that is run again and again."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ def _doubled(leaf: object) -> object:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, or an error that says what to do."""
+    """A deep copy, or an error with what to do."""
     try:
         return copy_of(model)
     except Exception as error:

@@ -37,7 +37,7 @@ EXPANDING = {"expand", "expand_as", "broadcast_to"}
 
 @dataclass(slots=True)
 class Found:
-    """What the ops say of the groups, by name.
+    """What the ops allow of the groups, by name.
 
     `classes` holds the class and the op that limits it. `folds` are the scales that must be folded for that. Weights
     that are `before_norm` make units whose scale a BatchNorm behind them takes out.

@@ -1,4 +1,4 @@
-"""Meet every op that a network runs, whatever Python it is made of: no module is asked, only ops are."""
+"""Meet every op that a network runs, whatever Python it is made of: only ops are looked at, no modules."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 class RunFacts:
-    """What an op's schema says, looked up once per op."""
+    """What is read from an op's schema, once per op."""
 
     __slots__ = ("composite", "mutable", "name", "overload")
 
@@ -41,7 +41,7 @@ _FACTS: dict[Any, RunFacts] = {}
 
 
 def facts_of(func: Any) -> RunFacts:
-    """What the op's schema says."""
+    """What the op's schema holds."""
     facts = _FACTS.get(func)
     if facts is None:
         facts = _FACTS[func] = RunFacts(func)

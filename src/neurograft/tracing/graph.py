@@ -24,7 +24,7 @@ class NeuronGraph:
     them, `backward_order` as a depth-first walk from the output meets them (Torch-Pruning's order).
     `outputs` are the dotted paths of the returned tensors whose positions have a meaning ("" is the only one).
     `products` names the parameters of which an op makes one weight before an activation meets them (U @ V).
-    `flow` says what every use of a weight reads and who reads what it makes. `steps` lead to the canonical form, in
+    `flow` holds what every use of a weight reads and who reads what it makes. `steps` lead to the canonical form, in
     which the class of every group holds.
     """
 

@@ -101,14 +101,14 @@ def unreached(labelling: Labelling) -> tuple[str, ...]:
 
 
 def pin_unreached(labelling: Labelling) -> None:
-    """Fix the axes of parameters that the runs did not touch: nobody knows what they mean."""
+    """Fix the axes of parameters that the runs did not touch: what they mean is unknown."""
     for name in unreached(labelling):
         for axis in labelling.parameter_axes[name]:
             fix(axis, _UNREACHED)
 
 
 def pin_unread(labelling: Labelling) -> None:
-    """Fix the parts of a dim that no run has read (the rest of a positional table): nobody knows what they mean."""
+    """Fix the parts of a dim that no run has read (the rest of a positional table): what they mean is unknown."""
     marked = {var for axis, _ in labelling.main.notes.roles for var in leaves(axis)}
     for name, axes in labelling.private_axes.items():
         for axis, main in zip(resolved(axes), labelling.parameter_axes[name], strict=True):
@@ -123,7 +123,7 @@ def pin_unread(labelling: Labelling) -> None:
 
 
 def pin_dealt(labelling: Labelling) -> None:
-    """Fix the units whose numbers have put rows in an order that means something, or that parameters know."""
+    """Fix the units whose numbers have put rows in an order that means something, or that parameters hold."""
     for labels, own in ((labelling.main, labelling.parameter_axes), (labelling.private, labelling.private_axes)):
         while True:
             known = {var for axes in own.values() for axis in axes for var in leaves(axis)}
@@ -256,7 +256,7 @@ def _uses(labelling: Labelling, named: NamedVariable) -> Iterator[Use]:
             tensor = note.names[0]
             nth = counts.get(tensor, 0)
             counts[tensor] = nth + 1
-            # another example input that takes the same way says nothing new
+            # another example input that takes the same way adds nothing
             if (tensor, nth) not in seen:
                 seen.add((tensor, nth))
                 yield replace(_use(labelling, note, named, nth), node=places[labelling.flow.node_of[id(note.op)]])

@@ -28,7 +28,7 @@ _TAKING = {"slice", "select", "split", "split_with_sizes", "unbind", "expand", "
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Meaning:
-    """What a tensor's numbers say of the units of `axis`.
+    """What a tensor's numbers mean for the units of `axis`.
 
     `units`: every number is the position of one; `range`: the least or the greatest of such numbers; `counts`: along
     `axis`, how often each is named; `bounds`: the running sum of counts. `source` is the same object for tensors that
@@ -82,7 +82,7 @@ class Numbers:
             known.clear()
 
     def kept(self) -> "Numbers":
-        """What is known of this run, to be asked later."""
+        """What is known of this run, to be read later."""
         return Numbers(dict(self.meanings), dict(self.written), list(self.orders), dict(self.sorting))
 
     def of(self, tensor: Tensor) -> Meaning | None:
@@ -96,7 +96,7 @@ class Numbers:
         return found if found is not None and found.moves else None
 
     def understand(self, tensor: Tensor, kind: str = "units") -> Meaning | None:
-        """The meaning of an operand, which the rule that asks takes into account."""
+        """The meaning of an operand, which the calling rule takes into account."""
         found = self.of(tensor)
         if found is None or found.kind != kind:
             return None

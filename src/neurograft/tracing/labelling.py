@@ -200,7 +200,7 @@ class Labelling:
             labels.numbers.forget()
             labels.passes.forget()
             for name, x in self.tensors.by_name.items():
-                labels.know(x, axes[name], name)
+                labels.record(x, axes[name], name)
 
     def _step(self, op: Op, kept: Sequence[Op], at: int) -> None:
         taken = list(op_tensors(op))
@@ -361,7 +361,7 @@ def pinned_outputs(outputs: Any, chosen: Any = None) -> Iterator[tuple[str, Tens
 
 
 def unread_outputs(tape: Tape, kept: Sequence[Op]) -> Iterator[tuple[str, Tensor]]:
-    """Returned tensors beside the logits that nothing in the network reads: whoever gets them knows their positions.
+    """Returned tensors beside the logits that nothing in the network reads: a caller may rely on their positions.
 
     A detector returns boxes beside its logits; a hidden state that the head reads is not meant.
     """

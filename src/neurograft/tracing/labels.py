@@ -60,7 +60,7 @@ class Labels:
     """The axes of all tensors in one universe of variables.
 
     The main universe follows every op. The private one, `private`, follows only what is computed from parameters
-    alone, with variables of its own: it tells which dim of which parameter an operand of a contraction really is.
+    alone, with variables of its own: it names which dim of which parameter an operand of a contraction really is.
     """
 
     def __init__(self, private: "Labels | None" = None):
@@ -92,7 +92,7 @@ class Labels:
         """The op that is being read, as a reason."""
         return str(self.op)
 
-    def know(self, tensor: Tensor, axes: Axes, name: str) -> None:
+    def record(self, tensor: Tensor, axes: Axes, name: str) -> None:
         """Enter a parameter or buffer."""
         self.axes[id(tensor)] = axes
         self.names[id(tensor)] = (name,)
@@ -145,7 +145,7 @@ class Labels:
         return filled(label) if isinstance(label, (Blocks, Blank)) else label
 
     def of(self, tensor: Tensor) -> Axes:
-        """The axes of a tensor; whoever asks for the axes of blocks gets one axis per dim, which ties the blocks."""
+        """The axes of a tensor; where it consists of blocks, one axis per dim, which ties the blocks."""
         label = self.raw(tensor)
         if not isinstance(label, (Blocks, Blank)):
             return label
@@ -216,7 +216,7 @@ class Labels:
     def take(self, axis: Axis, number: int, source: Tensor, *how: int) -> bool:
         """Whether a unit of `axis` is taken by its number in a loop over all of them; if so, the result is its turn.
 
-        Only where numbers are known to name as many units: elsewhere a position that is asked for has a meaning.
+        Only where numbers are known to name as many units: elsewhere a position that is read has a meaning.
         """
         named = any(m.moves and axis_size(m.axis) == axis_size(axis) for m in self.numbers.meanings.values())
         if self.private is None or self.op is None or not named or algebra.reason(axis) is not None:
@@ -291,7 +291,7 @@ class Labels:
         output_dims: Mapping[int, int],
         bias: Tensor | None = None,
     ) -> None:
-        """Note that the op uses a weight; `input_dims` and `output_dims` say which activation dims its dims face."""
+        """Note that the op uses a weight; `input_dims` and `output_dims` name which activation dims its dims face."""
         if not self.mixing or self.private is None or self.op is None or not self.private.known(weight):
             return
         if self.again:  # on another block of the same tensors

@@ -1,4 +1,4 @@
-"""Which class of symmetry each op lets pass along its units, beside what rules say of their positions."""
+"""Which class of symmetry each op lets pass along its units, beside what rules state of their positions."""
 
 from neurograft.axes.symmetry import Symmetry
 

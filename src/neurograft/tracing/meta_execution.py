@@ -1,7 +1,7 @@
-"""Record a network on the meta device, where tensors have no values, although its code asks for some.
+"""Record a network on the meta device, where tensors have no values, although its code reads some.
 
 Masks and positions depend on no weight, so their values can be known: such tensors have a shadow on the CPU that every
-op is run on too, and a question for a value (`bool(mask.all())`) is answered from the shadow. Numbers that Python
+op is run on too, and a value that is read (`bool(mask.all())`) is that of the shadow. Numbers that Python
 writes out as an index (`x[:, [-2]]`) or gives `torch.tensor` have values before they come to the meta device: they are
 made on the CPU first.
 """
@@ -18,7 +18,7 @@ from neurograft.tracing.dispatch import tensors_in
 from neurograft.tracing.tape import storage_of
 
 _META = torch.device("meta")
-# a shadow that would be large is dropped: nobody asks a question about it
+# a shadow that would be large is dropped: nothing reads its values
 _LARGEST = 1 << 24
 
 
@@ -123,8 +123,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _on_meta(func: Any, taken: list[Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:
-    asks = any(argument.name == "device" for argument in func._schema.arguments)
-    if asks and (not taken or kwargs.get("device") is not None):
+    has_device = any(argument.name == "device" for argument in func._schema.arguments)
+    if has_device and (not taken or kwargs.get("device") is not None):
         return {**kwargs, "device": _META}
     return kwargs
 

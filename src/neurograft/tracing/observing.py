@@ -1,4 +1,4 @@
-"""Watch a running network use its weights, whatever Python it is made of: no module is asked, only ops are.
+"""Watch a running network use its weights, whatever Python it is made of: only ops are looked at, no modules.
 
 A weight is recognised by identity, through everything that is computed from parameters alone (`t()`, a chunk of a
 fused projection, a weight-norm product), just as tracing does it.

@@ -47,7 +47,7 @@ class Group:
     group whose units contain these (the channels of a head). `reduced_by` lists ops that reduce over the
     units (LayerNorm, softmax, mean) and `bilinear` ops that contract two activations over them (q·k). `ranked_by`
     lists those of the former that choose units by their values (the experts of a mixture, by `topk`): there must
-    be at least as many as they choose, `least`. `per_unit` says that every unit of the group they lie `inside` may hold
+    be at least as many as they choose, `least`. `per_unit`: every unit of the group they lie `inside` may hold
     them in an order of its own (the channels of each head); otherwise all units share one (a norm over the channels of
     any head has one weight for all). `symmetry` is the class of matrices that may act on the units in canonical form,
     `limit` the op that keeps it from being wider.
@@ -99,7 +99,7 @@ class Use:
 
     `nth` counts the uses of the same tensor. `input` and `output` lay out every dimension of the activation
     that enters beside the weight and of the result (`input` is None for a lookup); `input_dims` and
-    `output_dims` say which of them the weight's dimensions face (weight dim -> activation dim). `node` is its number
+    `output_dims` name which of them the weight's dimensions face (weight dim -> activation dim). `node` is its number
     in the graph's flow.
     """
 

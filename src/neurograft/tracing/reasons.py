@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 
 class FixedReason(Enum):
-    """The kinds of reasons; code asks for the kind, people read the text beside it."""
+    """The kinds of reasons; code compares the kind, people read the text beside it."""
 
     INPUT = "input"
     """It is an axis of an input."""
@@ -19,7 +19,7 @@ class FixedReason(Enum):
     KERNEL = "kernel"
     """Positions of a convolution's kernel."""
     ORDER = "order"
-    """Its units are numbered, asked for one by one or put in order in a way that is not followed."""
+    """Its units are numbered, read one by one or put in order in a way that is not followed."""
     CONFLICT = "conflict"
     """Two ops see different factors of it."""
     NO_RULE = "no rule"

@@ -1,4 +1,4 @@
-"""The proof of roles: what makes a unit and what reads it can be told apart by what may be changed unnoticed."""
+"""The proof of roles: what makes a unit and what reads it are distinguished by what may be changed unnoticed."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 

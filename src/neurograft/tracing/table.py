@@ -22,7 +22,7 @@ def _made_by(group: Group) -> str:
 
 def _tensors(group: Group, role: Role) -> str:
     names = list(dict.fromkeys(slot.tensor for slot in group.slots if slot.role == role))
-    # a bias says nothing that its weight does not say
+    # a bias shows nothing that its weight does not
     weights = [n for n in names if not (n.endswith("bias") and f"{n[:-4]}weight" in names)]
     more = f" and {len(weights) - _SHOWN} more" if len(weights) > _SHOWN else ""
     return ", ".join(weights[:_SHOWN]) + more

@@ -77,7 +77,7 @@ def as_found(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 @contextmanager
 def module_paths(model: nn.Module) -> Iterator[Callable[[], str]]:
-    """A function that says which module is running now, by its dotted path."""
+    """A function that returns which module is running now, by its dotted path."""
     names = {id(module): name for name, module in model.named_modules()}
     stack: list[str] = [""]
 

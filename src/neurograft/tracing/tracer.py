@@ -83,7 +83,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def learnt(model: nn.Module, examples: Sequence[Inputs], outputs: Any) -> tuple[Labelling, list[str]]:
-    """What all examples say about the network's axes, and the paths of the outputs that fix them."""
+    """What all examples show of the network's axes, and the paths of the outputs that fix them."""
     labelling = Labelling(model)
     chosen: list[str] = []
     for example in examples:

@@ -1,7 +1,7 @@
 """Which neurons lie along tensors that only a run in training mode reaches: running averages of a codebook.
 
 Such a tensor is read in no evaluation, but it must move with what it is an average of, or the first step of further
-training undoes the fusion. What a training run does with it tells which axes it shares.
+training undoes the fusion. What a training run does with it shows which axes it shares.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ def follow_training(labelling: Labelling, model: nn.Module, examples: Sequence[I
     """Unify the axes of tensors that no run has reached with those they share in a training run of a copy.
 
     A tensor counts as reached if every dim of it is the dim of a tensor that was reached. Whatever a training run
-    cannot tell (it does not run, fixes a dim, or multiplies by the tensor) stays as it is.
+    does not show it (it does not run, fixes a dim, or multiplies by the tensor) stays as it is.
     """
     missing = [name for name in labelling.tensors.by_name if name not in labelling.reached]
     if on_meta(model) or not missing:
@@ -43,7 +43,7 @@ def follow_training(labelling: Labelling, model: nn.Module, examples: Sequence[I
 
 
 def _training_run(model: nn.Module, example: Inputs, outputs: object) -> Labelling | None:
-    # everything that one step in training mode tells, None if there is no such step
+    # everything that one step in training mode shows, None if there is no such step
     try:
         other = copy_of(model)
         labelling = Labelling(other)
@@ -51,7 +51,7 @@ def _training_run(model: nn.Module, example: Inputs, outputs: object) -> Labelli
         with as_found(other, training=True), module_paths(other) as path:
             recorder = Recorder(path, as_given)
             with Dispatch(recorder.meet):
-                said = call(other, example)
+                returned = call(other, example)
             after = tensors_of_model(other).by_name
     except Exception:
         return None
@@ -59,8 +59,8 @@ def _training_run(model: nn.Module, example: Inputs, outputs: object) -> Labelli
     # a parameter that is made of a result is another object in the same memory
     made = {storage_key(r): r for op in recorder.ops for r in op.results if isinstance(r, Tensor) and r.numel()}
     anew = {name: made[storage_key(x)] for name, x in after.items() if x.numel() and storage_key(x) in made}
-    pinned = [x for _, x in pinned_outputs(said, outputs)]
-    labelling.read(Tape(recorder.ops, example, {"said": pinned, "kept": [before, anew]}), "said")
+    pinned = [x for _, x in pinned_outputs(returned, outputs)]
+    labelling.read(Tape(recorder.ops, example, {"returned": pinned, "kept": [before, anew]}), "returned")
     for name, x in anew.items():
         if name in before and x is not before[name] and x.shape == before[name].shape:
             meet(labelling.main.label(before[name]), labelling.main.label(x), f"what training makes of {name}")

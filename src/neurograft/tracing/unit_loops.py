@@ -1,7 +1,7 @@
 """Loops over units by number: what happens to one of them must happen to each, and only sums may bring them together.
 
-`for e in range(n): out += f(x, weight[e], chosen == e)` says nothing of the order of the n units. A tensor that belongs
-to one pass of such a loop knows the unit's number and how it was computed, its form; the same form with another number
+`for e in range(n): out += f(x, weight[e], chosen == e)` depends on no order of units. A tensor that belongs
+to one pass of such a loop carries the unit's number and how it was computed, its form; that form with another number
 is the same tensor of another unit. Where passes meet, they must be added up, or be stacked in order, one of the same
 form for every unit; anything else gives the units' order a meaning.
 """
@@ -70,7 +70,7 @@ class LoopPasses:
             known.clear()
 
     def kept(self) -> "LoopPasses":
-        """What is known of this run, to be asked later."""
+        """What is known of this run, to be read later."""
         return LoopPasses(dict(self.of), set(self.partial))
 
     def start(self, op: Op, axis: Axis, number: int, *how: Hashable) -> None:
@@ -216,7 +216,7 @@ class LoopPasses:
 
 
 def _order(why: str, what: str) -> Why:
-    return Why(FixedReason.ORDER, f"its units are asked for one by one ({why}) and {what}")
+    return Why(FixedReason.ORDER, f"its units are read one by one ({why}) and {what}")
 
 
 def stacks_all(passes: Sequence[LoopPass]) -> bool:

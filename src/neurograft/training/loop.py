@@ -71,8 +71,8 @@ def fit(
         batches: a re-iterable of batches.
         batch_loss: what a batch costs.
         given: the settings, as `TrainingSettings` has them; missing ones take their defaults.
-        beside: networks that `batch_loss` asks: in eval mode and where the training is meanwhile, then as before.
-        task: what decides `batch_loss`, to tell one training's checkpoint from another's.
+        beside: networks that `batch_loss` runs: in eval mode and where the training is meanwhile, then as before.
+        task: what decides `batch_loss`, to distinguish one training's checkpoint from another's.
 
     Raises:
         CheckpointError: if the checkpoint is of another training, or cannot be read or written.
@@ -101,8 +101,8 @@ def fit(
         shared = stack.enter_context(processes.shared(batches))
         run = _TrainingRun(trained, beside, batches, shared, batch_loss, settings, processes)
         if settings["checkpoint"] is not None:
-            told = {**task, **{f"network {i} beside": fingerprint(other) for i, other in enumerate(beside)}}
-            run.keep(Path(settings["checkpoint"]), identity_of(model, batches, settings, processes.count, told))
+            described = {**task, **{f"network {i} beside": fingerprint(other) for i, other in enumerate(beside)}}
+            run.keep(Path(settings["checkpoint"]), identity_of(model, batches, settings, processes.count, described))
         best = run.best_of_all()
     if best is not None:
         put_back(trained, best)

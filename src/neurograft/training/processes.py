@@ -35,7 +35,7 @@ class Processes:
 
     Args:
         settings: `device` counts.
-        home: the device of the network, where it is trained unless `device` or a launcher says otherwise.
+        home: the device of the network, where it is trained unless `device` or a launcher names another.
 
     Raises:
         OptionError: for a device that this machine does not have, or a launcher that shards networks.
@@ -139,16 +139,16 @@ class Processes:
             return make()
         from accelerate.utils import broadcast_object_list
 
-        told: list[Any] = [None, None]
+        sent: list[Any] = [None, None]
         if self.index == 0:
             try:
-                told[0] = make()
+                sent[0] = make()
             except Exception as error:
-                told[1] = error
-        broadcast_object_list(told)
-        if told[1] is not None:
-            raise told[1]
-        made: Value = told[0]
+                sent[1] = error
+        broadcast_object_list(sent)
+        if sent[1] is not None:
+            raise sent[1]
+        made: Value = sent[0]
         return made
 
 

@@ -65,7 +65,7 @@ def read(path: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
     """What `write` wrote last, None if there is no such file.
 
     Raises:
-        CheckpointError: if the file holds something else, or another training: says what differs.
+        CheckpointError: if the file holds something else, or another training; with what differs.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: checkpoint= names a file")

@@ -51,7 +51,7 @@ class TrainingSettings(TypedDict, total=False):
             of epochs done, 0 before the first, and gives the factor.
         precision: "float32"; or mixed precision, "bf16" or (on a GPU, with scaled gradients) "fp16": layers compute in
             16 bits where that is safe, the weights stay as they are, validation is not mixed.
-        optimizer: makes another optimizer from the parameters, instead of what `lr`, `momentum` and `weight_decay` say.
+        optimizer: makes another optimizer from the parameters, in place of `lr`, `momentum` and `weight_decay`.
         loss: `loss(outputs, labels)`, a mean over the batch, instead of the cross-entropy.
         validation: labelled batches that choose the epoch.
         patience: stop after so many epochs without a better validation score.

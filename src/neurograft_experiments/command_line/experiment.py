@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from neurograft.command_line.printing import complain, say
+from neurograft.command_line.printing import print_error, print_lines
 from neurograft.errors import OptionError
 from neurograft_experiments.command_line import check_installed
 
@@ -47,7 +47,7 @@ Preset = Annotated[
     str,
     typer.Option(
         metavar="PRESET",
-        help="How long it may take: `smoke` (seconds, tells nothing but that it works), `small` (two cores, 90 "
+        help="How long it may take: `smoke` (seconds, shows only that it works), `small` (two cores, 90 "
         "minutes for all studies), `medium` (more images, epochs and seeds), `paper-short` (one GPU), `paper`.",
     ),
 ]
@@ -83,7 +83,7 @@ def _check() -> None:
 
 @experiment.command("list")
 def list_studies() -> None:
-    """Show the studies, what each one asks, and the presets it has."""
+    """Show the studies, the question of each, and the presets it has."""
     from rich.console import Console
 
     from neurograft.reporting.tables import Table, terminal_table
@@ -91,7 +91,7 @@ def list_studies() -> None:
 
     rows = tuple((name, question, ", ".join(presets)) for name, (_, question, presets) in study_summaries().items())
     Console().print(terminal_table(Table("Studies", ("study", "question", "presets"), rows)))
-    say("Run one: neurograft experiment run STUDY --preset smoke")
+    print_lines("Run one: neurograft experiment run STUDY --preset smoke")
 
 
 @experiment.command()
@@ -150,7 +150,7 @@ def run(
         typer.Option("--fail-fast", help="Stop at the first trial that fails instead of going on with the others."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how much there is to do and how much is done; run nothing.")
+        bool, typer.Option("--dry-run", help="Show how much there is to do and how much is done; run nothing.")
     ] = False,
 ) -> None:
     """Train members, fuse them, train on, and keep one row per trial.
@@ -204,7 +204,9 @@ def run(
             outcome = run_in_process(tasks, store, work, fail_fast=fail_fast, console=console)
     _show_outcome(asked, outcome, store)
     where = [] if output == OUTPUT else ["--output", str(output)]
-    say(f"Tables and plots: {shlex.join(['neurograft', 'experiment', 'report', *studies, '--preset', preset, *where])}")
+    print_lines(
+        f"Tables and plots: {shlex.join(['neurograft', 'experiment', 'report', *studies, '--preset', preset, *where])}"
+    )
     if outcome.left:
         raise typer.Exit(1)
 
@@ -229,18 +231,18 @@ def _check_engine(engine: str, address: str | None, gpus: float | None) -> None:
     if address is not None:
         raise OptionError("--address belongs to --engine ray")
     if gpus is not None:
-        raise OptionError("--gpus-per-trial belongs to --engine ray; in this process --device says where to compute")
+        raise OptionError("--gpus-per-trial belongs to --engine ray; in this process --device names where to compute")
 
 
 @contextmanager
 def _interruptible(store: "Store") -> Iterator[None]:
-    """Ctrl-C and SIGTERM (a job that ends) say how to go on, and end with exit code 130."""
+    """Ctrl-C and SIGTERM (a job that ends) print how to go on, and end with exit code 130."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
         yield
     except KeyboardInterrupt:
-        complain(f"\nstopped. {store.safe()}:\n  {shlex.join(['neurograft', *sys.argv[1:]])}")
+        print_error(f"\nstopped. {store.safe()}:\n  {shlex.join(['neurograft', *sys.argv[1:]])}")
         raise typer.Exit(130) from None
     finally:
         if main:
@@ -269,7 +271,7 @@ def _show_standing(asked: "Sequence[StudyQuery]", store: "Store", console: "Cons
         else "",
     )
     console.print(terminal_table(table))
-    say(f"{size_text(room_for(everything, store, imports=False))} will be written. Nothing was run.")
+    print_lines(f"{size_text(room_for(everything, store, imports=False))} will be written. Nothing was run.")
 
 
 def _show_outcome(asked: "Sequence[StudyQuery]", outcome: "Outcome", store: "Store") -> None:
@@ -278,13 +280,13 @@ def _show_outcome(asked: "Sequence[StudyQuery]", outcome: "Outcome", store: "Sto
 
     for one in asked:
         done = sum(store.has(task.key) for task in one.trials)
-        say(f"{one.name}: {done} of {len(one.trials)} trials")
+        print_lines(f"{one.name}: {done} of {len(one.trials)} trials")
     failures = [failure for failure in store.failures() if failure["label"] in outcome.failed]
     for failure in failures[:FAILURES_SHOWN]:
-        complain(f"failed: {failure['label']}: {failure['error']}")
+        print_error(f"failed: {failure['label']}: {failure['error']}")
     if outcome.failed:
         more = f", {counted(len(outcome.skipped), 'trial')} that need them left out" if outcome.skipped else ""
-        complain(
+        print_error(
             f"{counted(len(outcome.failed), 'task')} failed{more}: tracebacks are in the table failures of "
             f"{store.folder / DATABASE}. The same command tries again"
         )
@@ -328,13 +330,13 @@ def report(
     wanted, found = parse_seeds(seeds), studies_named(studies, None if claims is not None else preset)
     source = RowFiles(output)
     for damaged in source.left_out:
-        complain(f"warning: {damaged}")
+        print_error(f"warning: {damaged}")
     if claims is not None:
         write_reproduction(tuple(found.values()), source, claims, wanted)
-        say(f"wrote {claims}")
+        print_lines(f"wrote {claims}")
         return
     target = output / "report" if to is None else to
     reported = write_reports(tuple(found.values()), preset, source, target, wanted)
     for one in reported:
-        say(f"{one.study.name} ({preset}): {one.there} results")
-    say(f"wrote {target / 'index.html'}")
+        print_lines(f"{one.study.name} ({preset}): {one.there} results")
+    print_lines(f"wrote {target / 'index.html'}")

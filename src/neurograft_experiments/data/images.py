@@ -35,7 +35,7 @@ class Split:
 
     @property
     def images(self) -> Tensor:
-        """All images as networks see them, float32: made anew in every call; of a few images, ask `examples`."""
+        """All images as networks see them, float32: made anew in every call; for a few images use `examples`."""
         return self.normalized(self.pixels)
 
     def normalized(self, pixels: Tensor) -> Tensor:

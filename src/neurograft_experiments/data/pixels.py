@@ -89,7 +89,7 @@ class Augmentation:
         return torch.cat([crops, flips], 1)
 
     def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        """Crop and mirror each image as its row of `draws` says.
+        """Crop and mirror each image by its row of `draws`.
 
         Args:
             pixels: shape `(samples, channels, height, width)`, before normalisation, so that 0 is black.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Scale: TypeAlias = Literal["accuracy", "log", "linear"]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8518f", "#a87900", "#3f8fbf", "#7a5cc4", "#5c6b73")
-"""Told apart by colour-blind people too. Source of the hues: Okabe & Ito 2008."""
+"""Distinct for colour-blind people too. Source of the hues: Okabe & Ito 2008."""
 STYLES = ("-", "--", ":", "-.", (0, (5, 2)), (0, (1, 2)), (0, (12, 3)), (0, (4, 4)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
 """One more than there are colours: the ninth line has the first one's colour and dashes, but another marker."""

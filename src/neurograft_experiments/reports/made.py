@@ -15,7 +15,7 @@ HONESTY = (
 
 
 def made_parts(results: Results, name: str, preset: str, commands: Sequence[str]) -> Iterator[Part]:
-    """What the end of a report says: the commands that make it, and what the rows say about themselves."""
+    """The end of a report: the commands that make it, and where its rows come from."""
     rows = list(results.rows)
     there = f"{len(rows)} of {len(rows) + results.missing}"
     rest = " (the rest was not run, or failed)" if results.missing else ""
@@ -25,7 +25,7 @@ def made_parts(results: Results, name: str, preset: str, commands: Sequence[str]
 
 
 def provenance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What rows say about themselves; where they differ, everything they say."""
+    """Where rows come from; where they differ, each of the values."""
     versions: dict[str, dict[str, None]] = {}
     for row in rows:
         for name, version in row["versions"].items():

@@ -1,4 +1,4 @@
-"""How people read a number of a row."""
+"""How a number of a row is printed."""
 
 from dataclasses import dataclass
 

@@ -78,7 +78,7 @@ def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple
 
 
 def _field(results: Results, x: str | None, least: int) -> str | None:
-    """The name by which settings know a varied quantity; a setting may know "members.count" as "members"."""
+    """The name that a varied quantity has in settings, where "members.count" may be called "members"."""
     for candidate in (x, SAME.get(x or "", x)):
         found = {text_of(dict(setting)[candidate]) for setting in results.settings if candidate in dict(setting)}
         if candidate is not None and len(found) >= least:

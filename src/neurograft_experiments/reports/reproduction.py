@@ -21,7 +21,7 @@ PAPERS = {
 }
 LEAD = (
     "Each claim of the two papers, and of our own studies, beside what was measured here. Every measured figure comes "
-    "from the rows in results/, of the preset that has most of a study; a study that was not run says so, and trials "
+    "from the rows in results/, of the preset that has most of a study; a study that was not run is marked, and trials "
     "that presets share count in each. A difference counts if it exceeds the noise over seeds and of the test set's "
     "size (± in the tables); closer figures are called equal."
 )

@@ -44,7 +44,7 @@ class Which:
 
     @property
     def recovery_words(self) -> str:
-        """How it was recovered, as people say it."""
+        """How it was recovered, in words."""
         return RECOVERIES.get(self.recovery, self.recovery)
 
     @property
@@ -133,12 +133,12 @@ class Results:
 
     @cached_property
     def varying(self) -> tuple[str, ...]:
-        """The names of what differs between settings, without those that an earlier one says already."""
+        """The names of what differs between settings, without those that an earlier one determines."""
         columns: dict[str, list[str]] = {}
         for name in dict.fromkeys(name for setting in self.settings for name, _ in setting):
             values = [text_of(dict(setting).get(name)) for setting in self.settings]
-            said = any(len(set(zip(other, values, strict=True))) == len(set(other)) for other in columns.values())
-            if len(set(values)) > 1 and not said:
+            determined = any(len(set(zip(other, values, strict=True))) == len(set(other)) for other in columns.values())
+            if len(set(values)) > 1 and not determined:
                 columns[name] = values
         return tuple(columns)
 

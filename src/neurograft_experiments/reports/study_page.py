@@ -1,4 +1,4 @@
-"""The report of one study: what its paper says, tables, plots, and how all of it was made."""
+"""The report of one study: the claims of its paper, tables, plots, and how all of it was made."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def study_document(about: About, results: Results, *, name: str, preset: str, co
     sections = []
     if about.claims:
         ours = about.paper == "neurograft"
-        title = "What we expected" if ours else f"What the paper on {about.paper} says"
+        title = "What we expected" if ours else f"Claims of the paper on {about.paper}"
         sections.append(Section(title, (claims_table([judge(claim, results) for claim in about.claims]),)))
     measure = about.plot.measure
     x = about.plot.x if about.plot.x not in ("epoch", "row") else None

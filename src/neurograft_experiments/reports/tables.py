@@ -12,7 +12,7 @@ from neurograft_experiments.rows import BEST, CONTINUE, ENSEMBLE
 
 Key = TypeVar("Key", bound=Hashable)
 FINE = 5000
-"""Test images from which on a second decimal says something."""
+"""Test images from which on a second decimal is above the noise."""
 SIGNS = (
     "↑ above, ↓ below, = not distinguishable from its rival on the same budget: the best member for what is not "
     "trained further, the best member continued in the same way for what is. Bold: not distinguishable from the best "
@@ -172,7 +172,7 @@ def rival_of(results: Results, group: RowGroup | None) -> RowGroup | None:
 
 
 def digits_of(groups: Sequence[RowGroup]) -> int:
-    """Decimals of a percentage that say something for so many test images."""
+    """Decimals of a percentage that are above the noise for so many test images."""
     return 2 if min(_images(groups), default=0) >= FINE else 1
 
 

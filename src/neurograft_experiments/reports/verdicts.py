@@ -153,7 +153,7 @@ def _chosen(results: Results, claim: Claim, side: Side, groups: list[RowGroup]) 
     if len(trials) > 1 and side.best_over is None:
         found = "; ".join(named(group.setting) for group in groups)
         raise StudyError(
-            f"claim {claim.text!r}: {side.row!r} stands for several rows at once ({found}); say in its `where` which "
+            f"claim {claim.text!r}: {side.row!r} stands for several rows at once ({found}); name in its `where` which "
             "of them, or in `best_over` what validation may choose"
         )
     measured = [group for group in groups if group.rows]
@@ -184,8 +184,8 @@ def findings_table(results: Results, verdict: Verdict) -> Table:
         name = named(finding.setting, results.varying) or named(finding.setting) or "all"
         figures = [measure.shown(figure, digits) for figure in (finding.figure, finding.against)]
         gap = measure.gap(finding.difference) if finding.difference is not None else "–"
-        answer = {True: "yes", False: "no", None: "not measured"}[finding.holds]
-        rows.append((f"{name}, at {finding.chosen}" if finding.chosen else name, *figures, gap, answer))
+        word = {True: "yes", False: "no", None: "not measured"}[finding.holds]
+        rows.append((f"{name}, at {finding.chosen}" if finding.chosen else name, *figures, gap, word))
     against = "a number of ours" if isinstance(claim.against, float) else _words(claim.against)
     unit = measure.unit or claim.measure
     columns = ("setting", _words(claim.figure), against, f"difference ± noise, {unit}", f"{claim.holds_if}?")

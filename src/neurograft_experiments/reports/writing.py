@@ -76,7 +76,7 @@ def write_reports(
 
 
 def index_document(reported: Sequence[Reported], preset: str) -> Document:
-    """What the studies ask, how much of each was measured, and how many of its paper's claims held."""
+    """The question of each study, how much of each was measured, and how many of its paper's claims held."""
     links = Links(
         tuple((one.study.about.title, address(f"{one.study.name}.html"), one.study.about.question) for one in reported)
     )

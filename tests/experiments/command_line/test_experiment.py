@@ -309,4 +309,4 @@ def test_ray_gives_the_rows_that_one_process_gives(neurograft, tmp_path, study):
     process = start(study, "--engine", "ray", "--cpus-per-trial", "1000", "-o", tmp_path / "more", "--seeds", "2")
     out, _ = process.communicate()
     assert process.returncode == 2
-    assert "error: a trial asks for 1000 CPUs and 0 GPUs, the cluster has" in out
+    assert "error: a trial requires 1000 CPUs and 0 GPUs, the cluster has" in out

@@ -110,7 +110,7 @@ def test_several_rows_at_once_are_no_rival():
     entries = [("best member", "none", {"members": k}, 0.8, 0.8) for k in (2, 4)]
     entries.append(("transplant", "none", {"members": 2}, 0.9, 0.9))
     figure = Figure(row="transplant", where={"members": 2})
-    with pytest.raises(StudyError, match="'best member' stands for several rows at once .*say in its `where`"):
+    with pytest.raises(StudyError, match="'best member' stands for several rows at once .*name in its `where`"):
         judge(claim(figure, BEST), results_of(entries))
 
 

@@ -20,7 +20,7 @@ def product(
     left = [d for d in range(batch, len(a)) if d != i]
     right = [d for d in range(batch, len(b)) if d != j]
     if labels.multiplying:
-        # one parameter makes what the other reads: which of them does the product's reader say
+        # one parameter makes what the other reads: the product's reader decides which of them
         labels.notes.products.append(ProductNote(a[i], b[j], _all_but(a, i), _all_but(b, j)))
     else:
         labels.unify(a[i], b[j])

@@ -18,7 +18,7 @@ def named(labels: Labels, op: Op, position: int, axis: Axis) -> None:
 @rule("topk", "sort")
 def ranked(labels: Labels, op: Op) -> Result:
     """The largest values whatever their order was, and the numbers of the positions they were at."""
-    # equal values are told apart by their positions: where that matters, the proof finds it
+    # equal values are distinguished by their positions: where that matters, the proof finds it
     x = tensor(op, 0)
     axes = labels.of(x)
     dim = dim_of(arg(op, 1 if op.name == "sort" and op.overload != "stable" else 2, -1), axes)
@@ -98,7 +98,7 @@ def extreme_position(labels: Labels, op: Op) -> Result:
 
 @rule("aminmax")
 def extremes(labels: Labels, op: Op) -> Result:
-    """The smallest and the largest value; of numbers, torch asks them itself to see that all are in range."""
+    """The smallest and the largest value; of numbers, torch computes them itself to see that all are in range."""
     x = tensor(op, 0)
     axes = labels.of(x)
     meaning = labels.numbers.understand(x)
@@ -132,7 +132,7 @@ def counted_numbers(labels: Labels, op: Op) -> Result:
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "cumsum_", "roll", "flip")
 def ordered(labels: Labels, op: Op) -> Result:
-    """The order along the dim has a meaning; running counts of units say where each one's rows end."""
+    """The order along the dim has a meaning; running counts of units are where each one's rows end."""
     x = tensor(op, 0)
     axes = labels.of(x)
     counts = labels.numbers.understand(x, "counts") if op.name == "cumsum" else None

@@ -1,8 +1,8 @@
-"""The table of rules: what each ATen op says about the axes of its operands and results.
+"""The table of rules: what each ATen op does to the axes of its operands and results.
 
 A rule reads the tape only: never a tensor's values, and never `x.shape`, which in-place ops may have changed since
 (`shape(labels.of(x))` is right). It returns the label of the result (its axes, or blocks with axes of their own), or a
-list of them for several results. A rule that asks for the axes of blocks (`labels.of`) ties them. Soundness: a
+list of them for several results. A rule that reads the axes of blocks (`labels.of`) ties them. Soundness: a
 result's dim may get a new *fixed* axis only if every dim it came from is fixed.
 """
 
