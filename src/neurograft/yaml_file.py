@@ -23,6 +23,32 @@ MERGE = "tag:yaml.org,2002:merge"
 PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
 
 
+def read_bounded(path: Path, what: str, error: type[NeurograftError]) -> str:
+    """The text of a small file.
+
+    Args:
+        path: where it lies.
+        what: what it is, for messages: "a recipe".
+        error: what to raise.
+
+    Raises:
+        NeurograftError: of the kind that was given: it cannot be read, is no text, or too large.
+    """
+    shown = terminal(str(path))
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise OSError("it is no file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise OSError(f"{what} has at most {MOST_BYTES:,} bytes")
+        return content.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise _error(error, shown, content.count(b"\n", 0, problem.start) + 1, "no UTF-8") from problem
+    except (OSError, ValueError) as problem:  # the system takes no name with a null character
+        raise error(f"{shown} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
+
+
 @dataclass(frozen=True, eq=False)
 class YamlFile:
     """A mapping that was read from YAML, and the line of every key and item.
@@ -43,32 +69,12 @@ class YamlFile:
 
     @classmethod
     def read(cls, path: Path, what: str, error: type[NeurograftError]) -> "YamlFile":
-        """Read a file.
-
-        Args:
-            path: where it lies.
-            what: what it is, for messages: "a recipe".
-            error: what to raise.
+        """Read a file: `read_bounded`, then `parse`.
 
         Raises:
-            NeurograftError: of the kind that was given: it cannot be read, is too large, or, with the line, no YAML or
-                no mapping of plain values.
+            NeurograftError: of the kind that was given.
         """
-        shown = terminal(str(path))
-        try:
-            if path.exists() and not path.is_file():  # a pipe or a device may never end
-                raise OSError("it is no file")
-            with path.open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
-            if len(content) > MOST_BYTES:
-                raise OSError(f"{what} has at most {MOST_BYTES:,} bytes")
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as problem:
-            line = content.count(b"\n", 0, problem.start) + 1
-            raise _error(error, shown, line, "no UTF-8") from problem
-        except (OSError, ValueError) as problem:  # the system takes no name with a null character
-            raise error(f"{shown} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
-        return cls.parse(text, str(path), what, error)
+        return cls.parse(read_bounded(path, what, error), str(path), what, error)
 
     @classmethod
     def parse(cls, text: str, file: str, what: str, error: type[NeurograftError]) -> "YamlFile":
@@ -102,7 +108,15 @@ class YamlFile:
         Raises:
             NeurograftError: of the file's kind, with the file, the line and the problem.
         """
-        raise _error(self.error, self.file, self.line(keys), problem)
+        self.fail_at(self.line(keys), problem)
+
+    def fail_at(self, line: int, problem: str) -> NoReturn:
+        """Refuse what stands in a line.
+
+        Raises:
+            NeurograftError: of the file's kind, with the file, the line and the problem.
+        """
+        raise _error(self.error, self.file, line, problem)
 
 
 def _error(kind: type[NeurograftError], file: str, line: int, problem: str) -> NeurograftError:

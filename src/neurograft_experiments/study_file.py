@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from neurograft.errors import StudyError, closest
+from neurograft.yaml_file import MOST_NESTED, Keys
 from neurograft_experiments.study import PRESETS, About, StudySettings
-from neurograft_experiments.study_text import MOST_NESTED, Keys, StudyText, read_bounded
+from neurograft_experiments.study_text import StudyText, read_bounded
 
 MOST_POINTS = 1000
 """Of a preset: cases times what varies."""

@@ -1,28 +1,18 @@
-"""A study file as plain values with the line of each: small, shallow YAML, whatever its aliases stand for."""
+"""A study file as plain values with the line of each, checked by models."""
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from neurograft import yaml_file
 from neurograft.errors import StudyError
-from neurograft.escaping import named, terminal
+from neurograft.escaping import named
+from neurograft.yaml_file import Keys, YamlFile
 
-Keys: TypeAlias = tuple[str | int, ...]
 Checked = TypeVar("Checked", bound=BaseModel)
-
-MOST_BYTES = 100_000
-MOST_VALUES = 10_000
-"""Values of a study, those that aliases repeat included."""
-MOST_NESTED = 30
-MOST_LETTERS = 1000
-"""Of a message about a line."""
-MERGE = "tag:yaml.org,2002:merge"
-PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
 
 
 def read_bounded(path: Path) -> str:
@@ -31,34 +21,14 @@ def read_bounded(path: Path) -> str:
     Raises:
         StudyError: it cannot be read, is no text, or larger than a study is.
     """
-    shown = terminal(str(path))
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a device may never end
-            raise OSError("it is no file")
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise OSError(f"a study has at most {MOST_BYTES:,} bytes")
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _error(shown, content.count(b"\n", 0, error.start) + 1, "no UTF-8") from error
-    except (OSError, ValueError) as error:  # the system takes no name with a null character
-        raise StudyError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return yaml_file.read_bounded(path, "a study", StudyError)
 
 
 @dataclass(frozen=True, eq=False)
 class StudyText:
-    """A YAML file as plain values, and the line of every key and item.
+    """A study's YAML; presets and cases overlay what they change, so that a key may stand in several places."""
 
-    Attributes:
-        file: its name, for messages.
-        raw: the mapping that the file is.
-        lines: the keys that lead to a value -> its line.
-    """
-
-    file: str
-    raw: dict[str, Any]
-    lines: dict[Keys, int]
+    yaml: YamlFile
 
     @classmethod
     def read(cls, text: str, file: str) -> "StudyText":
@@ -67,28 +37,26 @@ class StudyText:
         Raises:
             StudyError: with the line of what is no YAML, or no plain value.
         """
-        lines: dict[Keys, int] = {}
-        try:
-            loader = _Loader(text)
-            node = loader.get_single_node()
-            raw = _Reading(loader, lines).value(node, ()) if node is not None else None
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise _error(file, line, str(error.problem or "no YAML")) from error
-        except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character or an escape that there is not
-            line = text.count("\n", 0, getattr(error, "position", 0)) + 1
-            raise _error(file, line, f"no YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(raw, dict):
-            raise _error(file, 1, "a study is a mapping that begins with title:")
-        return cls(file, raw, lines)
+        return cls(YamlFile.parse(text, file, "a study", StudyError))
+
+    @property
+    def file(self) -> str:
+        """Its name, for messages."""
+        return self.yaml.file
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The mapping that the file is."""
+        return self.yaml.raw
 
     def line(self, keys: Keys, prefixes: tuple[Keys, ...]) -> int:
         """The line of a key, or of the nearest key around it, in the last of the overlaid mappings that has it."""
+        lines = self.yaml.lines
         for length in range(len(keys), -1, -1):
             for prefix in prefixes:
-                if length and (*prefix, *keys[:length]) in self.lines:
-                    return self.lines[(*prefix, *keys[:length])]
-        return self.lines.get(prefixes[0], 1)
+                if length and (*prefix, *keys[:length]) in lines:
+                    return lines[(*prefix, *keys[:length])]
+        return lines.get(prefixes[0], 1)
 
     def fail(self, keys: Keys, problem: str, prefixes: tuple[Keys, ...] = ((),)) -> NoReturn:
         """Refuse the value at the end of some keys.
@@ -96,7 +64,7 @@ class StudyText:
         Raises:
             StudyError: with the file, the line and the problem.
         """
-        raise _error(self.file, self.line(keys, prefixes), problem)
+        self.yaml.fail_at(self.line(keys, prefixes), problem)
 
     def checked(
         self, model: type[Checked], raw: Any, prefixes: tuple[Keys, ...], varied: Mapping[str, Any] | None = None
@@ -124,94 +92,3 @@ class StudyText:
                     at = f"at {path} = {named(repr(value))} of vary"
                     self.fail(("vary", path), f"{problem} ({at})", prefixes)
             self.fail((*keys, first["type"]), problem, prefixes)  # a model's own errors are named for the key to blame
-
-
-def _error(file: str, line: int, problem: str) -> StudyError:
-    return StudyError(f"{terminal(file)}, line {line}: {named(problem, MOST_LETTERS)}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses what is nested too deep before Python's stack is full."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        self.depth += 1
-        if self.depth > MOST_NESTED:
-            raise _marked(f"nested more than {MOST_NESTED} levels deep", self.peek_event())  # type: ignore[no-untyped-call]
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-@dataclass
-class _Reading:
-    """YAML nodes as plain values; notes the line of each key and counts what aliases repeat."""
-
-    loader: _Loader
-    lines: dict[Keys, int]
-    values: int = 0
-
-    def value(self, node: Any, keys: Keys, depth: int = 0) -> Any:
-        self.values += 1
-        if self.values > MOST_VALUES:
-            raise _marked(f"more than {MOST_VALUES:,} values, with those that aliases repeat", node)
-        if depth > MOST_NESTED:
-            raise _marked(f"nested more than {MOST_NESTED} levels deep, by an alias", node)
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, keys, depth + 1)
-        if isinstance(node, yaml.SequenceNode):
-            items = []
-            for number, item in enumerate(node.value):
-                self.lines[(*keys, number)] = item.start_mark.line + 1
-                items.append(self.value(item, (*keys, number), depth + 1))
-            return items
-        return self._scalar(node)
-
-    def _mapping(self, node: Any, keys: Keys, depth: int) -> dict[Any, Any]:
-        """What `<<` brings in gives way to the mapping's own keys; of several such mappings the first counts."""
-        found: dict[Any, Any] = {}
-        for merged in _merged(node):
-            found = self.value(merged, keys, depth) | found
-        given: set[Any] = set()
-        for key_node, value_node in node.value:
-            if key_node.tag == MERGE:
-                continue
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _marked("a key is a word or a number", key_node)
-            key = self._scalar(key_node)
-            if key in given:
-                raise _marked(f"{key!r} is there twice", key_node)
-            given.add(key)
-            self.lines[(*keys, key)] = key_node.start_mark.line + 1
-            found[key] = self.value(value_node, (*keys, key), depth)
-        return found
-
-    def _scalar(self, node: Any) -> Any:
-        if node.tag not in PLAIN:
-            raise _marked("dates, binary data and other tags are not taken; put text in quotes", node)
-        try:
-            value = self.loader.construct_object(node)
-        except (ValueError, LookupError, OverflowError) as error:
-            raise _marked(f"no {node.tag.rpartition(':')[2]}: {named(node.value)!r}", node) from error
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _marked(f"{named(node.value)} is no finite number", node)
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise _marked(f"{named(node.value)} has more than 64 bits", node)
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise _marked(f"{named(value)} holds half a surrogate pair, which is no character", node)
-        return value
-
-
-def _merged(node: Any) -> Iterator[Any]:
-    """The mappings that `<<` brings into a mapping."""
-    for key_node, value_node in node.value:
-        if key_node.tag == MERGE:
-            for one in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
-                if not isinstance(one, yaml.MappingNode):
-                    raise _marked("<< is given a mapping, or a list of them", one)
-                yield one
-
-
-def _marked(problem: str, at: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
