@@ -20,7 +20,7 @@ PUBLIC = {
     "Look at a network": ("trace", "verify", "permute", "NeuronGraph"),
     "Fuse": ("fuse", "Members", "Fusion", "plan", "FusionPlan", "apply"),
     "Methods": ("Average", "Permutation", "OptimalTransport", "Transplant", "Zip"),
-    "Merge by recipes": ("merge", "Recipe"),
+    "Merge by recipes, merge adapters": ("merge", "Recipe", "merge_adapters"),
     "Merge operators": (
         *("Linear", "TaskArithmetic", "Ties", "Dare", "Della", "Breadcrumbs", "Sce", "Slerp", "NuSlerp", "MultiSlerp"),
         *("Karcher", "ModelStock", "NearSwap", "ArceeFusion", "Fisher", "RegMean", "Passthrough", "Gradient"),

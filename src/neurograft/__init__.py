@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from neurograft.fusing import fuse as fuse
     from neurograft.members.members import Members as Members
     from neurograft.merging.merge import merge as merge
+    from neurograft.merging.merge_adapters import merge_adapters as merge_adapters
     from neurograft.merging.recipe import Recipe as Recipe
     from neurograft.methods.average import Average as Average
     from neurograft.methods.optimal_transport import OptimalTransport as OptimalTransport
@@ -97,6 +98,7 @@ _PUBLIC = {
     "fuse": "neurograft.fusing",
     "fuse_in_sequence": "neurograft.training.sequences",
     "merge": "neurograft.merging.merge",
+    "merge_adapters": "neurograft.merging.merge_adapters",
     "permute": "neurograft.tracing.permutation",
     "plan": "neurograft.methods.planner",
     "prune": "neurograft.applying.pruning",

@@ -171,7 +171,10 @@ REFUSED = {
     "twice": (LINEAR.replace("m1", "m0"), "line 5: .*m0 is there twice"),
     "no such model": (LINEAR.replace("m1", "m9"), "line 5: m9: no such folder or file, here or beside the recipe"),
     "no such base": (LINEAR.replace("linear", "ties") + "base_model: nowhere/base\n", "line 7: nowhere/base: no such"),
-    "adapter": (LINEAR.replace("m1", "m1+lora"), r"line 5: m1\+lora: .*adapters are merged by themselves"),
+    "adapter": (
+        LINEAR.replace("m1", "m1+lora"),
+        r"line 5: m1\+lora: .*adapters are merged by `neurograft merge-adapters`",
+    ),
     "no weight": (LINEAR.replace("{weight: 2}", "{}"), "line 5: weight: is missing for .*m1"),
     "no t": ("merge_method: slerp\nbase_model: m0\nmodels: [{model: m1}]\n", "line 1: slerp needs t: under"),
     "no base": (LINEAR.replace("linear", "ties"), "line 1: ties needs base_model:"),

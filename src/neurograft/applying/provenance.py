@@ -85,7 +85,8 @@ class Provenance:
             ---
         """
         record = self.record(hashes)
-        library = "transformers" if self.network.startswith("transformers:") else "pytorch"
+        built = self.network.partition(":")[0]
+        library = built if built in ("transformers", "peft") else "pytorch"
         options = markdown_code(", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none")
         lines = [
             "---",

@@ -10,6 +10,7 @@ from neurograft.command_line.advise import advise
 from neurograft.command_line.ending import tidy_end
 from neurograft.command_line.evaluate import evaluate
 from neurograft.command_line.fuse import fuse
+from neurograft.command_line.merge_adapters import merge_adapters
 from neurograft.command_line.plan import plan
 from neurograft.command_line.printing import plain_printing, print_error
 from neurograft.command_line.trace import trace
@@ -42,7 +43,7 @@ def _options(
     """Fuse several trained PyTorch networks into one of the same architecture and size."""
 
 
-for command in (trace, plan, fuse, evaluate, advise):
+for command in (trace, plan, fuse, merge_adapters, evaluate, advise):
     app.command()(command)
 for added in added_commands():
     if isinstance(added, typer.Typer):

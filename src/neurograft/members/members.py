@@ -19,6 +19,7 @@ from neurograft.members.checks import (
     check_shapes,
     check_values,
     differing_constants,
+    low_rank_factors,
     member_weights,
 )
 from neurograft.members.graphs import graphs_of
@@ -285,7 +286,7 @@ class Members:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What a fusion of these members loses: whole numbers and settings in which they differ."""
-        return differing_constants(self.states) + differing_settings(self.networks)
+        return differing_constants(self.states) + differing_settings(self.networks) + low_rank_factors(self.states)
 
     def weighted(self, weights: Weights | None) -> "Members":
         """The same members with these weights; with their own if None.

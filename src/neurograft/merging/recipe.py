@@ -208,7 +208,11 @@ class _Reader:
             self.yaml.fail(keys, f"a model is a folder or a checkpoint, got {name!r}")
         found = next((path for path in (Path(name), self.folder / name) if is_there(path)), None)
         if found is None:
-            why = "adapters are merged by themselves" if "+" in name else "models are not fetched from the hub"
+            why = (
+                "adapters are merged by `neurograft merge-adapters`"
+                if "+" in name
+                else "models are not fetched from the hub"
+            )
             self.yaml.fail(keys, f"{name}: no such folder or file, here or beside the recipe; {why}")
         return found
 
