@@ -15,7 +15,7 @@ from neurograft.command_line.arguments import (
     parse_options,
     parse_weights,
 )
-from neurograft.command_line.printing import say
+from neurograft.command_line.printing import print_lines
 from neurograft.command_line.streaming import (
     Align,
     Base,
@@ -148,9 +148,9 @@ def fuse(
     last = fusion.report.recovery
     found = {"calibration": calibration, "recovery": None if last is None else last.recovery}
     write_checkpoint(fusion.model, output, record | found)
-    say(str(plan))
-    say(str(fusion.report))
-    say(f"wrote {output}")
+    print_lines(str(plan))
+    print_lines(str(fusion.report))
+    print_lines(f"wrote {output}")
 
 
 def _check_numbers(networks: Sequence["nn.Module"], paths: Sequence[Path]) -> None:
@@ -209,7 +209,7 @@ def _stream(
                 progress=progress,
                 hashing=hashing,
             )
-    say(str(decided.plan))
+    print_lines(str(decided.plan))
     _say_done(done)
 
 
@@ -245,7 +245,7 @@ def _merge(
             shard_size=size,
             progress=progress,
         )
-    say(f"{len(followed.members)} members combined by {followed.operator}")
+    print_lines(f"{len(followed.members)} members combined by {followed.operator}")
     _say_done(done)
 
 
@@ -269,4 +269,4 @@ def _say_done(done: "Streamed") -> None:
     from neurograft.checkpoints.writing import size_text
 
     speed = size_text((done.bytes_read + done.bytes_written) / max(done.seconds, 1e-9))
-    say(f"wrote {done.output}: {size_text(done.bytes_written)} in {done.seconds:.1f} s ({speed}/s)")
+    print_lines(f"wrote {done.output}: {size_text(done.bytes_written)} in {done.seconds:.1f} s ({speed}/s)")

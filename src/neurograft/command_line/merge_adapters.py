@@ -6,7 +6,7 @@ from typing import Annotated, cast
 import typer
 
 from neurograft.command_line.arguments import parse_options
-from neurograft.command_line.printing import say
+from neurograft.command_line.printing import print_lines
 from neurograft.errors import OptionError
 
 
@@ -54,4 +54,4 @@ def merge_adapters(
     done = merge(
         adapters, output, method, base=base, rank=cast(Rank, wanted), into_base=into_base, seed=seed, **options
     )
-    say(str(done))
+    print_lines(str(done))

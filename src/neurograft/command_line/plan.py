@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neurograft.command_line.arguments import Fixed, InputShapes
-from neurograft.command_line.printing import say
+from neurograft.command_line.printing import print_lines
 from neurograft.command_line.streaming import Align, Base, MemberFiles, Network, check_decided, recipe_of
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def plan(
     else:
         chosen, operator = choice_of(method or "transplant", parse_options(option), align)
         opened = open_members(factory, members, inputs, fixed, seed, base).weighted(parse_weights(weights))
-    say(str(estimate(opened, chosen, operator)))
+    print_lines(str(estimate(opened, chosen, operator)))
     if output is not None:
         decided = plan_members(opened, chosen, operator, seed=seed)
         save_plan(SavedPlan(decided, opened.name, opened.fixed, opened.hashes()), output)
-        say(f"\n{decided}\nwrote {output}")
+        print_lines(f"\n{decided}\nwrote {output}")
 
 
 def _by_recipe(
