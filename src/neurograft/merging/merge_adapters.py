@@ -25,6 +25,7 @@ from neurograft.operators.linear import Linear
 from neurograft.operators.operator import Operator
 from neurograft.operators.task_arithmetic import TaskArithmetic
 from neurograft.options import check_count, check_seed
+from neurograft.preserve_state import keeps_random_state
 
 Rank: TypeAlias = int | Literal["exact"] | None
 """How many rows A has: a number, "exact" for the sum of the adapters' ranks, None for the largest of them."""
@@ -57,6 +58,7 @@ class MergedAdapters:
         return f"{len(self.errors)} products of rank {self.rank}: their rank loses {lost}: {self.output}"
 
 
+@keeps_random_state
 def merge_adapters(
     adapters: Sequence[str | Path],
     output: str | Path,
