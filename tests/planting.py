@@ -6,12 +6,25 @@ import torch
 from torch import Tensor, nn
 
 import neurograft as ng
+from neurograft.tracing.class_proof import disturbed
+from neurograft.tracing.labelling import tensors_of_model
 from tests.networks import MLP
 
 
 def planted(model: nn.Module, graph: ng.NeuronGraph, seed: int, apart: bool = False) -> nn.Module:
     """The network with the neurons of every free group in random order; `apart`: another in every unit, if allowed."""
     return ng.permute(model, graph, random_orders(graph, seed, apart))
+
+
+def planted_in_class(model: nn.Module, graph: ng.NeuronGraph, seed: int) -> nn.Module:
+    """The network moved by a random element of the class of every free group: orders, signs, scales, rotations."""
+    other = planted(model, graph, seed, apart=True)
+    tensors = tensors_of_model(other).by_name
+    names = [group.name for group in graph.free]
+    with torch.no_grad():
+        for name, x in disturbed({n: t.detach() for n, t in tensors.items()}, graph, names, seed).items():
+            tensors[name].copy_(x)
+    return other
 
 
 def random_orders(graph: ng.NeuronGraph, seed: int, apart: bool = True) -> dict[str, Tensor]:

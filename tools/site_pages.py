@@ -19,7 +19,7 @@ LIBRARY = SOURCES / "neurograft"
 PUBLIC = {
     "Look at a network": ("trace", "verify", "permute", "NeuronGraph"),
     "Fuse": ("fuse", "Members", "Fusion", "plan", "FusionPlan", "apply"),
-    "Methods": ("Average", "Permutation", "OptimalTransport", "Transplant", "Zip"),
+    "Methods": ("Average", "Permutation", "Symmetric", "OptimalTransport", "Transplant", "Zip"),
     "Merge by recipes, merge adapters": ("merge", "Recipe", "merge_adapters"),
     "Merge operators": (
         *("Linear", "TaskArithmetic", "Ties", "Dare", "Della", "Breadcrumbs", "Sce", "Slerp", "NuSlerp", "MultiSlerp"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from neurograft.methods.optimal_transport import OptimalTransport as OptimalTransport
     from neurograft.methods.permutation import Permutation as Permutation
     from neurograft.methods.planner import plan as plan
+    from neurograft.methods.symmetric import Symmetric as Symmetric
     from neurograft.methods.transplant import Transplant as Transplant
     from neurograft.methods.zip import Zip as Zip
     from neurograft.operators.arcee_fusion import ArceeFusion as ArceeFusion
@@ -84,6 +85,7 @@ _PUBLIC = {
     "RegMean": "neurograft.operators.regmean",
     "Sce": "neurograft.operators.sce",
     "Slerp": "neurograft.operators.slerp",
+    "Symmetric": "neurograft.methods.symmetric",
     "TaskArithmetic": "neurograft.operators.task_arithmetic",
     "Ties": "neurograft.operators.ties",
     "Transplant": "neurograft.methods.transplant",

@@ -105,6 +105,17 @@ def test_plan_shows_what_would_happen_and_saves_it(neurograft, members, tmp_path
     assert "but the plan was made for" in err
 
 
+def test_a_saved_symmetric_plan_streams_what_fusing_in_memory_gives(neurograft, members, tmp_path):
+    saved, streamed, loaded = (tmp_path / f"{name}.safetensors" for name in ("plan", "streamed", "loaded"))
+    common = (MLP, *members, *SHAPE, "--method", "symmetric")
+    assert neurograft("plan", *common, "-o", saved)[0] == 0
+    assert neurograft("fuse", MLP, *members, *SHAPE, "--plan", saved, "-o", streamed)[0] == 0
+    assert neurograft("fuse", *common, "-o", loaded)[0] == 0
+    one, other = (open_checkpoint(path).tensors for path in (streamed, loaded))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert provenance_of(streamed)["method"] == "symmetric"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

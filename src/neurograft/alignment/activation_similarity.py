@@ -48,10 +48,10 @@ class ActivationSimilarity:
             shown.add(hidden, own, other)
             rows += len(self.target[key])
         if shown is None:
-            return weights.products()
+            return weights.products(self.weights.rotating)
         shown = shown.scaled(1 / rows)
         amount, beside = shown.amount(), weights.amount()
-        return shown.plus(weights, TIE * amount / beside if amount and beside else 1.0).products()
+        return shown.plus(weights, TIE * amount / beside if amount and beside else 1.0).products(self.weights.rotating)
 
     def nothing(self, group: str) -> Products:
         """As `Similarity.nothing`."""

@@ -1,6 +1,6 @@
 """What neurons do on calibration batches: one column of activations per unit of every group."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -103,22 +103,29 @@ def group_activations(
     return {group: torch.cat(rows) if len(rows) > 1 else rows[0] for group, rows in found.items()}
 
 
-def member_cells(members: Members, *, when: When = "pre", samples: int = 1024) -> list[Cells]:
+def member_cells(
+    members: Members, *, when: When = "pre", samples: int = 1024, rotating: Container[str] = ()
+) -> list[Cells]:
     """As `member_activations`, but the neurons inside a unit (the channels of a head) are distinguished.
 
     Returns:
         For every member and `(group,)` what no inner group divides, shape `(rows, units)`; for `(group, inner)`
         the rest, shape `(rows, units, inner neurons)`, and so on where several inner groups lie beside each other.
         Activations with another free group along another dimension are left out: their rows lie in another order in
-        every member.
+        every member. Groups that are `rotating` are watched where they are read, behind the norm that all readers have
+        in common; units that hold some wherever they are made or read.
     """
     calibration, models = calibration_of(members)
     cells: list[Cells] = []
     for model, graph in zip(models, members.graphs, strict=True):
         free = {group.name for group in graph.free}
+        holding = {group.inside for group in graph.free if group.name in rotating}
+        sides = {
+            g.name: "post" if g.name in rotating else "both" if g.name in holding else when for g in graph.outermost
+        }
         wanted = {
             use: [place for place in found if not place.beside & free]
-            for use, found in places(graph, [group.name for group in graph.outermost], when).items()
+            for use, found in places(graph, sides, sides).items()
         }
         inside = {g.name: [i.name for i in graph.free if i.inside == g.name] for g in graph.outermost}
         cells.append(watch(model, graph, calibration, _Collector(wanted, samples, inside)))
@@ -158,17 +165,23 @@ class ActivationSite:
     beside: frozenset[str]  # groups along other dimensions: what they hold is rows here
 
 
-def places(graph: NeuronGraph, groups: Iterable[str], when: When) -> dict[tuple[str, int], list[ActivationSite]]:
-    """Where to watch each group, per use `(tensor, nth)`; the other side is taken if the named one has no weight."""
+def places(
+    graph: NeuronGraph, groups: Iterable[str], when: str | Mapping[str, str]
+) -> dict[tuple[str, int], list[ActivationSite]]:
+    """Where to watch each group, per use `(tensor, nth)`; the other side is taken if the named one has no weight.
+
+    `when` is "pre", "post" or "both", for all groups or for each.
+    """
     found: dict[tuple[str, int], list[ActivationSite]] = {}
     for group in groups:
         made = list(_made(graph, group))
         read = list(_read(graph, group))
-        chosen = (made or read) if when == "pre" else (read or made)
-        for use, side, dim, layout in chosen:
-            activation = (use.input or ()) if side == "input" else use.output
+        side = when if isinstance(when, str) else when[group]
+        chosen = made + read if side == "both" else (made or read) if side == "pre" else (read or made)
+        for use, end, dim, layout in chosen:
+            activation = (use.input or ()) if end == "input" else use.output
             beside = {group for d, other in enumerate(activation) if d != dim for group in sizes_along(other)}
-            place = ActivationSite(group, side, dim, layout, 1 / len(chosen), frozenset(beside))
+            place = ActivationSite(group, end, dim, layout, 1 / len(chosen), frozenset(beside))
             found.setdefault((use.tensor, use.nth), []).append(place)
     return found
 

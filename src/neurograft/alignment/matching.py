@@ -9,6 +9,7 @@ from neurograft.alignment.assignment import assign
 from neurograft.alignment.products import Products
 from neurograft.alignment.weight_similarity import Maps, Similarity, is_one_to_one
 from neurograft.axes.maps import NeuronMap, Pairs, PerUnit
+from neurograft.axes.symmetry import nearest_orthogonal
 from neurograft.tracing.graph import NeuronGraph
 
 Solve = Callable[[str, Products], NeuronMap]
@@ -39,6 +40,7 @@ def match_forward(
     *,
     sweeps: int = 1,
     readers: bool = False,
+    rotating: Container[str] = (),
 ) -> dict[str, NeuronMap]:
     """Match one group after the other, each on what the groups matched before it allow to compare.
 
@@ -53,6 +55,7 @@ def match_forward(
         solve: decides an outermost group's map.
         sweeps: how often to go through all groups.
         readers: compare the tensors that read a group too.
+        rotating: groups inside others that are rotated instead.
     """
     maps: dict[str, NeuronMap] = {}
     known: set[str] = set()
@@ -67,7 +70,7 @@ def match_forward(
             for inner in inner_groups(graph, group):
                 products = evidence.products(inner, maps, known, readers)
                 if products is not None:
-                    maps[inner] = inner_map(graph, inner, assign_all(products.distances("squared")), maps)
+                    maps[inner] = inner_map(graph, inner, best_inside(products, inner in rotating), maps)
                 known.add(inner)
     return maps
 
@@ -80,25 +83,44 @@ def matched_insides(graph: NeuronGraph, group: str, products: Products, maps: Ma
     assert isinstance(merge, Pairs)
     orders = products.insides.orders(merge.source, merge.target)
     return {
-        name: NeuronMap.permutations(group, _by_member(merge, found))
-        for name, found in orders.items()
-        if graph[name].per_unit
+        name: _inside_map(group, _by_member(merge, found)) for name, found in orders.items() if graph[name].per_unit
     }
 
 
+def best_inside(products: Products, rotate: bool) -> Tensor:
+    """The orders, or rotations, of a group inside others that fit best: one for all units or one for each."""
+    if rotate:
+        return nearest_orthogonal(products.cross.mT)
+    return assign_all(products.distances("squared"))
+
+
 def inner_map(graph: NeuronGraph, inner: str, orders: Tensor, maps: Maps) -> NeuronMap:
-    """The map of a group inside others from its order: one for all units, or a row for every unit of the target."""
+    """The map of a group inside others from its order: one for all units, or a row for every unit of the target.
+
+    Or from its rotation, of one dimension more.
+    """
     outer = graph[inner].inside
-    if orders.dim() == 1 or outer is None:
-        return NeuronMap.permutation(orders)
+    rotation = orders.is_floating_point()
+    if orders.dim() == (2 if rotation else 1) or outer is None:
+        return NeuronMap(orders, orders) if rotation else NeuronMap.permutation(orders)
     merge = maps[outer].merge if outer in maps else Pairs.permutation(torch.arange(len(orders)))
     assert isinstance(merge, Pairs)
-    return NeuronMap.permutations(outer, _by_member(merge, orders[merge.target]))
+    return _inside_map(outer, _by_member(merge, orders[merge.target]))
+
+
+def _inside_map(outer: str, each: Tensor) -> NeuronMap:
+    # by the orders or rotations of the member's units
+    if not each.is_floating_point():
+        return NeuronMap.permutations(outer, each)
+    return NeuronMap(PerUnit(outer, each), PerUnit(outer, each))
 
 
 def _by_member(units: Pairs, orders: Tensor) -> Tensor:
     # one order per pair of units -> one per unit of the member, who keeps those without a partner as they are
-    own = torch.arange(orders.shape[1]).repeat(units.member, 1)
+    still = (
+        torch.eye(orders.shape[1], dtype=orders.dtype) if orders.is_floating_point() else torch.arange(orders.shape[1])
+    )
+    own = still.repeat(units.member, *[1] * still.dim())
     own[units.source] = orders
     return own
 

@@ -1,9 +1,9 @@
 """Products of two networks' neurons, and how the neurons inside two units fit best."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -56,12 +56,16 @@ class Insides:
     Since |x - Py|² = |x|² + |y|² - 2 x·Py, the order P of the member's inside that gives the largest product gives the
     least distance.
 
+    A group that may be rotated is matched by the rotation that gives the largest product instead of an order.
+
     Args:
         cells: for every combination of groups inside the units, shape `(member units, neurons of each group …, target
             units, neurons of each group …)`.
+        rotating: the groups inside that may be rotated.
     """
 
-    def __init__(self, cells: Mapping[Key, Tensor]):
+    def __init__(self, cells: Mapping[Key, Tensor], rotating: Container[str] = ()):
+        self._rotating = frozenset(name for key in cells for name in key if name in rotating)
         self._cells = {}
         for key, products in cells.items():
             units, inner = (0, 1 + len(key)), [d for d in range(products.dim()) if d not in (0, 1 + len(key))]
@@ -74,20 +78,29 @@ class Insides:
     def best(self) -> Tensor:
         """For every pair of units the largest product over all orders of their insides, shape `(member, target)`.
 
-        One group inside is matched exactly, several in turn until that gains nothing.
+        With rotations it is the sum of singular values. One group inside is matched exactly, several in turn until that
+        gains nothing.
         """
         member, target = self.shape
+        if all(len(key) == 1 and key[0] in self._rotating for key in self._cells):
+            values = [np.linalg.svd(c, compute_uv=False).sum(-1) for c in self._cells.values()]
+            return torch.from_numpy(np.sum(values, axis=0)).double()
         found = torch.zeros(member, target, dtype=torch.double)
         for s in range(member):
             for t in range(target):
                 blocks = self._blocks(s, t)
-                orders = _fitted(blocks) if member * target <= MOST_PAIRS else _unmoved(blocks)
+                orders = _fitted(blocks, self._rotating) if member * target <= MOST_PAIRS else _unmoved(blocks)
                 found[s, t] = _value(blocks, orders)
         return found
 
     def orders(self, member: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """For pairs of units, `member[i]` and `target[i]`, the orders that fit best: group -> `(pairs, neurons)`."""
-        fitted = [_fitted(self._blocks(s, t)) for s, t in zip(member.tolist(), target.tolist(), strict=True)]
+        """For pairs of units, `member[i]` and `target[i]`, the orders that fit best: group -> `(pairs, neurons)`.
+
+        Of a group that may be rotated the rotations, `(pairs, target's neurons, member's neurons)`.
+        """
+        fitted = [
+            _fitted(self._blocks(s, t), self._rotating) for s, t in zip(member.tolist(), target.tolist(), strict=True)
+        ]
         return {name: torch.from_numpy(np.stack([found[name] for found in fitted])) for name in fitted[0]}
 
     def value(self, member: Tensor, target: Tensor, orders: Mapping[str, Tensor]) -> float:
@@ -104,7 +117,8 @@ class Insides:
 
 Blocks: TypeAlias = dict[Key, NDArray[np.floating]]
 """Of one pair of units: products of shape `(member's neurons of each group …, target's neurons of each group …)`."""
-Orders: TypeAlias = Mapping[str, NDArray[np.integer]]
+Orders: TypeAlias = Mapping[str, NDArray[Any]]
+"""Of one pair of units: of every group inside an order, or a rotation of shape `(target, member)`."""
 
 
 def _names(blocks: Blocks) -> list[str]:
@@ -117,29 +131,42 @@ def _unmoved(blocks: Blocks) -> dict[str, NDArray[np.integer]]:
     return {name: np.arange(cells.shape[key.index(name)]) for key, cells in blocks.items() for name in key}
 
 
-def _fitted(blocks: Blocks) -> dict[str, NDArray[np.integer]]:
+def _fitted(blocks: Blocks, rotating: Container[str]) -> dict[str, NDArray[Any]]:
     """The order of every group inside: each on what the others' orders make of the products, until none changes."""
-    orders: dict[str, NDArray[np.integer]] = {}
+    orders: dict[str, NDArray[Any]] = {}
     for _ in range(MOST_TURNS if any(len(key) > 1 for key in blocks) else 1):
         before = dict(orders)
         for name in _names(blocks):
-            facing = [_facing(cells, key, name, orders) for key, cells in blocks.items() if name in key]
+            facing = [_facing(cells, key, name, orders, rotating) for key, cells in blocks.items() if name in key]
+            if name in rotating:
+                left, _, right = np.linalg.svd(np.sum(facing, axis=0).astype(float))
+                orders[name] = (left @ right).T
+                continue
             rows, columns = linear_sum_assignment(np.sum(facing, axis=0), maximize=True)
             orders[name] = np.empty_like(rows)
             orders[name][columns] = rows
-        if before.keys() == orders.keys() and all(np.array_equal(before[name], orders[name]) for name in orders):
+        if before.keys() == orders.keys() and all(np.allclose(before[name], orders[name]) for name in orders):
             break
     return orders
 
 
-def _facing(cells: NDArray[np.floating], key: Key, name: str, orders: Orders) -> NDArray[np.floating]:
-    """The products of one group's neurons: over the others' as they are matched, or of their sums if they are not."""
+def _facing(
+    cells: NDArray[np.floating], key: Key, name: str, orders: Orders, rotating: Container[str] = ()
+) -> NDArray[np.floating]:
+    """The products of one group's neurons: over the others' as they are matched, or of their sums if they are not.
+
+    Of others that may be rotated and are not matched yet, what their best rotation would make of them.
+    """
     for p in reversed(range(len(key))):
         if key[p] == name:
             continue
         count = cells.ndim // 2
-        if key[p] in orders:
+        if key[p] in orders and orders[key[p]].ndim == 2:
+            cells = np.tensordot(np.moveaxis(cells, (p, count + p), (0, 1)), orders[key[p]].T, axes=([0, 1], [0, 1]))
+        elif key[p] in orders:
             cells = np.trace(np.take(cells, orders[key[p]], axis=p), axis1=p, axis2=count + p)
+        elif key[p] in rotating:
+            cells = np.linalg.norm(np.moveaxis(cells, (p, count + p), (-2, -1)), "nuc", axis=(-2, -1))
         else:
             cells = cells.sum(axis=(p, count + p))
     return cells
@@ -209,13 +236,13 @@ class ProductSum:
         total._empty = self._empty and other._empty
         return total
 
-    def products(self) -> Products | None:
-        """All that was added; None if nothing was."""
+    def products(self, rotating: Container[str] = ()) -> Products | None:
+        """All that was added; None if nothing was. `rotating` are the groups inside that may be rotated."""
         if self._empty:
             return None
         if not self._cells:
             return self._plain
-        insides = Insides(self._cells)
+        insides = Insides(self._cells, rotating)
         cross, member, target = self._parts
         return Products(cross + insides.best.to(cross), member, target, insides)
 

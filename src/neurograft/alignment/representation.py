@@ -26,10 +26,11 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, eq=False)
 class Representation:
-    """A network and, where they count, the activations of its neurons."""
+    """A network and, where they count, the activations of its neurons; `rotating` groups may be rotated."""
 
     network: Network
     activations: Cells | None = None
+    rotating: frozenset[str] = frozenset()
 
     @property
     def graph(self) -> NeuronGraph:
@@ -38,7 +39,7 @@ class Representation:
 
     def against(self, member: "Representation") -> Similarity:
         """How alike a member's neurons are to this side's."""
-        weights = WeightSimilarity(self.network, member.network)
+        weights = WeightSimilarity(self.network, member.network, self.rotating)
         if self.activations is None or member.activations is None:
             return weights
         return ActivationSimilarity(self.activations, member.activations, weights)
@@ -52,29 +53,38 @@ class Representation:
         return (made if squares is None else squares.detach().double().cpu().sqrt()) * read
 
     def standardised(self) -> "Representation":
-        """The same side with activations of mean 0 and variance 1, so that their products are correlations."""
+        """The same side with activations of mean 0 and variance 1, so that their products are correlations.
+
+        Neurons that may be rotated have a variance of 1 on average.
+        """
         if self.activations is None:
             return self
         standard = {}
-        for name, values in self.activations.items():
+        for key, values in self.activations.items():
             centred = values - values.mean(0)
-            standard[name] = centred / centred.square().mean(0).sqrt().clamp_min(torch.finfo(values.dtype).eps)
-        return Representation(self.network, standard)
+            variance = centred.square().mean(0)
+            together = [d for d, name in enumerate(key) if name in self.rotating]
+            if together:
+                variance = variance.mean(together, keepdim=True)
+            standard[key] = centred / variance.sqrt().clamp_min(torch.finfo(values.dtype).eps)
+        return Representation(self.network, standard, self.rotating)
 
     def moved(self, maps: Maps, graph: NeuronGraph) -> "Representation":
         """This side in the basis that `maps` lead to."""
         state = {name: aligned(self.network, name, maps)[0] for name in graph.tensors}
         activations = None if self.activations is None else moved_cells(self.activations, maps)
-        return Representation(Network(state, graph), activations)
+        return Representation(Network(state, graph), activations, self.rotating)
 
 
-def representations_of(members: Members, metric: str, when: When, samples: int) -> list[Representation]:
+def representations_of(
+    members: Members, metric: str, when: When, samples: int, rotating: frozenset[str] = frozenset()
+) -> list[Representation]:
     """Every member as a side; with its activations if `metric` is "activations"."""
     networks = [Network(state, graph) for state, graph in zip(members.states, members.graphs, strict=True)]
     if metric == "weights":
-        return [Representation(network) for network in networks]
-    found = member_cells(members, when=when, samples=samples)
-    return [Representation(network, activations) for network, activations in zip(networks, found, strict=True)]
+        return [Representation(network, None, rotating) for network in networks]
+    found = member_cells(members, when=when, samples=samples, rotating=rotating)
+    return [Representation(network, own, rotating) for network, own in zip(networks, found, strict=True)]
 
 
 def mean_representation(sides: Sequence[Representation], weights: Sequence[float]) -> Representation:
@@ -91,7 +101,8 @@ def mean_representation(sides: Sequence[Representation], weights: Sequence[float
 
     activations = [side.activations for side in sides if side.activations is not None]
     state = mean([side.network.state for side in sides])
-    return Representation(Network(state, sides[0].graph), mean(activations) if activations else None)
+    network = Network(state, sides[0].graph)
+    return Representation(network, mean(activations) if activations else None, sides[0].rotating)
 
 
 def resized_representation(side: Representation, sizes: Mapping[str, int]) -> Representation:

@@ -12,6 +12,7 @@ from neurograft.axes.layout import Layout, resize_layout, terms
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.axes.mixing import cell_positions, mix_along, roles_mixing, unit_positions
 from neurograft.axes.real_parts import real_parts
+from neurograft.axes.symmetry import Symmetry
 from neurograft.members.states import State
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 
@@ -55,23 +56,33 @@ class Similarity(Protocol):
         ...
 
 
+def rotating_groups(graph: NeuronGraph) -> frozenset[str]:
+    """The free groups of networks in canonical form whose units may be rotated; inside others freely or not at all."""
+    kinds = {group.name: (group.symmetry.aligned, group.inside) for group in graph.free}
+    return frozenset(
+        name for name, (kind, outer) in kinds.items() if kind is Symmetry.ORTHOGONAL or (kind.rotates and outer is None)
+    )
+
+
 class WeightSimilarity:
     """Neurons are alike if their weights are, each axis of the member's weights being aligned first.
 
     A neuron's features are its entries in every weight, bias, scale and shift that makes it (and reads it, if
-    asked), all producers together; running statistics do not count.
+    asked), all producers together; running statistics do not count. Units are alike as far as their insides can be
+    brought to be, by orders, or by rotations where groups are `rotating`.
 
     Source: Singh & Jaggi 2020, arXiv:1910.05653, section 4; Ainsworth et al. 2023, arXiv:2209.04836, section 3.2.
     """
 
-    def __init__(self, target: Network, member: Network):
+    def __init__(self, target: Network, member: Network, rotating: Container[str] = ()):
         self.target = target
         self.member = member
+        self.rotating = rotating
         self.free = frozenset(group.name for group in target.graph.free)
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
         """As `Similarity.products`."""
-        return self.sums(group, maps, known, readers).products()
+        return self.sums(group, maps, known, readers).products(self.rotating)
 
     def sums(self, group: str, maps: Maps, known: Container[str], readers: bool) -> ProductSum:
         """What the products are made of, so that other features may be added."""

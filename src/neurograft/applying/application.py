@@ -13,10 +13,11 @@ from neurograft.applying.spectral import settle_spectral_norms
 from neurograft.errors import PlanError
 from neurograft.members.members import Members
 from neurograft.members.parametrised import write_back
+from neurograft.members.rebuilding import rebuild
 from neurograft.members.states import State, state_of
 from neurograft.plans.check_members import base_state, members_for
 from neurograft.plans.plan import FusionPlan
-from neurograft.preserve_state import copy_of, keeps_random_state
+from neurograft.preserve_state import keeps_random_state
 
 
 @keeps_random_state
@@ -156,23 +157,3 @@ def fuse_named(
 
 def _beside(base: Tensor | None, first: Tensor) -> Tensor | None:
     return None if base is None else base.to(first.device)
-
-
-def rebuild(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    """A copy of `model` with other tensors: the copy never holds the old weights, and ties stay tied."""
-    memo: dict[int, object] = {}
-    written: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=True):
-        kind = type(parameter)
-        new = kind(state[name]) if kind is not nn.Parameter else nn.Parameter(state[name], requires_grad=False)
-        memo[id(parameter)] = written[name] = new.requires_grad_(parameter.requires_grad)
-    persistent = set(model.state_dict(keep_vars=True))
-    for name, buffer in model.named_buffers(remove_duplicate=True):
-        if name in persistent and name in state:
-            memo[id(buffer)] = written[name] = state[name]
-    made = copy_of(model, memo)
-    own = {**dict(made.named_parameters()), **dict(made.named_buffers())}
-    for name, tensor in written.items():
-        if own[name] is not tensor:  # a class that copies itself has made its own
-            own[name].data = tensor.data
-    return made

@@ -95,8 +95,8 @@ def stream(
         CheckpointError: the output cannot be written, the disk is full, or a member changed.
     """
     begun = time.perf_counter()
-    states = members_for(plan, members).states
-    base = base_state(plan, members)
+    states, given = members.states, members_for(plan, members)
+    base = base_state(plan, given)
     checkpoints = [member.checkpoint for member in (members.files if base else members.stored)]
     names = members.stored[0].in_reading_order()
     specs = {stored: _spec(name, states, plan, dtype) for stored, name in names.items()}
@@ -116,7 +116,7 @@ def stream(
         for shard in parts:
             with TensorWriter(_place(part, shard, folder), shard.tensors, metadata) as writer:
                 for stored, (wanted, _) in shard.tensors.items():
-                    for block, share in _named_blocks(names[stored], members, plan, base):
+                    for block, share in _named_blocks(names[stored], given, plan, base):
                         writer.write(stored, _converted(block, wanted, stored))
                         done += share
                         if progress is not None:

@@ -174,18 +174,26 @@ def _units(mixing: Mixing) -> tuple[str, int] | None:
 def kept_share(maps: tuple[NeuronMap, ...], outer: tuple[NeuronMap, ...] | None = None) -> tuple[float, ...]:
     """The share of the fused neurons' mass that each member supplies; sums to 1.
 
+    The mass of a matrix is the sum of its entries, of their squares where some are negative (signs, rotations).
+
     `outer` are the maps of the group in whose units the neurons lie, where maps vary with these and these move.
     """
     mass = []
     for m, own in enumerate(maps):
         merge = own.merge
         each = [merge.unit(s) for s in range(merge.units)] if isinstance(merge, PerUnit) else [merge]
-        inside = torch.tensor([float(_entries(unit).sum()) for unit in each], dtype=torch.double)
+        inside = torch.tensor([float(_masses(unit).sum()) for unit in each], dtype=torch.double)
         around = None if outer is None else outer[m].merge
         assert not isinstance(around, PerUnit)
         mass.append(float(inside.mean() if around is None else (_columns(around) * inside).sum()))
     total = sum(mass)
     return tuple(x / total for x in mass)
+
+
+def has_negative(mixing: Mixing) -> bool:
+    """Whether an entry is below 0, as in rotations and changes of sign, whose fused neurons are no mean of any."""
+    inner = mixing.inner if isinstance(mixing, PerUnit) else mixing
+    return bool((_entries(inner) < 0).any())
 
 
 def row_sums(mixing: Mixing) -> Tensor:
@@ -207,8 +215,13 @@ def _entries(mixing: Plain) -> Tensor:
     return torch.ones(len(mixing.target)) if mixing.weight is None else mixing.weight
 
 
+def _masses(mixing: Plain) -> Tensor:
+    entries = _entries(mixing)
+    return entries.square() if has_negative(mixing) else entries
+
+
 def _columns(mixing: Plain) -> Tensor:
     # what every neuron of the member gives in all
     if isinstance(mixing, Tensor):
-        return mixing.sum(0).float()
-    return torch.zeros(mixing.member).index_add_(0, mixing.source, _entries(mixing).float())
+        return _masses(mixing).sum(0).float()
+    return torch.zeros(mixing.member).index_add_(0, mixing.source, _masses(mixing).float())

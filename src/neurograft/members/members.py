@@ -11,6 +11,7 @@ from neurograft.checkpoints.hashing import Hashing
 from neurograft.checkpoints.loading import load_into
 from neurograft.errors import InputError, MembersDiffer, OptionError, PlanError
 from neurograft.inputs import Batches, Inputs, check_batches
+from neurograft.members.canonical import CanonicalState, canonical_networks
 from neurograft.members.checks import (
     Weights,
     check_finite,
@@ -29,6 +30,7 @@ from neurograft.members.stored import StoredMember
 from neurograft.operators.settings import Gradient
 from neurograft.options import patterns_of
 from neurograft.preserve_state import copy_of, keeps_random_state
+from neurograft.tracing.canonical import canonical_graph
 from neurograft.tracing.graph import NeuronGraph
 
 
@@ -57,6 +59,7 @@ class Members:
         stored: of members on disk their checkpoints, empty in memory.
         name: of members on disk how their network is built, a factory `module:function` or `transformers:Class`.
         folders: of members in Hugging Face folders where they lie.
+        is_canonical: whether they are in canonical form.
 
     Raises:
         PlanError: fewer than two networks, or networks without values.
@@ -86,6 +89,7 @@ class Members:
     stored: tuple[StoredMember, ...]
     name: str
     folders: tuple[Path, ...]
+    is_canonical: bool
 
     @keeps_random_state
     def __init__(
@@ -172,6 +176,7 @@ class Members:
         self.fixed, self.calibration, self.base = patterns_of(fixed, "fixed"), calibration, None
         self.stored, self.name, self.folders = (), "", ()
         self.weights, self.tensor_weights, self.given = None, {}, None
+        self.is_canonical = False
 
     def _weigh(self, weights: Weights | None) -> None:
         self.weights, self.tensor_weights = member_weights(weights, len(self), self.states[0])
@@ -235,6 +240,27 @@ class Members:
             weights=(*self.weights_or(), 0.0),
             base=None,
         )
+
+    @cached_property
+    def canonical(self) -> "Members":
+        """The same members in canonical form: what they compute is the same, their networks are copies.
+
+        Members on disk are brought into it when their tensors are read.
+
+        Raises:
+            PlanError: a scale of 0 whose shift nothing can carry.
+        """
+        if self.is_canonical:
+            return self
+        made = self.changed(graphs=tuple(map(canonical_graph, self.graphs)), is_canonical=True)
+        if self.stored:
+            pairs = zip(self.states, self.graphs, strict=True)
+            made.states = tuple(CanonicalState(state, graph) for state, graph in pairs)
+        else:
+            made.networks, made.states = canonical_networks(self.networks, self.states, self.graphs)
+        if self.base is not None:
+            made.base = self.base.changed(graphs=(self.base_graph,)).canonical
+        return made
 
     @property
     def graph(self) -> NeuronGraph:
@@ -321,6 +347,7 @@ class Members:
         """The same members with other attributes, such as `weights`, `calibration` or `graphs`."""
         made = self.__class__.__new__(self.__class__)
         made.__dict__.update(self.__dict__)
+        made.__dict__.pop("canonical", None)
         made.__dict__.update(fields)
         return made
 

@@ -8,13 +8,14 @@ from neurograft.methods.average import Average
 from neurograft.methods.method import Method
 from neurograft.methods.optimal_transport import OptimalTransport
 from neurograft.methods.permutation import Permutation
+from neurograft.methods.symmetric import Symmetric
 from neurograft.methods.transplant import Transplant
 from neurograft.methods.zip import Zip
 from neurograft.operators import OPERATORS, VARIANTS
 from neurograft.operators.operator import Operator
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Average, Permutation, OptimalTransport, Transplant, Zip)
+    kind.name: kind for kind in (Average, Permutation, Symmetric, OptimalTransport, Transplant, Zip)
 }
 """A new method is one file, and its class in this line."""
 

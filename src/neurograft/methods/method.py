@@ -25,6 +25,7 @@ class Method(Choice, ABC):
         passes: how often the members' weights are read, applying the plan included.
         finds_bad_numbers: whether NaN and infinity end it, or pass through to where they are found when the plan is
             applied; otherwise they are searched for beforehand, which is another pass.
+        canonical: whether it aligns members in canonical form.
         needs_data: whether it looks at calibration batches, with the options it has.
     """
 
@@ -34,6 +35,7 @@ class Method(Choice, ABC):
     dense: ClassVar[bool] = False
     passes: ClassVar[int] = 4
     finds_bad_numbers: ClassVar[bool] = False
+    canonical: ClassVar[bool] = False
 
     @property
     def needs_data(self) -> bool:

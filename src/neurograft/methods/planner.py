@@ -98,13 +98,16 @@ def plan_members(
     check_choice("heads", heads, ("average", "keep"))
     check_seed(seed)
     keep = heads == "keep"
+    if method.canonical:
+        members.check_numbers()  # before any of them meets another
+        members = members.canonical
     if operator is not None:
         operator = settled_operator(operator, members)
     with_base = operator is not None and members.base is not None and (operator.needs_base or operator.takes_base)
     graphs = members.graphs
     laid_out = freed_heads(graphs) if keep else graphs
     check_fixed_widths(laid_out)
-    if operator is not None or not (members.stored and method.finds_bad_numbers):
+    if not method.canonical and (operator is not None or not (members.stored and method.finds_bad_numbers)):
         members.check_numbers()
     compared = members.with_base() if with_base else members
     if keep:
@@ -148,6 +151,7 @@ def plan_members(
         base=base,
         warnings=(*filling.warnings, *notes),
         details={**filling.details, "aligned": aligned},
+        canonical=members.is_canonical,
     )
     check_joint(plan.maps, plan.joint)
     return plan

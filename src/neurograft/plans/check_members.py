@@ -14,6 +14,8 @@ from neurograft.plans.plan import FusionPlan
 def members_for(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> Members:
     """The members of a plan, from the networks it was made for or from members that were made before.
 
+    They are in canonical form if the plan's maps are for that.
+
     Raises:
         PlanError: the plan was made for another number of members.
         MembersDiffer: these are not the members the plan was made for.
@@ -34,7 +36,12 @@ def members_for(plan: FusionPlan, models: Sequence[nn.Module] | Members) -> Memb
         raise MembersDiffer(f"these members have {unknown[0]}, which the plan does not have; it was made for others")
     check_shapes(members.states, plan.graphs)
     check_fixed_widths(plan.graphs)
-    return members
+    return in_form(plan, members)
+
+
+def in_form(plan: FusionPlan, members: Members) -> Members:
+    """The members as the plan's maps take them: in canonical form if they are for that."""
+    return members.canonical if plan.canonical else members
 
 
 def base_state(plan: FusionPlan, members: Members) -> State:

@@ -54,6 +54,7 @@ class FusionPlan:
         base: how the members' ancestor comes into the fused basis, for operators that need it.
         warnings: what may make the fused network worse than expected.
         details: what the method noted.
+        canonical: whether the maps are for members in canonical form, into which they are brought before.
 
     Source: docs/design.md, "One formula"; Öz et al. 2024, arXiv:2502.06849; Singh & Jaggi 2020, arXiv:1910.05653.
     """
@@ -69,6 +70,7 @@ class FusionPlan:
     base: "FusionPlan | None" = None
     warnings: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    canonical: bool = False
 
     @property
     def owned(self) -> bool:

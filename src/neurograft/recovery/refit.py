@@ -12,7 +12,7 @@ from neurograft.errors import OptionError
 from neurograft.inputs import Batches, device_of
 from neurograft.members.members import Members
 from neurograft.options import check_seed, patterns_of
-from neurograft.plans.check_members import members_for, state_of_fused
+from neurograft.plans.check_members import in_form, members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import copy_of, keeps_random_state
 from neurograft.recovery.agreement import Agreement, agreement, merges
@@ -139,6 +139,7 @@ def refitted(
     _check_options(ridge, positions, max_memory)
     check_seed(seed)
     layers, exclude = patterns_of(layers, "layers"), patterns_of(exclude, "exclude")
+    members = in_form(plan, members)
     own = state_of_fused(plan, fused, members)
     samples = read_samples(batches, device_of(fused))
     total, memory = samples.total, MEMORY if max_memory is None else max_memory

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.axes.layout import sizes_along
+from neurograft.axes.maps import has_negative
 from neurograft.inputs import Batches, device_of, to_device
 from neurograft.members.members import Members
-from neurograft.plans.check_members import members_for, state_of_fused
+from neurograft.plans.check_members import in_form, members_for, state_of_fused
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import copy_of, keeps_random_state, preserve_state
 from neurograft.recovery.data_free import repair_without_data
@@ -39,7 +40,8 @@ def repair(
     For a neuron with mean μ and standard deviation σ on the samples, and planned ones μ* = Σ_m c_m A_m μ_m and
     σ* = Σ_m c_m A_m σ_m, the weights are scaled by σ*/σ and the bias becomes (b − μ)·σ*/σ + μ*. A layer in front of
     a BatchNorm keeps its weights: the BatchNorm is re-estimated, which is the same. Layers without a bias get the
-    scale only; layers that make the network's outputs stay as they are. `Fusion.repair` gives a report of each layer.
+    scale only; layers that make the network's outputs, and those whose neurons the plan rotates, stay as they are.
+    `Fusion.repair` gives a report of each layer.
 
     Args:
         fused: what `apply(plan, models)` gave; it stays as it is.
@@ -79,7 +81,7 @@ def repaired(
 ) -> Recovered:
     """`repair` and its report."""
     started = time.perf_counter()
-    result = copy_of(fused)
+    result, members = copy_of(fused), in_form(plan, members)
     own = state_of_fused(plan, result, members)
     if batches is None:
         return Recovered(result, repair_without_data(own, plan, members, started))
@@ -95,7 +97,7 @@ def repaired(
     items: list[Item] = [by_name[name] for name in found.run if name in by_name]
     with eval_mode(result):
         passes = settle(Work(result, plan.graph, samples, Sampler(samples.total, None, 0), list(items)))
-    lines = tuple(_line(name, by_name.get(name), found) for name in found.run)
+    lines = tuple(_line(name, by_name.get(name), found, plan) for name in found.run)
     bare = sum(isinstance(item, Rescale) and not item.biased for item in items)
     notes = (f"{bare} layers have no bias and got the scale only",) if bare else ()
     seconds = time.perf_counter() - started
@@ -104,13 +106,20 @@ def repaired(
 
 def _repairable(place: LayerUse, plan: FusionPlan) -> bool:
     """Whether a layer makes hidden neurons that no BatchNorm normalises anyway."""
-    if place.skipped or place.use is None or place.followed:
+    if place.skipped or place.use is None or place.followed or _turned(place, plan):
         return False
     groups = [plan.graph[group] for group in sizes_along(place.use.output[1])]
     return bool(groups) and any(not group.fixed for group in groups)
 
 
-def _line(name: Key | str, item: Rescale | NormFit | None, found: NetworkLayers) -> LayerRecovery:
+def _turned(place: LayerUse, plan: FusionPlan) -> bool:
+    """Whether a layer's neurons are rotated or change their signs, so that they have no deviation of their own."""
+    assert place.use is not None
+    groups = sizes_along(place.use.output[1])
+    return any(has_negative(own.merge) for group in groups for own in plan.maps.get(group, ()))
+
+
+def _line(name: Key | str, item: Rescale | NormFit | None, found: NetworkLayers, plan: FusionPlan) -> LayerRecovery:
     if isinstance(item, Rescale):
         return item.report()
     if isinstance(item, NormFit):
@@ -119,6 +128,8 @@ def _line(name: Key | str, item: Rescale | NormFit | None, found: NetworkLayers)
     if place.skipped:
         return left_out(place)
     note = f"normalised by {shown(place.followed)}" if place.followed else "makes outputs"
+    if not place.followed and place.use is not None and _turned(place, plan):
+        note = "its neurons are rotated: they have no deviation of their own"
     return LayerRecovery(place.key[0], "left out", note=note)
 
 

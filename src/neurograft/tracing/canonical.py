@@ -14,6 +14,7 @@ from torch import Tensor
 from neurograft.axes.layout import Factor, Layout, terms
 from neurograft.axes.maps import Pairs
 from neurograft.axes.mixing import mix_along, occurrences
+from neurograft.axes.real_parts import real_parts
 from neurograft.errors import PlanError
 from neurograft.tracing.graph import NeuronGraph, slots_by_group
 from neurograft.tracing.parts import Balance, Fold, Place
@@ -25,11 +26,15 @@ Element: TypeAlias = Callable[[Balance, tuple[int, ...]], Tensor]
 
 SWEEPS = 1000  # of scales that depend on each other
 ROUNDING = 1e-14
-LEAST = 1e-12  # of a Gram matrix's trace, added so that every matrix is invertible
+SETTLED = 1e-12
+NOTHING = 1e-14  # singular values below this share are rounding
 
 
 def canonical_graph(graph: NeuronGraph) -> NeuronGraph:
-    """The graph of networks in canonical form: scales that were folded are constant, and belong to no group."""
+    """The graph of networks in canonical form: scales that were folded are constant, and belong to no group.
+
+    It keeps the steps that lead there, so that they can be taken from it alone.
+    """
     folded = {step.scale for step in graph.steps if isinstance(step, Fold)}
     if not folded:
         return graph
@@ -40,7 +45,7 @@ def canonical_graph(graph: NeuronGraph) -> NeuronGraph:
         tensors[name] = replace(info, layouts=layouts, roles=tuple({} for _ in info.shape))
     slots = slots_by_group(tensors)
     groups = tuple(replace(group, slots=slots.get(group.name, ())) for group in graph.groups)
-    return replace(graph, tensors=tensors, groups=groups, steps=())
+    return replace(graph, tensors=tensors, groups=groups)
 
 
 def touched(step: Step) -> tuple[str, ...]:
@@ -85,13 +90,23 @@ def canonical(
     for step in steps:
         if isinstance(step, Fold):
             _fold(step, tensors, graph)
-    for step in steps:
-        if isinstance(step, Balance) and not step.each:
-            _balance(step, tensors, graph, element)
-    each = [step for step in steps if isinstance(step, Balance) and step.each]
-    if each:
-        _rescale(each, tensors, graph, element)
+    balances = [step for step in steps if isinstance(step, Balance)]
+    whole, each = [s for s in balances if not s.each], [s for s in balances if s.each]
+    for _ in range(SWEEPS if whole and element is None and _depend(balances) else 1):
+        moved = max((_balance(step, tensors, graph, element) for step in whole), default=0.0)
+        if each:
+            _rescale(each, tensors, graph, element)
+        if moved < SETTLED:
+            break
     return tensors
+
+
+def _depend(steps: Sequence[Balance]) -> bool:
+    # whether one changes the scale of what another weighs: they meet in a tensor along different dimensions
+    dims: dict[str, set[int]] = {}
+    for place in (place for step in steps for place in (*step.made, *step.other)):
+        dims.setdefault(place.tensor, set()).add(place.dim)
+    return any(len(found) > 1 for found in dims.values())
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -173,53 +188,55 @@ def _put(place: Place, step: Balance, tensors: Tensors, graph: NeuronGraph, matr
     tensors[place.tensor] = made.movedim(0, place.dim)
 
 
-def _gram(places: Iterable[Place], step: Balance, tensors: Tensors, graph: NeuronGraph) -> Tensor:
-    total: Tensor | None = None
-    for place in places:
-        x = _features(place, step, tensors, graph)
-        own = (x @ x.mH).real
-        total = own if total is None else total + own
-    assert total is not None
-    size = total.shape[-1]
-    trace = total.diagonal(dim1=-2, dim2=-1).sum(-1)
-    least = (LEAST * trace / size).clamp_min(torch.finfo(torch.float64).tiny)
-    return total + least[..., None, None] * torch.eye(size, dtype=total.dtype)
+def _root(places: Iterable[Place], step: Balance, tensors: Tensors, graph: NeuronGraph) -> Tensor:
+    # L with L Lᵀ the Gram matrix of all features, shape (outer units or 1, units, at most units)
+    features = torch.cat([real_parts(_features(p, step, tensors, graph)).flatten(2) for p in places], -1)
+    triangle: Tensor = torch.linalg.qr(features.mT).R
+    return triangle.mT
 
 
-def _balance(step: Balance, tensors: Tensors, graph: NeuronGraph, element: Element | None) -> None:
-    made = _gram(step.made, step, tensors, graph)
+def _balance(step: Balance, tensors: Tensors, graph: NeuronGraph, element: Element | None) -> float:
+    # how far from balance it was
+    made = _root(step.made, step, tensors, graph)
     if element is not None:
-        matrix = element(step, tuple(made.shape))
+        matrix = element(step, (made.shape[0], made.shape[1], made.shape[1]))
+        dual = torch.linalg.inv(matrix).mT
     else:
-        matrix = balancing(made, _gram(step.other, step, tensors, graph))
-    dual = torch.linalg.inv(matrix).mT
+        matrix, dual = balancing(made, _root(step.other, step, tensors, graph))
     for place in step.made:
         _put(place, step, tensors, graph, matrix)
     for place in step.other:
         _put(place, step, tensors, graph, dual)
+    return float((matrix - torch.eye(matrix.shape[-1], dtype=matrix.dtype)).abs().max())
 
 
-def balancing(made: Tensor, other: Tensor) -> Tensor:
-    """The symmetric positive M with M A M = M⁻¹ B M⁻¹, for Gram matrices A and B of the two sides.
+def balancing(made: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """M and its contragredient for which the two sides have one Gram matrix, and their product is what it was.
 
-    M² = A⁻¹ # B, the geometric mean; unlike factors of a singular value decomposition it has no arbitrary signs.
+    With Lᵒᵀ Lᵐ = P Σ Qᵀ they are Σ^-½ Pᵀ Lᵒᵀ and Σ^-½ Qᵀ Lᵐᵀ, turned back so that M is symmetric and positive: then it
+    has no arbitrary signs. What the product does not see (σ = 0) is dropped.
 
     Args:
-        made: A, shape `(..., n, n)`, positive.
-        other: B, likewise.
+        made: Lᵐ, shape `(..., n, at most n)`: its rows are the units' features, in another basis.
+        other: Lᵒ, likewise.
 
-    Source: Pusz & Woronowicz 1975; Bhatia 2007, Positive Definite Matrices, section 4.1.
+    Example:
+        >>> matrix, dual = balancing(4 * torch.eye(2).double(), torch.eye(2).double())
+        >>> matrix.diagonal(), dual.diagonal()
+        (tensor([0.5000, 0.5000], dtype=torch.float64), tensor([2., 2.], dtype=torch.float64))
     """
-    root, inverse = _power(made, 0.5), _power(made, -0.5)
-    square = inverse @ _power(root @ other @ root, 0.5) @ inverse
-    return _power((square + square.mT) / 2, 0.5)
+    left, values, right = torch.linalg.svd(other.mT @ made, full_matrices=False)
+    seen = values > values[..., :1] * NOTHING
+    root = torch.where(seen, values, 1.0).pow(-0.5) * seen
+    own, dual = (_squared(root[..., None] * side) for side in (left.mT @ other.mT, right @ made.mT))
+    turned, _, back = torch.linalg.svd(own)
+    rotation = (turned @ back).mT
+    return rotation @ own, rotation @ dual
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp_min(values[..., -1:] * torch.finfo(values.dtype).eps ** 2)
-    power: Tensor = (vectors * values.pow(exponent)[..., None, :]) @ vectors.mT
-    return power
+def _squared(rows: Tensor) -> Tensor:
+    # with rows of zeros, as many as columns
+    return torch.nn.functional.pad(rows, (0, 0, 0, rows.shape[-1] - rows.shape[-2]))
 
 
 def _rescale(steps: Sequence[Balance], tensors: Tensors, graph: NeuronGraph, element: Element | None) -> None:
@@ -230,7 +247,7 @@ def _rescale(steps: Sequence[Balance], tensors: Tensors, graph: NeuronGraph, ele
             steps, [element(step, tuple(s.shape)) for step, s in zip(steps, scales, strict=True)], tensors, graph
         )
         return
-    squares = {name: x.abs().square() for name, x in tensors.items()}
+    squares = _squares(steps, tensors)
     for _ in range(SWEEPS):
         most = 0.0
         for i, step in enumerate(steps):
@@ -249,6 +266,20 @@ def _rescale(steps: Sequence[Balance], tensors: Tensors, graph: NeuronGraph, ele
         if most < ROUNDING:
             break
     _put_scales(steps, scales, tensors, graph)
+
+
+def _squares(steps: Sequence[Balance], tensors: Tensors) -> Tensors:
+    # summed over all dimensions along which nothing is scaled
+    dims: dict[str, set[int]] = {}
+    for step in steps:
+        for place in (*step.made, *step.other):
+            dims.setdefault(place.tensor, set()).add(place.dim)
+    found = {}
+    for name, own in dims.items():
+        rest = [d for d in range(tensors[name].dim()) if d not in own]
+        x = tensors[name].abs().square()
+        found[name] = x.sum(rest, keepdim=True) if rest else x
+    return found
 
 
 def _put_scales(steps: Sequence[Balance], scales: Sequence[Tensor], tensors: Tensors, graph: NeuronGraph) -> None:
