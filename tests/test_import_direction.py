@@ -10,6 +10,7 @@ LIBRARY = """
 _version errors escaping paths
 text_table
 inputs preserve_state checkpoints factories least_squares options plugins yaml_file
+member_statistics
 axes
 operators
 tracing

@@ -18,7 +18,7 @@ LIBRARY = SOURCES / "neurograft"
 
 PUBLIC = {
     "Look at a network": ("trace", "verify", "permute", "NeuronGraph"),
-    "Fuse": ("fuse", "Members", "Fusion", "plan", "FusionPlan", "apply"),
+    "Fuse": ("fuse", "statistics", "Statistics", "Members", "Fusion", "plan", "FusionPlan", "apply"),
     "Methods": ("Average", "Permutation", "Symmetric", "OptimalTransport", "Transplant", "Zip"),
     "Merge by recipes, merge adapters": ("merge", "Recipe", "merge_adapters"),
     "Merge operators": (

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from neurograft.evaluating.evaluation import evaluate as evaluate
     from neurograft.fusing import Fusion as Fusion
     from neurograft.fusing import fuse as fuse
+    from neurograft.member_statistics.collecting import statistics as statistics
+    from neurograft.member_statistics.statistics import Statistics as Statistics
     from neurograft.members.members import Members as Members
     from neurograft.merging.merge import merge as merge
     from neurograft.merging.merge_adapters import merge_adapters as merge_adapters
@@ -85,6 +87,7 @@ _PUBLIC = {
     "RegMean": "neurograft.operators.regmean",
     "Sce": "neurograft.operators.sce",
     "Slerp": "neurograft.operators.slerp",
+    "Statistics": "neurograft.member_statistics.statistics",
     "Symmetric": "neurograft.methods.symmetric",
     "TaskArithmetic": "neurograft.operators.task_arithmetic",
     "Ties": "neurograft.operators.ties",
@@ -107,6 +110,7 @@ _PUBLIC = {
     "reestimate_batch_norm": "neurograft.recovery.batch_norm",
     "refit": "neurograft.recovery.refit",
     "repair": "neurograft.recovery.repair",
+    "statistics": "neurograft.member_statistics.collecting",
     "trace": "neurograft.tracing.tracer",
     "train": "neurograft.training.fresh",
     "verify": "neurograft.tracing.proof",

@@ -12,7 +12,9 @@ from torch import nn
 from neurograft.applying.application import apply
 from neurograft.applying.resizing import check_runs
 from neurograft.errors import OptionError, closest
-from neurograft.inputs import Batches, Inputs
+from neurograft.evaluating.ensemble import Ensemble
+from neurograft.inputs import Batches, Calibration, Inputs
+from neurograft.member_statistics.statistics import Statistics
 from neurograft.members.checks import Weights
 from neurograft.members.members import Members, members_of
 from neurograft.methods import choice_of
@@ -112,7 +114,8 @@ class Fusion:
         align: str | Method | None = None,
         base: nn.Module | str | Path | None = None,
         weights: Weights | None = None,
-        calibration: Batches | None = None,
+        calibration: Calibration | None = None,
+        statistics: Sequence[Statistics] | None = None,
         recover: Recovery | None = None,
         heads: Heads = "average",
         seed: int = 0,
@@ -124,7 +127,7 @@ class Fusion:
             NeurograftError: as `fuse`.
         """
         chosen, operator = choice_of(method, options, align)
-        members = members_of(members, None, weights, calibration=calibration, base=base)
+        members = members_of(members, None, weights, calibration=calibration, base=base, statistics=statistics)
         check_recovery(recover, members.calibration)
         decided = plan_members(members, chosen, operator, heads=heads, seed=seed)
         model = apply(decided, members)
@@ -140,8 +143,13 @@ class Fusion:
 
     @keeps_random_state
     def refit(self, batches: Batches | None = None, **options: Any) -> "Fusion":
-        """`neurograft.refit`, with its options; on the members' calibration batches if none are given."""
+        """`neurograft.refit`, with its options; on the members' calibration batches if none are given.
+
+        The target is the ensemble that the members' statistics make, where they brought any.
+        """
         looked_at = self._batches(batches, "refit")
+        if self.members.statistics is not None:
+            options.setdefault("target", Ensemble(self.members.networks, statistics=self.members.statistics))
         applied = self.applied is not None and self.applied == stamp_of(self.model)
         return self._after(refitted(self.model, self.plan, self.members, looked_at, applied=applied, **options))
 
@@ -203,9 +211,10 @@ def fuse(
     method: str | Method | Operator = "transplant",
     weights: Weights | None = None,
     graph: NeuronGraph | None = None,
-    calibration: Batches | None = None,
+    calibration: Calibration | None = None,
     recover: Recovery | None = "auto",
     *,
+    statistics: Sequence[Statistics] | None = None,
     align: str | Method | None = None,
     base: nn.Module | str | Path | None = None,
     fixed: str | Sequence[str] = (),
@@ -225,13 +234,17 @@ def fuse(
             `ng.Ties(density=0.5)`, or its name.
         weights: one number per member, normalised to sum to 1, or patterns of tensor names -> one number per member.
         graph: the graph of `models[0]` if it was traced before.
-        calibration: a re-iterable of batches, for methods and recovery that look at activations.
+        calibration: a re-iterable of batches, for methods and recovery that look at activations. "noise" stands for
+            inputs drawn at random, for those who have nothing else.
         recover: what is done without training to the fused network. "refit", "repair" or "batch_norm" on the
             calibration batches; None for nothing; "auto" refits if there are any, repairs the statistics of
             BatchNorms from the members' own if there are none and neurons were merged (a transplant and the vanilla
             average stay as published; name "repair" to have it there too).
         align: for an operator, the method that brings members into one basis first; see `plan`.
         base: for an operator, the network that all members were trained from; see `plan`.
+        statistics: what every member sent of its own data, one `Statistics` each. Without calibration batches inputs
+            are drawn from them, so no data is needed; refit brings the outputs towards the members weighted by how
+            well they know each input, `Ensemble(models, statistics=...)`.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too, "keep" leaves every member its own; see `plan`.
         seed: the only source of randomness.
@@ -248,8 +261,9 @@ def fuse(
         torch.Size([8, 4])
     """
     choice_of(method, options, align)  # refused before the networks are traced
-    check_recovery(recover, models.calibration if isinstance(models, Members) and calibration is None else calibration)
-    members = members_of(models, example_inputs, weights, graph, fixed, calibration, base)
+    carried = models.calibration if isinstance(models, Members) else None
+    check_recovery(recover, next((own for own in (calibration, statistics, carried) if own is not None), None))
+    members = members_of(models, example_inputs, weights, graph, fixed, calibration, base, statistics)
     fusion = Fusion.of(members, method, align=align, recover=recover, heads=heads, seed=seed, **options)
     shares = fusion.report.shares
     if nearly_all(shares) is not None:
@@ -270,6 +284,6 @@ def check_recovery(recover: str | None, calibration: object) -> None:
         )
     if recover in ("refit", "batch_norm") and calibration is None:
         raise OptionError(
-            f"recover={recover!r} looks at activations: pass calibration=, some unlabelled batches (on the command "
-            "line --calibration)"
+            f"recover={recover!r} looks at activations: pass calibration=, some unlabelled batches, or "
+            "statistics= (on the command line --calibration or --statistics)"
         )

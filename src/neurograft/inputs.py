@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from neurograft.errors import InputError, NeurograftError
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Batches: TypeAlias = Iterable[Any]
+Calibration: TypeAlias = Batches | Literal["noise"]
+"""Batches that methods and recovery look at, or "noise" for inputs drawn at random."""
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

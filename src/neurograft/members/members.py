@@ -10,7 +10,9 @@ from torch import nn
 from neurograft.checkpoints.hashing import Hashing
 from neurograft.checkpoints.loading import load_into
 from neurograft.errors import InputError, MembersDiffer, OptionError, PlanError
-from neurograft.inputs import Batches, Inputs, check_batches
+from neurograft.inputs import Batches, Calibration, Inputs, check_batches
+from neurograft.member_statistics.drawing import calibration_batches
+from neurograft.member_statistics.statistics import Statistics, check_statistics
 from neurograft.members.canonical import CanonicalState, canonical_networks
 from neurograft.members.checks import (
     Weights,
@@ -47,7 +49,10 @@ class Members:
             folder); it is aligned along with them.
         graph: the graph of `models[0]` if it was traced before.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
-        calibration: a re-iterable of batches, for methods and recovery that look at activations.
+        calibration: a re-iterable of batches, for methods and recovery that look at activations; "noise" for inputs
+            drawn at random.
+        statistics: one `Statistics` per member, of its own data. Without calibration batches inputs are drawn from
+            them, and refit brings the outputs towards the members weighted by how well they know each input.
 
     Attributes:
         networks: the modules; of members on disk they are on the meta device, where no weight exists.
@@ -60,6 +65,7 @@ class Members:
         name: of members on disk how their network is built, a factory `module:function` or `transformers:Class`.
         folders: of members in Hugging Face folders where they lie.
         is_canonical: whether they are in canonical form.
+        statistics: what each member brought of its own data, None without.
 
     Raises:
         PlanError: fewer than two networks, or networks without values.
@@ -90,6 +96,7 @@ class Members:
     name: str
     folders: tuple[Path, ...]
     is_canonical: bool
+    statistics: tuple[Statistics, ...] | None
 
     @keeps_random_state
     def __init__(
@@ -101,12 +108,14 @@ class Members:
         base: nn.Module | str | Path | None = None,
         graph: NeuronGraph | None = None,
         fixed: str | Sequence[str] = (),
-        calibration: Batches | None = None,
+        calibration: Calibration | None = None,
+        statistics: Sequence[Statistics] | None = None,
     ) -> None:
         check_models(models)
-        if calibration is not None:
-            check_batches(calibration, name="calibration")
-        self._set(models, [state_of(model) for model in models], example_inputs, fixed, calibration)
+        brought = None if statistics is None else check_statistics(statistics, len(models))
+        batches = calibration_batches(calibration, brought, example_inputs)
+        self._set(models, [state_of(model) for model in models], example_inputs, fixed, batches)
+        self.statistics = brought
         check_names(self.states)
         self._weigh(weights)
         if base is not None:
@@ -175,7 +184,7 @@ class Members:
         self.networks, self.states, self.example_inputs = tuple(networks), tuple(states), example_inputs
         self.fixed, self.calibration, self.base = patterns_of(fixed, "fixed"), calibration, None
         self.stored, self.name, self.folders = (), "", ()
-        self.weights, self.tensor_weights, self.given = None, {}, None
+        self.weights, self.tensor_weights, self.given, self.statistics = None, {}, None, None
         self.is_canonical = False
 
     def _weigh(self, weights: Weights | None) -> None:
@@ -373,10 +382,11 @@ def members_of(
     weights: Weights | None = None,
     graph: NeuronGraph | None = None,
     fixed: str | Sequence[str] = (),
-    calibration: Batches | None = None,
+    calibration: Calibration | None = None,
     base: nn.Module | str | Path | None = None,
+    statistics: Sequence[Statistics] | None = None,
 ) -> Members:
-    """Members as they are, with other weights, base or batches if these are given, or members of networks.
+    """Members as they are, with other weights, base, batches or statistics if given, or members of networks.
 
     Raises:
         OptionError: members are given together with what they carry already.
@@ -387,14 +397,24 @@ def members_of(
         if example_inputs is None:
             raise InputError("example_inputs are missing: networks are traced on what they take")
         return Members(
-            models, example_inputs, weights=weights, base=base, graph=graph, fixed=fixed, calibration=calibration
+            models,
+            example_inputs,
+            weights=weights,
+            base=base,
+            graph=graph,
+            fixed=fixed,
+            calibration=calibration,
+            statistics=statistics,
         )
     carried = {"example_inputs": example_inputs is not None, "graph": graph is not None, "fixed": bool(fixed)}
     if extra := [name for name, given in carried.items() if given]:
         raise OptionError(f"members carry what they were made with; leave out {' and '.join(extra)}")
-    if calibration is not None:
-        check_batches(calibration, name="calibration")
-        models = models.changed(calibration=calibration)
+    brought = None if statistics is None else check_statistics(statistics, len(models))
+    batches = calibration_batches(calibration, brought, models.example_inputs)
+    if batches is not None:
+        models = models.changed(calibration=batches)
+    if brought is not None:
+        models = models.changed(statistics=brought)
     return models.with_ancestor(base).weighted(weights)
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from neurograft.alignment.activations import calibration_of
 from neurograft.alignment.ancestry import ALIGNED_BELOW, aligned_members, distance_ratio, unaligned_notes
 from neurograft.errors import MembersDiffer, OptionError, PlanError
-from neurograft.inputs import Batches, Inputs
+from neurograft.inputs import Calibration, Inputs
+from neurograft.member_statistics.statistics import Statistics
 from neurograft.members.checks import Weights, check_fixed_widths
 from neurograft.members.graphs import check_unreached
 from neurograft.members.members import Members, members_of
@@ -38,7 +39,8 @@ def plan(
     *,
     align: str | Method | None = None,
     base: nn.Module | str | Path | None = None,
-    calibration: Batches | None = None,
+    calibration: Calibration | None = None,
+    statistics: Sequence[Statistics] | None = None,
     fixed: str | Sequence[str] = (),
     heads: Heads = "average",
     seed: int = 0,
@@ -59,7 +61,8 @@ def plan(
         align: for an operator: "permutation", "optimal_transport", or such a method with its options.
         base: for an operator: the network that all members were trained from, or its checkpoint or folder; it is
             aligned along with them.
-        calibration: a re-iterable of batches, for methods that look at activations.
+        calibration: a re-iterable of batches, for methods that look at activations; or "noise".
+        statistics: one `Statistics` per member; without calibration batches inputs are drawn from them.
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too; "keep" leaves every member its own on the fused
             trunk: the network returns their outputs one after the other, member 0's first, and members may have
@@ -84,7 +87,7 @@ def plan(
     """
     chosen, operator = choice_of(method, options, align)
     check_seed(seed)  # before the networks are traced
-    members = members_of(models, example_inputs, weights, graph, fixed, calibration, base)
+    members = members_of(models, example_inputs, weights, graph, fixed, calibration, base, statistics)
     return plan_members(members, chosen, operator, heads=heads, seed=seed)
 
 

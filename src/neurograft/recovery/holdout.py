@@ -56,14 +56,18 @@ def _samples(parts: Sequence[tuple[Inputs, int]]) -> Samples:
 
 @dataclass(frozen=True, eq=False)
 class HoldOut:
-    """What the members output for the held-out samples, per batch their weighted mean output."""
+    """What is wanted on the held-out samples, per batch the members' weighted mean output or the target's."""
 
     samples: Samples
     wanted: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, samples: Samples, plan: FusionPlan, models: Sequence[nn.Module]) -> "HoldOut":
-        """Run every member once."""
+    def of(
+        cls, samples: Samples, plan: FusionPlan, models: Sequence[nn.Module], target: nn.Module | None = None
+    ) -> "HoldOut":
+        """Run every member once; with a target, what that returns is wanted."""
+        if target is not None:
+            return cls(samples, tuple(_outputs(target, samples, "the target")))
         wanted: list[Tensor] = []
         for m, (model, weight) in enumerate(zip(models, plan.weights, strict=True)):
             for number, output in enumerate(_outputs(model, samples, f"member {m}")):

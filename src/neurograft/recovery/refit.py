@@ -9,6 +9,7 @@ from torch import nn
 
 from neurograft.applying.application import assemble, is_applied
 from neurograft.errors import OptionError
+from neurograft.evaluating.ensemble import Ensemble
 from neurograft.inputs import Batches, device_of
 from neurograft.members.members import Members
 from neurograft.options import check_seed, patterns_of
@@ -45,6 +46,7 @@ def refit(
     layers: str | Sequence[str] = ("*",),
     exclude: str | Sequence[str] = (),
     agree: bool = True,
+    target: Ensemble | None = None,
     max_memory: int | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -75,6 +77,8 @@ def refit(
             max(r_m, 0)² with r_m the correlation with one member's: the mean of neurons that have nothing in common is
             no member's neuron. Where the plan selects neurons, or only some layers are asked for, there is nothing to
             weight; False keeps the plan's own weights everywhere.
+        target: an ensemble of the members that weights them, by `weights`, `statistics` or `vote="energy"`: outputs are
+            brought towards what it returns, and the held-out samples judge by that; None for the plan's weights.
         max_memory: bytes for what is computed, beside the samples, copies of the network (and what the allocator keeps
             of freed blocks: a few per cent have been seen at 1 GiB); 2 GiB by default. With
             less memory the batches become smaller and the passes more. The matrices a layer is solved with cannot be
@@ -110,6 +114,7 @@ def refit(
         layers=layers,
         exclude=exclude,
         agree=agree,
+        target=target,
         max_memory=max_memory,
         seed=seed,
     ).model
@@ -127,6 +132,7 @@ def refitted(
     layers: str | Sequence[str] = ("*",),
     exclude: str | Sequence[str] = (),
     agree: bool = True,
+    target: Ensemble | None = None,
     max_memory: int | None = None,
     seed: int = 0,
 ) -> Recovered:
@@ -137,6 +143,7 @@ def refitted(
     """
     started = time.perf_counter()
     _check_options(ridge, positions, max_memory)
+    _check_target(target, len(members))
     check_seed(seed)
     layers, exclude = patterns_of(layers, "layers"), patterns_of(exclude, "exclude")
     members = in_form(plan, members)
@@ -156,12 +163,12 @@ def refitted(
         if agreed is not None:
             plan, result, notes = agreed.plan, assemble(agreed.plan, members)[0], (_shares(agreed),)
     samples = samples.fitted(found.largest, room)
-    report = _Refit(plan, members.networks, Sampler(samples.total, positions, seed), ridge, room).run(
+    report = _Refit(plan, members.networks, Sampler(samples.total, positions, seed), ridge, room, target).run(
         result, samples, found
     )
     report = replace(report, samples=total, notes=notes)
     if judges is not None:
-        judge = HoldOut.of(judges, plan, members.networks)
+        judge = HoldOut.of(judges, plan, members.networks, target)
         report = replace(report, held_out=judges.total, before=judge.error(fused), after=judge.error(result))
         if isfinite(report.before) and not report.after <= report.before:
             return Recovered(copy_of(fused), _unchanged(report, time.perf_counter() - started))
@@ -177,6 +184,7 @@ class _Refit:
     sampler: Sampler
     ridge: float | None
     room: int
+    target: Ensemble | None
 
     def run(self, model: nn.Module, samples: Samples, found: NetworkLayers) -> RecoveryReport:
         """Refit a copy of ours in place."""
@@ -200,7 +208,7 @@ class _Refit:
     ) -> tuple[list[Fit], dict[str, PlannedNorm]]:
         """What the members compute in some layers and BatchNorms."""
         places = [place for place in found.places if place.key in names and not place.skipped]
-        targets = collect_targets(places, self.plan, self.models, samples, self.sampler)
+        targets = collect_targets(places, self.plan, self.models, samples, self.sampler, self.target)
         block = min(BLOCK, self.room // 8)
         fits = [Fit(p, targets.pop(p.key), self.ridge, _largest_norm(self.models, p), block) for p in places]
         norms = [name for name in names if isinstance(name, str)]
@@ -234,6 +242,16 @@ def _check_options(ridge: float | None, positions: int | None, max_memory: int |
         raise OptionError(f"positions is {positions}; a layer is solved from 1 or more positions per sample")
     if max_memory is not None and max_memory < 1:
         raise OptionError(f"max_memory is {max_memory}; it is a number of bytes, 1 or more")
+
+
+def _check_target(target: object, members: int) -> None:
+    if target is None:
+        return
+    if not isinstance(target, Ensemble) or len(target.members) != members or target.vote not in ("average", "energy"):
+        raise OptionError(
+            f"target is a {type(target).__name__}; it is an Ensemble of the {members} members, with the vote average "
+            "(and weights or statistics) or energy"
+        )
 
 
 def _affordable(found: NetworkLayers, memory: int) -> NetworkLayers:

@@ -1,13 +1,14 @@
 """What every layer should compute according to the members, at the sampled positions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from neurograft.axes.layout import Layout, layout_size, sizes_along
 from neurograft.axes.mixing import mix_along, unit_positions
-from neurograft.inputs import device_of, to_device
+from neurograft.evaluating.ensemble import Ensemble
+from neurograft.inputs import Inputs, device_of, to_device
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
 from neurograft.recovery.layers import LayerUse
@@ -15,30 +16,64 @@ from neurograft.recovery.residual_branches import Addition, BranchPaths
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
 from neurograft.recovery.statistics import PlannedNorm, read_statistics, running_statistics
 from neurograft.recovery.watching import Contraction, Key, Stop, Watcher, run
+from neurograft.tracing.graph import FixedReason, Group, NeuronGraph
 
 Targets = dict[Key, list[Tensor]]
 """A layer's key -> per batch the planned rows, shape `(samples · positions, outputs)`."""
 
 
 def collect_targets(
-    places: Sequence[LayerUse], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples, sampler: Sampler
+    places: Sequence[LayerUse],
+    plan: FusionPlan,
+    models: Sequence[nn.Module],
+    samples: Samples,
+    sampler: Sampler,
+    target: Ensemble | None = None,
 ) -> Targets:
     """Run every member once and mix what its layers compute as the plan has it: T = Σ_m c_m A_m z_m.
 
-    For a layer that writes into a residual stream, z is the stream right after the addition.
+    For a layer that writes into a residual stream, z is the stream right after the addition. With a target, what makes
+    outputs is weighted by what the members count there, sample by sample, c_m(x).
 
     Raises:
         InputError: a member cannot take the samples, or gives NaN.
     """
     targets: Targets = {place.key: [] for place in places}
+    makes_outputs = any(output_positions(place, plan.graph) is not None for place in places)
+    shares = [] if target is None or not makes_outputs else [shares_on(target, batch) for batch in samples.batches]
     for m, model in enumerate(models):
         device = device_of(model)
         with preserve_state(model):
             for number, batch in enumerate(samples.batches):
                 listener = _Listener(model, m, places, plan, targets, sampler, number, samples.counts[number])
+                if shares:
+                    listener.shares = shares[number][m]
                 watcher = Watcher(after=listener.after, about=listener.trails.about, done=listener.trails.done)
                 run(model, plan.graphs[m], to_device(batch, device), watcher, what=f"batches[{number}], member {m}")
     return targets
+
+
+def shares_on(target: Ensemble, batch: Inputs) -> Tensor:
+    """What every member counts in the ensemble on a batch, shape `(members, samples or 1, classes or 1)`."""
+    with preserve_state(target), torch.no_grad():
+        moved = to_device(batch, device_of(target))
+        if isinstance(moved, Tensor):
+            return target.shares(moved)
+        return target.shares(**moved) if isinstance(moved, Mapping) else target.shares(*moved)
+
+
+def output_positions(place: LayerUse, graph: NeuronGraph) -> Tensor | None:
+    """Which positions of what a layer makes are outputs of the network; None if none is."""
+    if place.use is None:
+        return None
+    layout = place.use.output[1]
+    found = [unit_positions(layout, g).flatten() for g in sizes_along(layout) if is_output(graph[g])]
+    return torch.cat(found) if found else None
+
+
+def is_output(group: Group) -> bool:
+    """Whether the network returns these neurons."""
+    return group.reason is FixedReason.OUTPUT
 
 
 def collect_norms(
@@ -124,6 +159,7 @@ class _Listener:
         self.member, self.plan, self.targets, self.sampler = member, plan, targets, sampler
         self.batch, self.samples = batch, samples
         self.wanted = {place.key: place for place in places}
+        self.shares: Tensor | None = None
 
     def after(self, contraction: Contraction, output: Tensor) -> None:
         place = self.wanted.get(contraction.key)
@@ -141,13 +177,36 @@ class _Listener:
         check_finite_output(output, place.key[0], f"member {self.member}, batches[{self.batch}]")
         n, available = rows_shape(output, self.samples)
         chosen = self.sampler.choose(place.number, self.batch, n, available, place.inputs)
-        rows = planned_rows(output_rows(output, chosen, self.samples), place, self.plan, self.member)
+        rows = output_rows(output, chosen, self.samples)
+        outputs = None if self.shares is None else output_positions(place, self.plan.graph)
+        if self.shares is None or outputs is None:
+            rows = planned_rows(rows, place, self.plan, self.member)
+        else:
+            rows = self.weighted(rows, outputs, place, chosen.shape[1])
         rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
         kept = self.targets[place.key]
         if len(kept) == self.batch:
             kept.append(rows)
         else:
             kept[self.batch] = kept[self.batch] + rows.to(kept[self.batch].device)
+        self.finish(place)
+
+    def weighted(self, rows: Tensor, outputs: Tensor, place: LayerUse, positions: int) -> Tensor:
+        """The planned rows, of which those positions that are outputs count what the member counts in each sample."""
+        assert self.shares is not None
+        shares = self.shares.to(rows)
+        planned = planned_rows(rows, place, self.plan, self.member)
+        made = rows[:, outputs]
+        if shares.shape[1] > 1:  # where weights differ by class, a shift of all logits must not count
+            made = made - made.mean(1, keepdim=True)
+        if len(shares) > 1:
+            shares = shares.repeat_interleave(positions, 0)
+        planned = planned.clone()
+        planned[:, outputs] = made * shares
+        return planned
+
+    def finish(self, place: LayerUse) -> None:
+        """Cross a layer off; end the run with the last one."""
         del self.wanted[place.key]
         if not self.wanted:
             raise Stop
