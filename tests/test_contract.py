@@ -250,6 +250,7 @@ PUBLIC: dict[str, Callable[[Setting], object]] = {
     "reestimate_batch_norm": lambda s: ng.reestimate_batch_norm(s.nets[0], s.data, **s.options),
     "refit": lambda s: ng.refit(s.fused, s.plan, s.nets, s.data, **s.options),
     "repair": lambda s: ng.repair(s.fused, s.plan, s.nets, s.data, **s.options),
+    "statistics": lambda s: ng.statistics(s.nets[0], s.data, **s.options),
     "trace": lambda s: ng.trace(s.nets[0], s.x, **s.options),
     "train": lambda s: ng.train(s.make, s.data, **TRAINING, **s.options),
     "verify": lambda s: ng.verify(s.nets[0], s.plan.graph, s.x, **s.options),

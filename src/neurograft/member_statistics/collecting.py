@@ -24,7 +24,7 @@ from neurograft.member_statistics.gaussian_mechanism import clipped, noise_scale
 from neurograft.member_statistics.input_moments import InputMoments, IntegerInput, RealInput
 from neurograft.member_statistics.random_features import random_features
 from neurograft.member_statistics.statistics import FeatureMoments, Statistics, Structure
-from neurograft.preserve_state import forked_random_state, preserve_state
+from neurograft.preserve_state import forked_random_state, keeps_random_state, preserve_state
 
 EXACT = 1024
 """Entries of a sample up to which the whole covariance is kept."""
@@ -37,6 +37,7 @@ FACTORS = 1 << 22
 """Entries of the factors kept of a wide input: with more than 16,384 entries per sample fewer than `RANK`."""
 
 
+@keeps_random_state
 def statistics(
     model: nn.Module, batches: Batches, *, noise: tuple[float, float] | None = None, clip: float | None = None
 ) -> Statistics:
