@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 APART = {
     "clip": "contracted over: visual_projection.weight:0",  # compares two projections
     "bloom": "contracted over: transformer.h.0.self_attention.query_key_value",  # ALiBi fixes heads: q·k over both
-    "falcon": "away from the members' average",  # rotary fixes the one key/value head
+    "falcon": "they would meet inside",  # rotary fixes the one key/value head
     "gemma": "they would meet inside: group model.layers.0.self_attn.k_proj.weight:0 is fixed",  # the same
     "mixtral": "would choose among all members' units at once",  # experts compete
     "mamba": "contracted over: backbone.layers.0.mixer.A_log:1",  # states are contracted as they are made

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from neurograft.applying.application import assemble
 from neurograft.applying.declarations import Declaration
 from neurograft.applying.segmented import SegmentedNorm, norm_axis
+from neurograft.applying.side_by_side import broken_average
 from neurograft.axes.layout import Layout
 from neurograft.axes.maps import NeuronMap
 from neurograft.axes.mixing import axis_pairs
@@ -18,10 +19,9 @@ from neurograft.members.checks import check_fixed_widths
 from neurograft.members.graphs import check_unreached
 from neurograft.members.members import Members
 from neurograft.operators.owned import Owned
-from neurograft.plans.joint import made_by
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import keeps_random_state, preserve_state, seed_all
-from neurograft.tracing.graph import FixedReason, NeuronGraph
+from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.labelling import pinned_outputs
 from neurograft.tracing.proof import examples_of
 
@@ -72,7 +72,7 @@ def combine(
     check_fixed_widths(members.graphs)
     plan = combined_plan(members.graphs, members.weights_or())
     check_unreached(members.graph, plan.maps, members.fixed)
-    _check_kept_apart(members.graph)
+    _check_kept_apart(members)
     wide, declared = assemble(plan, members)
     segment_norms(wide, models, plan, example_inputs)
     _check_average(wide, models, plan.weights, example_inputs, declared, members.graph)
@@ -164,30 +164,36 @@ def _is_joint_norm(module: nn.Module) -> bool:
     return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
 
 
-def _check_kept_apart(graph: NeuronGraph) -> None:
+_CHOOSES = "which would choose among all members' units at once"
+
+
+def _check_kept_apart(members: Members) -> None:
     """Refuse networks whose members would meet inside: only inputs and linear outputs may be shared.
 
     Raises:
-        PlanError: with the first groups in the way.
+        PlanError: with the first op or group in the way.
     """
-    moved = {group.name for group in graph.outermost}
-    found = [
-        f"{group.name} is chosen from by {group.ranked_by[0]}, which would choose among all members' units at once"
-        for group in graph.outermost
-        if group.ranked_by
-    ]
-    for info in graph.tensors.values():
-        made = [g for dim in info.roles for g, roles in dim.items() if "out" in roles and g not in moved]
-        inside = [graph[g] for g in made if graph[g].reason is not FixedReason.OUTPUT]
-        if info.kind == "weight" and inside and not made_by(info, moved):
-            why = inside[0].why if inside[0].fixed else f"inside {inside[0].inside}, which {info.name} does not have"
-            state = "fixed" if inside[0].fixed else "shared"
-            found.append(f"group {inside[0].name} is {state} ({why}) but made by {info.name} inside the network")
+    graph = members.graph
+    found = next(
+        (f"{g.name} is chosen from by {g.ranked_by[0]}, {_CHOOSES}" for g in graph.outermost if g.ranked_by), ""
+    )
+    if not found:
+        found = broken_average(members.networks[0], members.example_inputs, graph, members.states, _norms(members))
     if found:
         raise PlanError(
-            f"the members cannot run side by side, they would meet inside: {'; '.join(found[:3])}"
-            f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}; only inputs and linear outputs may be shared"
+            f"the members cannot run side by side, they would meet inside: {found}; its output is not reached through "
+            "linear ops alone, and only inputs and linear outputs may be shared" + _contracted(graph)
         )
+
+
+def _contracted(graph: NeuronGraph) -> str:
+    joint = [f"{g.name} ({', '.join(g.bilinear)})" for g in graph.outermost if g.bilinear]
+    return f"; contracted over: {'; '.join(joint[:3])}" if joint else ""
+
+
+def _norms(members: Members) -> set[str]:
+    """Paths of norms that will work on every member's segment by itself."""
+    return {path for path, module in members.networks[0].named_modules() if _is_joint_norm(module)}
 
 
 def _check_average(
@@ -216,10 +222,9 @@ def _check_average(
         ) from error
     if far is None or any(_exact_with_old(name, declared, wide, inputs, expected, graph) for name in _names(declared)):
         return
-    joint = [f"{g.name} ({', '.join(g.bilinear)})" for g in graph.outermost if g.bilinear]
     raise PlanError(
         f"the combined network {far} from the members' average: its output is not reached through linear ops alone, or "
-        "an op works on all members' neurons at once" + (f"; contracted over: {'; '.join(joint[:3])}" if joint else "")
+        "an op works on all members' neurons at once" + _contracted(graph)
     )
 
 
