@@ -6,12 +6,12 @@ from math import nan
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from neurograft.inputs import Inputs, call_on_batch, device_of, first_tensor, to_device
+from neurograft.members.sample_dimension import positions_of
 from neurograft.plans.plan import FusionPlan
 from neurograft.preserve_state import preserve_state
-from neurograft.recovery.samples import Samples, can_be_cut
+from neurograft.recovery.samples import Samples
 
 EVERY = 5
 """One sample in so many is held out, fewer where that makes more than `MOST`."""
@@ -34,24 +34,15 @@ def held_out(samples: Samples) -> tuple[Samples, Samples | None]:
     for first, batch, count in zip(samples.starts(), samples.batches, samples.counts, strict=True):
         numbers = first + torch.arange(count)
         chosen = numbers % every == every - 1
-        if not can_be_cut(batch, count):
+        if samples.dim is None or not samples.can_be_cut(batch, count):
             (judge if bool(chosen.any()) and solve and count < samples.total // 2 else solve).append((batch, count))
             continue
         for part, rows in ((solve, ~chosen), (judge, chosen)):
             if bool(rows.any()):
-                part.append((_rows(batch, rows.nonzero().flatten()), int(rows.sum())))
+                part.append((positions_of(batch, samples.dim, rows.nonzero().flatten()), int(rows.sum())))
     if not judge or not solve:
         return samples, None
-    return _samples(solve), _samples(judge)
-
-
-def _rows(batch: Inputs, rows: Tensor) -> Inputs:
-    taken: Inputs = pytree.tree_map_only(Tensor, lambda x: x[rows.to(x.device)], batch)
-    return taken
-
-
-def _samples(parts: Sequence[tuple[Inputs, int]]) -> Samples:
-    return Samples(tuple(batch for batch, _ in parts), tuple(count for _, count in parts))
+    return samples.of(solve), samples.of(judge)
 
 
 @dataclass(frozen=True, eq=False)

@@ -148,7 +148,7 @@ def refitted(
     layers, exclude = patterns_of(layers, "layers"), patterns_of(exclude, "exclude")
     members = in_form(plan, members)
     own = state_of_fused(plan, fused, members)
-    samples = read_samples(batches, device_of(fused))
+    samples = read_samples(batches, device_of(fused)).seen_by(fused)
     total, memory = samples.total, MEMORY if max_memory is None else max_memory
     samples, judges = held_out(samples) if ridge is None else (samples, None)
     result = copy_of(fused)

@@ -85,7 +85,7 @@ def repaired(
     own = state_of_fused(plan, result, members)
     if batches is None:
         return Recovered(result, repair_without_data(own, plan, members, started))
-    samples = read_samples(batches, device_of(fused))
+    samples = read_samples(batches, device_of(fused)).seen_by(fused)
     found = survey(result, plan, samples)
     samples = samples.fitted(found.largest, MEMORY if max_memory is None else max_memory)
     places = [place for place in found.places if _repairable(place, plan)]

@@ -1,14 +1,16 @@
 """The calibration samples: read once, checked, and which rows of every layer are looked at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from neurograft.errors import InputError
 from neurograft.inputs import Batches, Inputs, check_batches, is_sparse, split_labels, stored_values, to_device
+from neurograft.members.sample_dimension import length_along, positions_of, sample_dimension
 from neurograft.preserve_state import forked_random_state
 
 ACTIVATIONS = 6
@@ -19,10 +21,14 @@ ROWS = 32_768
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Samples:
-    """Unlabelled batches, held in memory, and how many samples each has."""
+    """Unlabelled batches, held in memory, how many samples each has, and along which dimension.
+
+    `dim` is None where batches cannot be cut: a sample's outputs depend on what else is in its batch.
+    """
 
     batches: tuple[Inputs, ...]
     counts: tuple[int, ...]
+    dim: int | None = 0
 
     @property
     def total(self) -> int:
@@ -36,41 +42,56 @@ class Samples:
     def joined(self) -> "Samples":
         """All samples as one batch, or the batches as they are where their tensors do not fit together."""
         leaves = [pytree.tree_flatten(batch) for batch in self.batches]
-        spec = leaves[0][1]
-        if len(leaves) == 1 or any(other != spec for _, other in leaves):
+        spec, dim = leaves[0][1], self.dim
+        if len(leaves) == 1 or dim is None or any(other != spec for _, other in leaves):
             return self
         columns = list(zip(*(values for values, _ in leaves), strict=True))
         for column in columns:
             tensors = [isinstance(value, Tensor) for value in column]
             if all(tensors):
                 fits = all(
-                    v.dim()
+                    v.dim() > dim
                     and not is_sparse(v)
-                    and v.shape[1:] == column[0].shape[1:]
+                    and (*v.shape[:dim], *v.shape[dim + 1 :]) == (*column[0].shape[:dim], *column[0].shape[dim + 1 :])
                     and v.dtype == column[0].dtype
-                    and v.shape[0] == n
+                    and v.shape[dim] == n
                     for v, n in zip(column, self.counts, strict=True)
                 )
             else:
                 fits = not any(tensors) and all(value == column[0] for value in column)
             if not fits:
                 return self
-        merged = [torch.cat(list(c)) if isinstance(c[0], Tensor) else c[0] for c in columns]
-        return Samples((pytree.tree_unflatten(merged, spec),), (self.total,))
+        merged = [torch.cat(list(c), dim) if isinstance(c[0], Tensor) else c[0] for c in columns]
+        return Samples((pytree.tree_unflatten(merged, spec),), (self.total,), dim)
 
     def cut(self, most: int) -> "Samples":
         """Batches of at most so many samples; one that holds something else than a row per sample stays whole."""
         parts: list[tuple[Inputs, int]] = []
         for batch, count in zip(self.batches, self.counts, strict=True):
-            if not can_be_cut(batch, count):
+            if self.dim is None or not self.can_be_cut(batch, count):
                 parts.append((batch, count))
                 continue
             step = max(1, most)
             for first in range(0, count, step):
                 rows = slice(first, min(first + step, count))
-                part: Inputs = pytree.tree_map_only(Tensor, lambda x, rows=rows: x[rows], batch)
-                parts.append((part, rows.stop - rows.start))
-        return Samples(tuple(batch for batch, _ in parts), tuple(count for _, count in parts))
+                parts.append((positions_of(batch, self.dim, rows), rows.stop - rows.start))
+        return self.of(parts)
+
+    def of(self, parts: Sequence[tuple[Inputs, int]]) -> "Samples":
+        """Other batches, and how many samples each has, along the same dimension."""
+        return Samples(tuple(batch for batch, _ in parts), tuple(count for _, count in parts), self.dim)
+
+    def can_be_cut(self, batch: Inputs, count: int) -> bool:
+        """Whether every tensor of a batch has so many samples along the dimension."""
+        return self.dim is not None and length_along(batch, self.dim) == count
+
+    def seen_by(self, model: nn.Module) -> "Samples":
+        """The same batches with the dimension along which this network keeps samples apart, found on the largest."""
+        largest = max(range(len(self.batches)), key=self.counts.__getitem__)
+        dim = sample_dimension(model, self.batches[largest])
+        lengths = [None if dim is None else length_along(batch, dim) for batch in self.batches]
+        counts = tuple(count if n is None else n for count, n in zip(self.counts, lengths, strict=True))
+        return Samples(self.batches, counts, dim)
 
     def fitted(self, largest: int, room: int) -> "Samples":
         """All samples as one batch if `ACTIVATIONS` activations of them fit into the room, else batches that fit.
@@ -85,16 +106,9 @@ class Samples:
     def small(self, count: int = 2) -> tuple[Inputs, int]:
         """The first few samples, to see how a network runs, and how many they are; a batch that cannot be cut whole."""
         n = self.counts[0]
-        if n <= count or not can_be_cut(self.batches[0], n):
+        if n <= count or self.dim is None or not self.can_be_cut(self.batches[0], n):
             return self.batches[0], n
-        cut: Inputs = pytree.tree_map_only(Tensor, lambda t: t[:count], self.batches[0])
-        return cut, count
-
-
-def can_be_cut(batch: Inputs, count: int) -> bool:
-    """Whether every tensor of a batch has one row per sample."""
-    tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
-    return all(value.dim() > 0 and value.shape[0] == count and not is_sparse(value) for value in tensors)
+        return positions_of(self.batches[0], self.dim, slice(0, count)), count
 
 
 def read_samples(batches: Batches, device: torch.device, *, name: str = "batches") -> Samples:

@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from neurograft.alignment.activations import calibration_of, member_activations
 from neurograft.errors import InputError
-from neurograft.inputs import Batches, Inputs, device_of, first_tensor, is_sparse, pair_note, split_labels, to_device
+from neurograft.inputs import Batches, Inputs, device_of, first_tensor, pair_note, split_labels, to_device
 from neurograft.members.members import Members
+from neurograft.members.sample_dimension import length_along, sample_dimension
 from neurograft.preserve_state import copy_of, preserve_state
 from neurograft.selection.importance import Alive, Magnitude
 from neurograft.tracing.graph import NeuronGraph
@@ -130,12 +131,13 @@ def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches
     parameters = {name: p.detach().requires_grad_() for name, p in named.items()}
     device = device_of(model)
     sums = {g: torch.zeros(graph[g].size) for g in groups}
-    count = 0
+    count, cut = 0, None
     with preserve_state(model):
         for number, (inputs, labels) in enumerate(map(split_labels, batches)):
             if labels is None:
                 raise InputError(f"importance='taylor' needs labels, but calibration batch {number} has none")
-            for piece, own in _pieces(inputs, labels):
+            cut = sample_dimension(model, inputs) == 0 if cut is None else cut
+            for piece, own in _pieces(inputs, labels, cut):
                 outputs = first_tensor(_called(model, parameters, to_device(piece, device)))
                 loss = _cross_entropy(outputs, to_device(own, device), number)
                 slopes = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -152,11 +154,9 @@ def first_order(model: nn.Module, graph: NeuronGraph, groups: list[str], batches
     return {g: so_far / count for g, so_far in sums.items()}
 
 
-def _pieces(inputs: Inputs, labels: Any) -> Iterator[tuple[Inputs, Any]]:
+def _pieces(inputs: Inputs, labels: Any, cut: bool) -> Iterator[tuple[Inputs, Any]]:
     """A batch in pieces of 32 samples, or whole where samples do not lie along the first dimension of everything."""
-    tensors = [leaf for leaf in pytree.tree_leaves((inputs, labels)) if isinstance(leaf, Tensor)]
-    lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
-    if not isinstance(labels, Tensor) or lengths != {len(labels)} or any(map(is_sparse, tensors)):
+    if not cut or not isinstance(labels, Tensor) or length_along((inputs, labels), 0) is None:
         yield inputs, labels
         return
     for start in range(0, len(labels), PIECE):
