@@ -7,7 +7,7 @@ with Σ_m w_m = 1; behind anything else it is no mean of what the members comput
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -23,7 +23,7 @@ from neurograft.tracing.graph_builder import build_graph
 from neurograft.tracing.labelling import Labelling, pinned_outputs
 from neurograft.tracing.laws import ATTENTION, CONTRACTIONS, LINEAR, SUMS
 from neurograft.tracing.proof import examples_of
-from neurograft.tracing.tape import Op, op_tensors, storage_of
+from neurograft.tracing.tape import Op, op_tensors, storage_of, tensors_of
 from neurograft.tracing.tracer import learnt
 
 # affine in all their operands together
@@ -67,11 +67,12 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor's standing; the weights that made a mean; why it is none, "" if it is one."""
+    """A tensor's standing; the weights that made it; why a mean is none, "" if it is one; whether inputs are in it."""
 
     standing: Standing
     makers: tuple[str, ...] = ()
     broken: str = ""
+    active: bool = False
 
 
 SHARED = Value(Standing.SHARED)
@@ -122,6 +123,8 @@ class _Walk:
         self.storages = {storage_of(x): name for name, x in labelling.tensors.by_name.items()}
         self.written: dict[int, Value] = {}
         self.values: dict[int, Value] = {}
+        for tape in {id(tape): tape for tape, _, _ in labelling.pinned}.values():
+            self.values.update((id(x), Value(Standing.SHARED, active=True)) for _, x in tensors_of(tape.inputs))
         groups = {group.name for group in graph.outermost}
         for name, info in graph.tensors.items():
             along = any(group in groups for roles in info.roles for group in roles)
@@ -143,6 +146,7 @@ class _Walk:
         taken = [self.value(x) for x in op_tensors(op)]
         results = [r for r in op.results if isinstance(r, Tensor)]
         found = self._found(op, taken, any(map(self._apart, results)))
+        found = replace(found, active=any(value.active for value in taken))
         for r in results:
             self.values[id(r)] = found
         for x in op.mutates:
@@ -162,8 +166,8 @@ class _Walk:
         makers = tuple(dict.fromkeys(name for value in taken for name in value.makers))
         if standings <= {Standing.SHARED}:
             return SHARED
-        if standings <= {Standing.SHARED, Standing.WEIGHT} and not self._active(op):
-            return Value(Standing.APART if apart else Standing.WEIGHT, makers)
+        if standings <= {Standing.SHARED, Standing.WEIGHT} and not any(value.active for value in taken):
+            return Value(Standing.WEIGHT, makers)
         if apart:
             meeting = next((value for value in taken if self._meets(value)), None)
             return Value(Standing.APART) if meeting is None else Value(Standing.MEAN, broken=self._inside(meeting, op))
@@ -179,12 +183,6 @@ class _Walk:
         moved = {group.name for group in self.graph.outermost}
         infos = [self.graph.tensors[name] for name in value.makers if name in self.graph.tensors]
         return value.standing is Standing.WEIGHT and not any(made_by(info, moved) for info in infos)
-
-    def _active(self, op: Op) -> bool:
-        # whether an op reads more than weights: it then puts them to use
-        return any(self.value(x) == SHARED and x.is_floating_point() and x.dim() for x in op_tensors(op)) or (
-            op.name in ("embedding", "index", "index_select")
-        )
 
     def _made(self, op: Op, taken: Sequence[Value]) -> str:
         """Why an op makes no mean, "" if it does."""
