@@ -224,7 +224,8 @@ def fuse(
 ) -> nn.Module:
     """Fuse trained networks into one of the same class: `apply(plan(models, ...), models)`, then recover.
 
-    It warns where one member supplies more than nine tenths of the result. `Fusion.of` takes the same steps and keeps
+    It warns where one member supplies more than nine tenths of the result, and of products of parameters (LoRA) whose
+    factors are fused apart. `Fusion.of` takes the same steps and keeps
     plan and reports.
 
     Args:
@@ -268,6 +269,8 @@ def fuse(
     shares = fusion.report.shares
     if nearly_all(shares) is not None:
         warnings.warn(f"{shares_text(shares)}; see `Fusion` for a report", stacklevel=3)
+    for note in members.factor_warnings:
+        warnings.warn(note, stacklevel=3)
     return fusion.model
 
 

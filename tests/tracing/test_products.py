@@ -11,6 +11,8 @@ import neurograft as ng
 from neurograft.tracing.observing import Step, observe
 from tests.fusion import planned
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* are factors of a product")
+
 
 def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape))

@@ -128,22 +128,6 @@ def differing_constants(states: Sequence[State]) -> tuple[str, ...]:
     return (f"{names[0]!r}{_more(names)}: whole numbers that differ between the members; member 0's are taken",)
 
 
-def low_rank_factors(states: Sequence[State]) -> tuple[str, ...]:
-    """Warn of LoRA factors that differ between members: the mean of factors is not the factors of the mean."""
-    names = [
-        name
-        for name, first in states[0].items()
-        if ".lora_" in name and not first.is_meta and any(not torch.equal(state[name], first) for state in states[1:])
-    ]
-    if not names:
-        return ()
-    return (
-        f"{names[0]!r}{_more(names)}: factors of low-rank products are combined each by itself, and their product is "
-        "not the combined product; merge adapters with merge_adapters (neurograft merge-adapters), or merge each into "
-        "its weights before",
-    )
-
-
 def check_shapes(states: Sequence[State], graphs: Sequence[NeuronGraph], owner: str = "") -> None:
     """Every tensor must have the shape that its member's graph has, untraced ones the shape they have in member 0.
 

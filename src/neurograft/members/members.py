@@ -22,9 +22,9 @@ from neurograft.members.checks import (
     check_shapes,
     check_values,
     differing_constants,
-    low_rank_factors,
     member_weights,
 )
+from neurograft.members.factors import factor_warnings
 from neurograft.members.graphs import graphs_of
 from neurograft.members.settings import differing_settings
 from neurograft.members.states import State, state_of
@@ -320,8 +320,13 @@ class Members:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What a fusion of these members loses: whole numbers and settings in which they differ."""
-        return differing_constants(self.states) + differing_settings(self.networks) + low_rank_factors(self.states)
+        """What a fusion of these members loses: products, whole numbers and settings in which they differ."""
+        return self.factor_warnings + differing_constants(self.states) + differing_settings(self.networks)
+
+    @cached_property
+    def factor_warnings(self) -> tuple[str, ...]:
+        """Products of parameters (LoRA, low-rank layers) whose factors fuse apart."""
+        return factor_warnings(self.networks[0], self.states, self.graph)
 
     def weighted(self, weights: Weights | None) -> "Members":
         """The same members with these weights; with their own if None.
