@@ -34,11 +34,11 @@ from neurograft.tracing.own_tensors import check_own_tensors
 from neurograft.tracing.proof import examples_of
 
 Recovery: TypeAlias = Literal["auto", "refit", "repair", "batch_norm"]
-Stamp: TypeAlias = tuple[tuple[int, int], ...]
+TensorStamp: TypeAlias = tuple[tuple[int, int], ...]
 RECOVERIES = ("auto", "refit", "repair", "batch_norm")
 
 
-def stamp_of(model: nn.Module) -> Stamp:
+def stamp_of(model: nn.Module) -> TensorStamp:
     """Where each tensor of a network lies and how often it was written to, so that a change is noticed."""
 
     def stamp(tensor: torch.Tensor) -> tuple[int, int]:
@@ -102,7 +102,7 @@ class Fusion:
     plan: FusionPlan
     members: Members
     recoveries: tuple[RecoveryReport, ...] = ()
-    applied: Stamp | None = None
+    applied: TensorStamp | None = None
 
     @classmethod
     @keeps_random_state
@@ -147,11 +147,11 @@ class Fusion:
 
         The target is the ensemble that the members' statistics make, where they brought any.
         """
-        looked_at = self._batches(batches, "refit")
+        calibration = self._batches(batches, "refit")
         if self.members.statistics is not None:
             options.setdefault("target", Ensemble(self.members.networks, statistics=self.members.statistics))
         applied = self.applied is not None and self.applied == stamp_of(self.model)
-        return self._after(refitted(self.model, self.plan, self.members, looked_at, applied=applied, **options))
+        return self._after(refitted(self.model, self.plan, self.members, calibration, applied=applied, **options))
 
     @keeps_random_state
     def repair(self, batches: Batches | None = None, **options: Any) -> "Fusion":

@@ -87,7 +87,7 @@ class YamlFile:
         try:
             loader = _Loader(text)
             node = loader.get_single_node()
-            raw = _Reading(loader, lines).value(node, ()) if node is not None else None
+            raw = _PlainValues(loader, lines).value(node, ()) if node is not None else None
         except yaml.MarkedYAMLError as problem:
             line = problem.problem_mark.line + 1 if problem.problem_mark else 1
             raise _error(error, file, line, str(problem.problem or "no YAML")) from problem
@@ -138,7 +138,7 @@ class _Loader(yaml.SafeLoader):
 
 
 @dataclass
-class _Reading:
+class _PlainValues:
     """YAML nodes as plain values; notes the line of each key and counts what aliases repeat."""
 
     loader: _Loader

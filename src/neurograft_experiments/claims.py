@@ -8,10 +8,10 @@ from neurograft_experiments.strict import Strict
 
 Scalar: TypeAlias = str | int | float | bool
 Relation: TypeAlias = Literal["above", "below", "not above", "not below", "equal"]
-Tuning: TypeAlias = Literal["none", "finetune", "distill"]
+TuningKind: TypeAlias = Literal["none", "finetune", "distill"]
 
 
-class Figure(Strict):
+class ClaimSide(Strict):
     """Which rows of a study a figure is taken from.
 
     Attributes:
@@ -29,7 +29,7 @@ class Figure(Strict):
 
     row: str
     recovery: str = "none"
-    tuning: Tuning = "none"
+    tuning: TuningKind = "none"
     where: dict[str, Scalar] = Field(default_factory=dict)
     best_over: str | None = None
 
@@ -69,8 +69,8 @@ class Claim(Strict):
 
     text: str
     source: str
-    figure: Figure
-    against: Figure | float
+    figure: ClaimSide
+    against: ClaimSide | float
     holds_if: Relation
     measure: str = "accuracy"
     margin: float = 0.0

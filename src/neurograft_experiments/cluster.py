@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from neurograft.errors import MissingExtra, OptionError, StudyError
-from neurograft_experiments.engine import Outcome, TaskQueue, Work, work_through
+from neurograft_experiments.engine import Outcome, TaskFunction, TaskQueue, work_through
 from neurograft_experiments.progress import ProgressDisplay
 from neurograft_experiments.store import Store
-from neurograft_experiments.trials import Result, Task
+from neurograft_experiments.trials import Task, TaskResult
 
 QUEUED = 2
 """Tasks handed to Ray per task that can run at a time: enough that no worker waits for this process."""
@@ -27,7 +27,7 @@ POLL = 1.0
 def run_on_ray(
     tasks: Sequence[Task],
     store: Store,
-    work: Work,
+    work: TaskFunction,
     *,
     address: str | None = None,
     cpus: float = 1.0,
@@ -100,7 +100,7 @@ class WorkerShare:
         return found
 
 
-def perform(task: Task, work: Work, threads: int, members: WorkerShare) -> Result:
+def perform(task: Task, work: TaskFunction, threads: int, members: WorkerShare) -> TaskResult:
     """Do one task in a worker process."""
     import torch
 
@@ -115,7 +115,7 @@ class _Workers:
     ray: Any
     queue: TaskQueue
     store: Store
-    work: Work
+    work: TaskFunction
     each: Mapping[str, float]
     retries: int
     running: dict[Any, Task] = field(default_factory=dict)
@@ -161,16 +161,16 @@ class _Workers:
         remote = self.ray.remote(perform).options(name=task.label, **options)
         self.running[remote.remote(task, self.work, max(1, int(self.each["CPU"])), lent)] = task
 
-    def finished(self) -> Iterator[tuple[Task, Result | Exception]]:
+    def finished(self) -> Iterator[tuple[Task, TaskResult | Exception]]:
         """What has ended, after waiting a moment for it."""
         ended, _ = self.ray.wait(list(self.running), num_returns=1, timeout=POLL)
         for reference in ended:
             task = self.running.pop(reference)
             yield task, self._result(reference)
 
-    def _result(self, reference: Any) -> Result | Exception:
+    def _result(self, reference: Any) -> TaskResult | Exception:
         try:
-            result: Result = self.ray.get(reference)
+            result: TaskResult = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             cause: Exception = error.cause
             cause.__cause__ = error  # its traceback in the worker

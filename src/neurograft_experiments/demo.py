@@ -22,7 +22,7 @@ from neurograft_experiments.engine import run_in_process
 from neurograft_experiments.inside import inside_section
 from neurograft_experiments.networks import DEMONSTRATED, demonstrated
 from neurograft_experiments.reports.panels import panels_of
-from neurograft_experiments.reports.results import Results
+from neurograft_experiments.reports.results import StudyResults
 from neurograft_experiments.reports.sources import RowFiles
 from neurograft_experiments.reports.study_page import study_document, takeaway
 from neurograft_experiments.reports.tables import SIGNS, comparison_table
@@ -64,7 +64,7 @@ class Budget:
 class Demonstration:
     """What a demonstration measured and wrote."""
 
-    results: Results
+    results: StudyResults
     page: Path
     rows: Path
     seconds: float
@@ -179,7 +179,7 @@ def _place(output: Path) -> Iterator[Path]:
         yield place
 
 
-def _show(results: Results, console: Console) -> None:
+def _show(results: StudyResults, console: Console) -> None:
     for panel in panels_of(results, None):
         table = comparison_table(panel)
         title = f"{panel.title}. {table.title}" if panel.title else table.title

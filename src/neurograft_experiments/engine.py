@@ -9,9 +9,9 @@ from rich.console import Console
 from neurograft.errors import NeurograftError, StoreError
 from neurograft_experiments.progress import ProgressDisplay
 from neurograft_experiments.store import Store, of_the_disk
-from neurograft_experiments.trials import MemberNetworks, Result, Task, Tick
+from neurograft_experiments.trials import MemberNetworks, Task, TaskResult, Tick
 
-Work: TypeAlias = Callable[[Task, MemberNetworks, Tick], Result]
+TaskFunction: TypeAlias = Callable[[Task, MemberNetworks, Tick], TaskResult]
 """Does a task."""
 
 
@@ -107,7 +107,7 @@ class Pool(Protocol):
     def start(self, task: Task) -> None:
         """Hand over a task."""
 
-    def finished(self) -> Iterator[tuple[Task, Result | Exception]]:
+    def finished(self) -> Iterator[tuple[Task, TaskResult | Exception]]:
         """Tasks that are done by now, after waiting for the first one, and what they gave or raised."""
 
 
@@ -116,7 +116,7 @@ class InProcess:
     """Tasks one after the other in this process."""
 
     store: Store
-    work: Work
+    work: TaskFunction
     watch: ProgressDisplay
     waiting: list[Task] = field(default_factory=list)
 
@@ -129,7 +129,7 @@ class InProcess:
         """Remember what is next."""
         self.waiting.append(task)
 
-    def finished(self) -> Iterator[tuple[Task, Result | Exception]]:
+    def finished(self) -> Iterator[tuple[Task, TaskResult | Exception]]:
         """Do it."""
         task = self.waiting.pop()
         try:
@@ -139,7 +139,7 @@ class InProcess:
 
 
 def run_in_process(
-    tasks: Sequence[Task], store: Store, work: Work, *, fail_fast: bool = False, console: Console | None = None
+    tasks: Sequence[Task], store: Store, work: TaskFunction, *, fail_fast: bool = False, console: Console | None = None
 ) -> Outcome:
     """Do every task whose result is not in the store yet, one after the other.
 
@@ -176,13 +176,13 @@ def work_through(queue: TaskQueue, store: Store, pool: Pool, watch: ProgressDisp
     return queue.outcome()
 
 
-def _settle(task: Task, result: Result | Exception, queue: TaskQueue, store: Store, watch: ProgressDisplay) -> None:
+def _settle(task: Task, result: TaskResult | Exception, queue: TaskQueue, store: Store, watch: ProgressDisplay) -> None:
     """Keep what a task gave, or write down that it failed.
 
     Raises:
         StoreError: the disk takes no more, which every other task would meet as well.
     """
-    if isinstance(result, Result):
+    if isinstance(result, TaskResult):
         if task.kind == "member":
             store.add_member(task.key, result.row, result.tensors)
         else:

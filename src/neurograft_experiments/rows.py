@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neurograft_experiments.study import Recovery, Start, StudySettings, TuningKind
+from neurograft_experiments.claims import TuningKind
+from neurograft_experiments.study import RecoveryKind, Start, StudySettings
 
 BEST, ENSEMBLE, CONTINUE = "best member", "ensemble", "continue the best member"
 ALONE = {"continue", "prune", "untrained", "ensemble", "combine", "sequence", "pooled"}
@@ -24,7 +25,7 @@ class Row:
 
     row: str
     start: Start
-    recovery: Recovery = "none"
+    recovery: RecoveryKind = "none"
     tuning: TuningKind = "none"
 
 

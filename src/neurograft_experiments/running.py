@@ -14,7 +14,7 @@ from neurograft_experiments.devices import choose_device
 from neurograft_experiments.initial_models import Ingredients, make_start
 from neurograft_experiments.synchronous import synchronous_trial
 from neurograft_experiments.trial_cache import InitialModel, TrialCache, cache_of, packed, scores_of
-from neurograft_experiments.trials import JSON, MemberNetworks, Result, Task, Tick
+from neurograft_experiments.trials import JSON, MemberNetworks, Task, TaskResult, Tick
 from neurograft_experiments.tunings import Tuned, finetuned, outputs_of, tuned
 from neurograft_experiments.unlabelled import without_labels
 
@@ -26,7 +26,7 @@ def run_task(
     *,
     data_folder: Path | None = None,
     device: str = "cpu",
-) -> Result:
+) -> TaskResult:
     """Do one task; every random number comes from the seeds in its settings.
 
     Args:
@@ -54,7 +54,7 @@ def run_task(
     else:
         found = _trial(task, cache, members, tick)
     named = {"key": task.key, "kind": task.kind, **task.labels}
-    return Result({**named, **found, "configuration": task.settings, **provenance()}, tensors)
+    return TaskResult({**named, **found, "configuration": task.settings, **provenance()}, tensors)
 
 
 def _member(task: Task, cache: TrialCache, members: MemberNetworks, tick: Tick) -> tuple[JSON, bytes]:

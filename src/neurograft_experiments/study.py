@@ -6,11 +6,10 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from neurograft.errors import NeurograftError, closest
-from neurograft_experiments.claims import Claim
+from neurograft_experiments.claims import Claim, TuningKind
 from neurograft_experiments.strict import Strict
 
-Recovery: TypeAlias = Literal["none", "refit", "repair", "data_free", "batch_norm"]
-TuningKind: TypeAlias = Literal["none", "finetune", "distill"]
+RecoveryKind: TypeAlias = Literal["none", "refit", "repair", "data_free", "batch_norm"]
 Preset: TypeAlias = Literal["smoke", "small", "medium", "paper-short", "paper"]
 PRESETS: tuple[Preset, ...] = ("smoke", "small", "medium", "paper-short", "paper")
 OWN_STARTS = ("continue", "keep", "prune", "combine", "sequence", "untrained", "ensemble", "pooled")
@@ -158,7 +157,7 @@ class Start(Strict):
 
     method: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
-    recoveries: tuple[Recovery, ...] | None = None
+    recoveries: tuple[RecoveryKind, ...] | None = None
     tunings: tuple[TuningKind, ...] | None = None
     weights: Literal["method", "samples"] = "method"
     member: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
@@ -264,7 +263,7 @@ class StudySettings(Strict):
     members: MemberSettings = MemberSettings(epochs=0)
     mixing: Annotated[float, Field(ge=0, le=1)] | None = None
     starts: dict[str, Start] = Field(default_factory=dict)
-    recoveries: tuple[Recovery, ...] = ("none",)
+    recoveries: tuple[RecoveryKind, ...] = ("none",)
     calibration: PositiveInt = 1000
     inputs: str = "training"
     tuning: Tunings = Tunings()

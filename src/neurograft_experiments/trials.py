@@ -71,7 +71,7 @@ class MemberNetworks(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class TaskResult:
     """What a task gives: the row of a trial, or a member's record and its tensors, the bytes of a safetensors file."""
 
     row: JSON

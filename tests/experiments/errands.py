@@ -9,7 +9,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from neurograft_experiments.trials import Result
+from neurograft_experiments.trials import TaskResult
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def do(task, members, tick):
         os.kill(os.getpid(), 9)
     if task.kind == "member":
         tensors = safetensors.torch.save({"value": torch.tensor([float(settings["value"])])})
-        return Result({"doubled": 2 * settings["value"], "seconds": time.perf_counter()}, tensors)
+        return TaskResult({"doubled": 2 * settings["value"], "seconds": time.perf_counter()}, tensors)
     values = [float(safetensors.torch.load(members.tensors(key))["value"]) for key in task.needs]
     doubled = [members.row(key)["doubled"] for key in task.needs]
-    return Result({"sum": sum(values) * settings["factor"], "doubled": doubled, "seconds": time.perf_counter()})
+    return TaskResult({"sum": sum(values) * settings["factor"], "doubled": doubled, "seconds": time.perf_counter()})
 
 
 def table(store):

@@ -10,7 +10,7 @@ import neurograft as ng
 from neurograft.axes.layout import layout_size
 from neurograft.inputs import call
 from neurograft.tracing.graph import Use
-from neurograft.tracing.observing import Step, observe
+from neurograft.tracing.observing import ObservedOp, observe
 from tests.networks import NETWORKS, build, example
 from tests.tracing.huggingface import made
 from tests.tracing.test_checklist import CASES
@@ -24,11 +24,11 @@ class Notes:
         self.seen: list[tuple[str, int]] = []
         self.results: list[tuple[Use, Tensor | None, Tensor]] = []
 
-    def before(self, step: Step) -> None:
+    def before(self, step: ObservedOp) -> None:
         if step.reading is not None:
             self.seen.append(step.reading.key)
 
-    def after(self, step: Step, result: Any) -> None:
+    def after(self, step: ObservedOp, result: Any) -> None:
         if step.reading is not None and step.reading.use is not None:
             given, output = step.reading.operands.input, result if isinstance(result, Tensor) else result[0]
             self.results.append((step.reading.use, None if given is None else given.clone(), output.clone()))
@@ -65,7 +65,7 @@ def test_a_weight_changed_before_its_use_is_what_the_op_reads() -> None:
     graph = ng.trace(model, example("attention"))
 
     class Zero(Notes):
-        def before(self, step: Step) -> None:
+        def before(self, step: ObservedOp) -> None:
             if step.reading is not None and step.reading.tensor == "head.weight":
                 model.head.weight.zero_()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import neurograft as ng
-from neurograft.tracing.observing import Step, observe
+from neurograft.tracing.observing import ObservedOp, observe
 from tests.fusion import planned
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are factors of a product")
@@ -174,11 +174,11 @@ def test_products_are_seen_in_use(kind: type[nn.Module], inputs: Callable[[], Te
     seen: list[tuple[str, int]] = []
 
     class Noting:
-        def before(self, step: Step) -> None:
+        def before(self, step: ObservedOp) -> None:
             if step.reading is not None:
                 seen.append(step.reading.key)
 
-        def after(self, step: Step, result: Tensor) -> None:
+        def after(self, step: ObservedOp, result: Tensor) -> None:
             if step.reading is not None and step.reading.use is not None:
                 assert len(step.reading.use.output) == result.dim()
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import neurograft as ng
-from neurograft.tracing.observing import Step, observe
+from neurograft.tracing.observing import ObservedOp, observe
 from tests.tracing.test_checklist import others, roughened
 
 
@@ -63,10 +63,10 @@ def test_standardised_weights_are_seen_in_use() -> None:
     seen = []
 
     class Noting:
-        def before(self, step: Step) -> None:
+        def before(self, step: ObservedOp) -> None:
             seen.extend([step.reading.key] if step.reading else [])
 
-        def after(self, step: Step, result: object) -> None:
+        def after(self, step: ObservedOp, result: object) -> None:
             pass
 
     with torch.no_grad(), observe(model, graph, Noting()):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from neurograft.advising.recipes import Candidate, Starts
 from neurograft.advising.result import Advice
-from neurograft.advising.search import Progress, Race, Tuning, affordable, halving
+from neurograft.advising.search import Race, StageProgress, TrainingKind, affordable, halving
 from neurograft.advising.verdict import Contender, verdict_of
 from neurograft.errors import OptionError, closest
 from neurograft.evaluating.ensemble import Ensemble
@@ -18,7 +18,7 @@ from neurograft.members.checks import check_models
 from neurograft.methods import METHODS
 from neurograft.preserve_state import keeps_random_state
 
-TUNINGS: tuple[Tuning, ...] = ("finetune", "distill")
+TUNINGS: tuple[TrainingKind, ...] = ("finetune", "distill")
 RECOVERIES = ("none", "refit")
 USUAL = tuple(name for name, kind in METHODS.items() if not kind().needs_data)
 
@@ -34,14 +34,14 @@ def advise(
     minutes: float | None = None,
     methods: Sequence[str] = USUAL,
     recoveries: Sequence[str] = RECOVERIES,
-    tunings: Sequence[Tuning] = TUNINGS,
+    tunings: Sequence[TrainingKind] = TUNINGS,
     lr: Sequence[float] | float = (0.01, 0.03),
     temperature: float = 2.0,
     example_inputs: Inputs | None = None,
     calibration: Batches | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-    progress: Progress = lambda _: None,
+    progress: StageProgress = lambda _: None,
 ) -> Advice:
     """Find out on your own members and data whether fusing pays, and by which recipe.
 

@@ -18,8 +18,8 @@ from neurograft.training.distilling import distill
 from neurograft.training.finetuning import finetune
 from neurograft.training.loop import Epoch
 
-Progress: TypeAlias = Callable[[str], None]
-Tuning: TypeAlias = Literal["finetune", "distill"]
+StageProgress: TypeAlias = Callable[[str], None]
+TrainingKind: TypeAlias = Literal["finetune", "distill"]
 KEPT = 3
 """Of so many candidates one is trained on."""
 
@@ -46,7 +46,7 @@ class Race:
     temperature: float
     seed: int
     device: str | None
-    progress: Progress
+    progress: StageProgress
 
     def starts(
         self, example: Inputs, methods: Sequence[str], recoveries: Sequence[str], calibration: Batches

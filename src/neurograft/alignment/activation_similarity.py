@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neurograft.alignment.activations import Cells
-from neurograft.alignment.products import Key, Products, ProductSum
+from neurograft.alignment.products import GroupNames, Products, ProductSum
 from neurograft.alignment.weight_similarity import Maps, WeightSimilarity, is_hidden, units_of
 from neurograft.axes.layout import Factor, Layout, resize_layout
 from neurograft.axes.mixing import mix_along
@@ -76,7 +76,7 @@ def moved_cells(cells: Cells, maps: Maps) -> Cells:
     return {key: moved(key, x, maps) for key, x in cells.items()}
 
 
-def moved(key: Key, activations: Tensor, maps: Maps) -> Tensor:
+def moved(key: GroupNames, activations: Tensor, maps: Maps) -> Tensor:
     """Activations of shape `(rows, units, …)`, one dimension per group in `key`, each multiplied by its group's map."""
     sizes = activations.shape[1:]
     layout: Layout = (tuple(Factor(name, n) for name, n in zip(key, sizes, strict=True)),)
@@ -86,6 +86,6 @@ def moved(key: Key, activations: Tensor, maps: Maps) -> Tensor:
     return mix_along(activations.flatten(1), 1, layout, fused, merges).reshape(len(activations), *fused_sizes)
 
 
-def _features(activations: Tensor, key: Key, first: Key) -> Tensor:
+def _features(activations: Tensor, key: GroupNames, first: GroupNames) -> Tensor:
     """The dimensions of some groups in front, all others as features."""
     return activations.movedim([1 + key.index(name) for name in first], list(range(len(first)))).flatten(len(first))

@@ -16,7 +16,7 @@ from neurograft.inputs import Batches, call, device_of, pair_note, split_labels,
 from neurograft.members.members import Members
 from neurograft.preserve_state import preserve_state
 from neurograft.tracing.graph import NeuronGraph, Use
-from neurograft.tracing.observing import Step, observe
+from neurograft.tracing.observing import ObservedOp, observe
 
 When = Literal["pre", "post"]
 Side = Literal["input", "output"]
@@ -263,10 +263,10 @@ class _Collector:
                 self.wanted.setdefault(use, []).append((place, rows, cells))
                 number += 1
 
-    def before(self, step: Step) -> None:
+    def before(self, step: ObservedOp) -> None:
         """Nothing is taken before an op has run."""
 
-    def after(self, step: Step, result: Any) -> None:
+    def after(self, step: ObservedOp, result: Any) -> None:
         """Take what is wanted of this use of a weight."""
         if step.reading is None:
             return

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 Distance = Literal["euclidean", "squared", "cosine"]
-Key: TypeAlias = tuple[str, ...]
+GroupNames: TypeAlias = tuple[str, ...]
 """Groups inside units: which of their neurons a cell holds."""
 
 MOST_PAIRS = 10_000  # pairs of units whose insides are matched one by one; above, the insides are taken as they lie
@@ -64,7 +64,7 @@ class Insides:
         rotating: the groups inside that may be rotated.
     """
 
-    def __init__(self, cells: Mapping[Key, Tensor], rotating: Container[str] = ()):
+    def __init__(self, cells: Mapping[GroupNames, Tensor], rotating: Container[str] = ()):
         self._rotating = frozenset(name for key in cells for name in key if name in rotating)
         self._cells = {}
         for key, products in cells.items():
@@ -111,27 +111,27 @@ class Insides:
             for i, (s, t) in pairs
         )
 
-    def _blocks(self, s: int, t: int) -> "Blocks":
+    def _blocks(self, s: int, t: int) -> "UnitProducts":
         return {key: cells[s, t] for key, cells in self._cells.items()}
 
 
-Blocks: TypeAlias = dict[Key, NDArray[np.floating]]
+UnitProducts: TypeAlias = dict[GroupNames, NDArray[np.floating]]
 """Of one pair of units: products of shape `(member's neurons of each group …, target's neurons of each group …)`."""
 Orders: TypeAlias = Mapping[str, NDArray[Any]]
 """Of one pair of units: of every group inside an order, or a rotation of shape `(target, member)`."""
 
 
-def _names(blocks: Blocks) -> list[str]:
+def _names(blocks: UnitProducts) -> list[str]:
     # groups that some product contains by themselves come first
     names = dict.fromkeys(name for key in sorted(blocks, key=len) for name in key)
     return list(names)
 
 
-def _unmoved(blocks: Blocks) -> dict[str, NDArray[np.integer]]:
+def _unmoved(blocks: UnitProducts) -> dict[str, NDArray[np.integer]]:
     return {name: np.arange(cells.shape[key.index(name)]) for key, cells in blocks.items() for name in key}
 
 
-def _fitted(blocks: Blocks, rotating: Container[str]) -> dict[str, NDArray[Any]]:
+def _fitted(blocks: UnitProducts, rotating: Container[str]) -> dict[str, NDArray[Any]]:
     """The order of every group inside: each on what the others' orders make of the products, until none changes."""
     orders: dict[str, NDArray[Any]] = {}
     for _ in range(MOST_TURNS if any(len(key) > 1 for key in blocks) else 1):
@@ -151,7 +151,7 @@ def _fitted(blocks: Blocks, rotating: Container[str]) -> dict[str, NDArray[Any]]
 
 
 def _facing(
-    cells: NDArray[np.floating], key: Key, name: str, orders: Orders, rotating: Container[str] = ()
+    cells: NDArray[np.floating], key: GroupNames, name: str, orders: Orders, rotating: Container[str] = ()
 ) -> NDArray[np.floating]:
     """The products of one group's neurons: over the others' as they are matched, or of their sums if they are not.
 
@@ -172,7 +172,7 @@ def _facing(
     return cells
 
 
-def _value(blocks: Blocks, orders: Orders) -> float:
+def _value(blocks: UnitProducts, orders: Orders) -> float:
     return float(sum(_facing(cells, key, "", orders) for key, cells in blocks.items()))
 
 
@@ -186,10 +186,10 @@ class ProductSum:
 
     def __init__(self, member: Sequence[int], target: Sequence[int]):
         self._plain = Products(torch.zeros(*member, target[-1]), torch.zeros(*member), torch.zeros(*target))
-        self._cells: dict[Key, Tensor] = {}
+        self._cells: dict[GroupNames, Tensor] = {}
         self._empty = True
 
-    def add(self, key: Key, own: Tensor, other: Tensor) -> None:
+    def add(self, key: GroupNames, own: Tensor, other: Tensor) -> None:
         """Add features of both sides, shape `(neurons, …, features)`; groups in `key` are the dimensions between."""
         own, other = self._widened(own), self._widened(other)
         plain = self._plain

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neurograft.alignment.products import Key, Products, ProductSum, squared_norms
+from neurograft.alignment.products import GroupNames, Products, ProductSum, squared_norms
 from neurograft.axes.layout import Layout, resize_layout, terms
 from neurograft.axes.maps import NeuronMap, Pairs
 from neurograft.axes.mixing import cell_positions, mix_along, roles_mixing, unit_positions
@@ -165,7 +165,7 @@ def is_one_to_one(neuron_map: NeuronMap) -> bool:
     return all(int(torch.bincount(index).max()) <= 1 for index in (merge.target, merge.source) if len(index))
 
 
-def _cells(layout: Layout, outer: str | None, group: str, hidden: Sequence[str]) -> dict[Key, Tensor]:
+def _cells(layout: Layout, outer: str | None, group: str, hidden: Sequence[str]) -> dict[GroupNames, Tensor]:
     # where the units of a group sit, distinguished by what is inside them; or its neurons in every unit of `outer`
     if outer is None:
         return cell_positions(layout, group, hidden)

@@ -182,7 +182,7 @@ class FusedRows:
         """
         return [self._block_of(part, start, stop) for part in self._aligned]
 
-    def _block_of(self, part: "_Part", start: int, stop: int) -> Tensor:
+    def _block_of(self, part: "_MemberPart", start: int, stop: int) -> Tensor:
         out = self._zeros(start, stop, self._wide)
         part.add_to(out, start, stop)
         return out
@@ -215,7 +215,7 @@ class _Mixed:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Part:
+class _MemberPart:
     """What one member adds to one fused tensor."""
 
     tensor: Tensor
@@ -241,9 +241,11 @@ class _Part:
         scatter(out, tensor, (first, *self.axes[1:]), self.c)
 
 
-def _part_of(tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, plan: FusionPlan, m: int) -> _Part:
+def _part_of(
+    tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, plan: FusionPlan, m: int
+) -> _MemberPart:
     if info is None or fused is None or not tensor.dim():
-        return _Part(tensor, tuple(whole_axis(n) for n in tensor.shape), ())
+        return _MemberPart(tensor, tuple(whole_axis(n) for n in tensor.shape), ())
     axes: list[AxisPairs] = []
     dense: list[_Mixed] = []
     for dim in range(tensor.dim()):
@@ -253,10 +255,10 @@ def _part_of(tensor: Tensor, info: TensorInfo | None, fused: TensorInfo | None, 
             axes.append(whole_axis(fused.shape[dim]))
         else:
             axes.append(_of_axis(info.layouts[dim], fused.layouts[dim], mixings))
-    return _Part(tensor, tuple(axes), tuple(dense))
+    return _MemberPart(tensor, tuple(axes), tuple(dense))
 
 
-def _mass(parts: Sequence[_Part], fused: TensorInfo | None, plan: FusionPlan) -> list[list[Tensor | None]]:
+def _mass(parts: Sequence[_MemberPart], fused: TensorInfo | None, plan: FusionPlan) -> list[list[Tensor | None]]:
     """What the entries of a tensor made along several averaged axes (zip) weigh, per part and axis; else empty.
 
     On one axis the members' shares of a fused neuron sum to 1. On two (a table of positions by channels) only the
@@ -303,19 +305,19 @@ def _shared(fused: TensorInfo | None, plan: FusionPlan) -> dict[int, Tensor]:
     return shared_positions(fused, plan.joint)
 
 
-def _apart(part: _Part, shared: Mapping[int, Tensor], weight: float) -> list[_Part]:
+def _apart(part: _MemberPart, shared: Mapping[int, Tensor], weight: float) -> list[_MemberPart]:
     """The part, cut in pieces where axes are `shared`: the entries shared on all of them have the member's weight."""
     if not shared:
         return [part]
     pieces, axes = [], list(part.axes)
     for dim, there in shared.items():
         own = [at_targets(axis, ~there) if d == dim else axis for d, axis in enumerate(axes)]
-        pieces.append(_Part(part.tensor, tuple(own), part.mixed, part.c))
+        pieces.append(_MemberPart(part.tensor, tuple(own), part.mixed, part.c))
         axes[dim] = at_targets(axes[dim], there)
-    return [*pieces, _Part(part.tensor, tuple(axes), part.mixed, weight)]
+    return [*pieces, _MemberPart(part.tensor, tuple(axes), part.mixed, weight)]
 
 
-def _disjoint(parts: Sequence[_Part], shape: tuple[int, ...]) -> bool:
+def _disjoint(parts: Sequence[_MemberPart], shape: tuple[int, ...]) -> bool:
     """Whether every fused entry is one entry of one member, so that nothing is computed and nothing rounds."""
     if not shape or any(part.c != 1 or part.mixed or any(a.weight is not None for a in part.axes) for part in parts):
         return False

@@ -9,7 +9,7 @@ from torch import nn
 
 from neurograft.applying.huggingface import check_folders, example_inputs, finish_folder, open_folder
 from neurograft.applying.provenance import Provenance
-from neurograft.applying.streaming import Progress, Streamed, stream
+from neurograft.applying.streaming import ByteProgress, Streamed, stream
 from neurograft.checkpoints.hashing import Hashing
 from neurograft.checkpoints.reading import open_checkpoint
 from neurograft.errors import CheckpointError, OptionError, PlanError
@@ -89,7 +89,7 @@ def fuse_stored(
     dtype: torch.dtype | None = None,
     shard_size: int | None = None,
     max_memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     hashing: Hashing | None = None,
     recipe: str = "",
     source: Path | None = None,

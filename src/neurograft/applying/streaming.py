@@ -35,7 +35,7 @@ from neurograft.members.states import State
 from neurograft.plans.check_members import base_state, members_for
 from neurograft.plans.plan import FusionPlan
 
-Progress: TypeAlias = Callable[[int, int], None]
+ByteProgress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes of members read so far and in all."""
 
 PIECE = 1 << 22  # entries looked at a time where a bad one is searched
@@ -63,7 +63,7 @@ def stream(
     dtype: torch.dtype | None = None,
     shard_size: int | None = None,
     max_memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     finish: Callable[[Path, Mapping[Path, str]], None] | None = None,
     expected: Mapping[Path, str] | None = None,
     hashing: Hashing | None = None,

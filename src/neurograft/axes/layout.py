@@ -29,8 +29,8 @@ class Factor:
 
 
 Layout: TypeAlias = tuple["Segment", ...]
-Part: TypeAlias = Factor | Layout
-Segment: TypeAlias = tuple[Part, ...]
+LayoutPart: TypeAlias = Factor | Layout
+Segment: TypeAlias = tuple[LayoutPart, ...]
 
 
 def layout_size(layout: Layout) -> int:
@@ -43,7 +43,7 @@ def layout_size(layout: Layout) -> int:
     return sum(segment_size(segment) for segment in layout)
 
 
-def part_size(part: Part) -> int:
+def part_size(part: LayoutPart) -> int:
     """Positions of one part of a product: a factor's size, or that of a nested layout."""
     return part.size if isinstance(part, Factor) else layout_size(part)
 

@@ -54,7 +54,7 @@ class Unreadable(str):
 
 Storages: TypeAlias = Callable[[Any], Storage]
 """The storage that a pickle's reference stands for."""
-Found: TypeAlias = tuple[Storage, torch.dtype, int, tuple[int, ...], tuple[int, ...]] | Unreadable
+ReadTensor: TypeAlias = tuple[Storage, torch.dtype, int, tuple[int, ...], tuple[int, ...]] | Unreadable
 """A tensor: storage, dtype, offset, shape and stride in entries."""
 
 
@@ -91,7 +91,7 @@ def read_torch_file(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _archived(file: BinaryIO, size: int) -> tuple[Iterator[tuple[str, Found]], bool]:
+def _archived(file: BinaryIO, size: int) -> tuple[Iterator[tuple[str, ReadTensor]], bool]:
     """The tensors of an archive, as PyTorch writes since 1.6: a pickle and a record per storage; and the byte order."""
     archive = ZipFile(file)
     records = {info.filename: info for info in archive.infolist()}
@@ -167,7 +167,7 @@ class _Window:
         return found
 
 
-def _streamed(file: BinaryIO, size: int) -> tuple[Iterator[tuple[str, Found]], bool]:
+def _streamed(file: BinaryIO, size: int) -> tuple[Iterator[tuple[str, ReadTensor]], bool]:
     """The tensors of a file from before PyTorch 1.6: pickles, then the storages one after the other."""
     window, referred = cast(IO[bytes], _Window(file)), list[Referred]()
     if read_pickle(window) != MAGIC:
@@ -207,11 +207,11 @@ def _storage(dtype: torch.dtype, start: int, nbytes: int, count: Any) -> Storage
     return Storage(dtype, start, nbytes)
 
 
-def _tensors(content: Any, storages: Storages) -> Iterator[tuple[str, Found]]:
+def _tensors(content: Any, storages: Storages) -> Iterator[tuple[str, ReadTensor]]:
     """Every tensor in nested dicts, lists and modules; each of these is looked at once."""
     seen: set[int] = set()
 
-    def walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, Found]]:
+    def walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, ReadTensor]]:
         if isinstance(value, Constructed) and (tensor := _tensor(value, storages)) is not None:
             yield name, tensor
         elif isinstance(value, (dict, list, tuple, Constructed)) and id(value) not in seen:
@@ -246,7 +246,7 @@ def _items(pickled_set: Any) -> Sequence[Any]:
     return given[0] if isinstance(given, tuple) and given and isinstance(given[0], list) else ()
 
 
-def _tensor(made: Constructed, storages: Storages) -> Found | None:
+def _tensor(made: Constructed, storages: Storages) -> ReadTensor | None:
     """The tensor that an object stands for, None if it is none."""
     kind, given = made.kind, made.arguments
     if not isinstance(kind, GlobalName) or not isinstance(given, tuple):
@@ -266,7 +266,7 @@ def _tensor(made: Constructed, storages: Storages) -> Found | None:
     return Unreadable("is sparse, quantised or empty of numbers; save it dense") if REBUILD in kind.name else None
 
 
-def _placed(found: Found, path: Path, stamp: Stamp) -> Entry:
+def _placed(found: ReadTensor, path: Path, stamp: Stamp) -> Entry:
     """Where a tensor's numbers lie.
 
     Raises:

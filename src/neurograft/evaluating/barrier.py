@@ -9,7 +9,7 @@ from torch import nn
 
 from neurograft.applying.application import apply
 from neurograft.errors import InputError, MissingExtra, OptionError
-from neurograft.evaluating.evaluation import Measure, Scores, evaluate
+from neurograft.evaluating.evaluation import Metric, Scores, evaluate
 from neurograft.inputs import Batches, Inputs, check_batches, split_labels
 from neurograft.members.members import Members
 from neurograft.methods import method_of
@@ -137,8 +137,8 @@ def barrier(
     graph: NeuronGraph | None = None,
     calibration: Batches | None = None,
     recover: Recovery | None = None,
-    loss: Measure | None = None,
-    metric: Measure | None = None,
+    loss: Metric | None = None,
+    metric: Metric | None = None,
     seed: int = 0,
 ) -> Barrier:
     """Measure loss and accuracy along the line (1−s)·a + s·b, and along (1−s)·a + s·(b aligned to a).
@@ -211,8 +211,8 @@ def _measured(
     share: float,
     batches: Batches,
     recover: Recovery | None,
-    loss: Measure | None,
-    metric: Measure | None,
+    loss: Metric | None,
+    metric: Metric | None,
 ) -> Scores:
     network = apply(replace(way, weights=(1 - share, share), tensor_weights={}), members)
     if recover is not None and 0 < share < 1:
@@ -220,5 +220,5 @@ def _measured(
     return evaluate(network, batches, loss=loss, metric=metric)
 
 
-def _accuracy(scores: Scores, metric: Measure | None) -> float:
+def _accuracy(scores: Scores, metric: Metric | None) -> float:
     return scores.accuracy if metric is None else scores.metric

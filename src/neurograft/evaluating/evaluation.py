@@ -26,7 +26,7 @@ from neurograft.inputs import (
 )
 from neurograft.preserve_state import forked_random_state, keeps_random_state, preserve_state
 
-Measure: TypeAlias = Callable[[Any, Any], Tensor]
+Metric: TypeAlias = Callable[[Any, Any], Tensor]
 IGNORED_LABEL = -100
 BINS = 15
 
@@ -63,9 +63,7 @@ class Scores:
 
 
 @keeps_random_state
-def evaluate(
-    model: nn.Module, batches: Batches, *, loss: Measure | None = None, metric: Measure | None = None
-) -> Scores:
+def evaluate(model: nn.Module, batches: Batches, *, loss: Metric | None = None, metric: Metric | None = None) -> Scores:
     """Measure a network on labelled batches, in eval mode, and leave it exactly as it was.
 
     Labels that are class indices, of the outputs' shape without the classes, give accuracy, cross-entropy and the
@@ -96,7 +94,7 @@ def evaluate(
     return tally(model, batches, loss=loss, metric=metric).scores(time.perf_counter() - started)
 
 
-def tally(model: nn.Module, batches: Batches, *, loss: Measure | None = None, metric: Measure | None = None) -> "Tally":
+def tally(model: nn.Module, batches: Batches, *, loss: Metric | None = None, metric: Metric | None = None) -> "Tally":
     """The sums that the scores are made of, over these batches; several processes can add theirs.
 
     Raises:
@@ -183,7 +181,7 @@ def check_classes(labels: Tensor, classes: int, where: str) -> None:
 class Tally:
     """Sums over the batches, in float64."""
 
-    def __init__(self, model: nn.Module, loss: Measure | None, metric: Measure | None) -> None:
+    def __init__(self, model: nn.Module, loss: Metric | None, metric: Metric | None) -> None:
         self.loss, self.metric = loss, metric
         self.vote = model.vote if isinstance(model, Ensemble) else "average"
         self.batches = self.samples = self.classified = 0

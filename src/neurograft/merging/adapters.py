@@ -33,7 +33,7 @@ UNREAD = {
 }
 """Kinds of adapters that are not a product of two factors, or not only that."""
 
-Kind: TypeAlias = Literal["linear", "embedding"]
+LayerKind: TypeAlias = Literal["linear", "embedding"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Factors:
     """
 
     module: str
-    kind: Kind
+    kind: LayerKind
     a: Tensor
     b: Tensor
     scaling: float
@@ -180,7 +180,7 @@ def _factors(module: str, own: Mapping[str, str], checkpoint: Checkpoint, config
     rank = a.shape[0]
     alpha = _alpha(module, config)
     scaling = alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
-    kind: Kind = "embedding" if "lora_embedding_" in own["A"] else "linear"
+    kind: LayerKind = "embedding" if "lora_embedding_" in own["A"] else "linear"
     return Factors(module, kind, a, b, scaling, magnitude, bool(config.get("fan_in_fan_out")) and kind == "linear")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from neurograft.applying.huggingface import is_model_folder
 from neurograft.applying.stored import fuse_stored, open_files, open_folders
-from neurograft.applying.streaming import Progress, Streamed, core_left_over
+from neurograft.applying.streaming import ByteProgress, Streamed, core_left_over
 from neurograft.errors import CheckpointError, InputError
 from neurograft.inputs import Inputs
 from neurograft.members.members import Members
@@ -32,7 +32,7 @@ def merge(
     seed: int = 0,
     max_memory: int | None = None,
     shard_size: int | None = None,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
 ) -> Streamed:
     """Merge the models of a recipe, without any of them being loaded into memory.
 

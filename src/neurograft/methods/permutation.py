@@ -127,7 +127,7 @@ class Permutation(Method):
                 range(len(sides)), len(sides), lambda r, m: -descent.forward(sides[r].against(sides[m])).best
             )
         found = [
-            _Found(descent.identity(), ()) if m == reference else descent(sides[reference].against(side))
+            _DescentResult(descent.identity(), ()) if m == reference else descent(sides[reference].against(side))
             for m, side in enumerate(sides)
         ]
         objectives = tuple(f.objectives for f in found)
@@ -149,7 +149,7 @@ class Permutation(Method):
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class _DescentResult:
     """A member's permutations, and the objective after the start and after each sweep."""
 
     maps: Permutations
@@ -169,7 +169,7 @@ class _Descent:
     restarts: int
     generator: torch.Generator
 
-    def __call__(self, evidence: Similarity) -> _Found:
+    def __call__(self, evidence: Similarity) -> _DescentResult:
         """The best of all starts."""
         best = self.descend(evidence, self.forward(evidence))
         for attempt in range(1, self.restarts):
@@ -184,7 +184,7 @@ class _Descent:
         """Every neuron in its place."""
         return {group.name: identity(group.size) for group in self.graph.free}
 
-    def forward(self, evidence: Similarity, order: Sequence[str] | None = None) -> _Found:
+    def forward(self, evidence: Similarity, order: Sequence[str] | None = None) -> _DescentResult:
         """A start: one group after the other, on what the groups before it allow to compare."""
 
         def solve(_group: str, products: Products) -> NeuronMap:
@@ -192,9 +192,9 @@ class _Descent:
 
         order = execution_order(self.graph) if order is None else order
         maps = self.identity() | match_forward(evidence, self.graph, order, solve, readers=True)
-        return _Found(maps, (evidence.objective(maps),))
+        return _DescentResult(maps, (evidence.objective(maps),))
 
-    def descend(self, evidence: Similarity, start: _Found, shuffle: bool = False) -> _Found:
+    def descend(self, evidence: Similarity, start: _DescentResult, shuffle: bool = False) -> _DescentResult:
         """Improve one group after the other until a whole sweep improves nothing."""
         maps = dict(start.maps)
         objectives = list(start.objectives)
@@ -204,7 +204,7 @@ class _Descent:
             if not any(moved):
                 break
             objectives.append(evidence.objective(maps))
-        return _Found(maps, tuple(objectives))
+        return _DescentResult(maps, tuple(objectives))
 
     def _improve(self, evidence: Similarity, maps: Permutations, group: str) -> bool:
         products = evidence.products(group, maps, Everything(), readers=True)
@@ -238,9 +238,9 @@ class _Descent:
     def _shuffled(self, names: Sequence[str]) -> list[str]:
         return [names[i] for i in torch.randperm(len(names), generator=self.generator)]
 
-    def _random(self, evidence: Similarity) -> _Found:
+    def _random(self, evidence: Similarity) -> _DescentResult:
         maps = {group.name: self._shuffle(group) for group in self.graph.free}
-        return _Found(maps, (evidence.objective(maps),))
+        return _DescentResult(maps, (evidence.objective(maps),))
 
     def _shuffle(self, group: Group) -> NeuronMap:
         units = self.graph[group.inside].size if group.inside and group.per_unit else 0
@@ -250,11 +250,11 @@ class _Descent:
 
 def _synchronise(
     sides: Sequence[Representation],
-    found: Sequence[_Found],
+    found: Sequence[_DescentResult],
     weights: Sequence[float],
     reference: int,
     descent: _Descent,
-) -> tuple[list[_Found], tuple[float, ...]]:
+) -> tuple[list[_DescentResult], tuple[float, ...]]:
     """Match each member in turn to the mean of the others, all in the reference's basis, until none moves."""
     graph = descent.graph
     moved = [side.moved(f.maps, graph) for side, f in zip(sides, found, strict=True)]
@@ -268,7 +268,7 @@ def _synchronise(
             if m == reference or not others:
                 continue
             evidence = mean_representation([moved[i] for i in others], [weights[i] for i in others]).against(sides[m])
-            after = descent.descend(evidence, _Found(found[m].maps, (evidence.objective(found[m].maps),)))
+            after = descent.descend(evidence, _DescentResult(found[m].maps, (evidence.objective(found[m].maps),)))
             total += after.best
             if len(after.objectives) > 1:
                 still = False

@@ -11,7 +11,7 @@ from neurograft.recovery.layers import LayerUse
 from neurograft.recovery.patches import matrix_of, patches, weight_of
 from neurograft.recovery.report import LayerRecovery
 from neurograft.recovery.ridge import Regression, Solution
-from neurograft.recovery.watching import Contraction, Key
+from neurograft.recovery.watching import Contraction, UseKey
 
 BLOCK = 64 << 20
 """Bytes of patches held at a time, where there is room for a few times as much."""
@@ -37,7 +37,7 @@ class Fit:
     seconds: float = 0.0
 
     @property
-    def name(self) -> Key:
+    def name(self) -> UseKey:
         """What it is called in the order of work."""
         return self.place.key
 

@@ -14,9 +14,9 @@ from neurograft.preserve_state import preserve_state
 from neurograft.recovery.residual_branches import Branch, streams
 from neurograft.recovery.ridge import bytes_for
 from neurograft.recovery.samples import Samples
-from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Watcher, run
+from neurograft.recovery.watching import BATCH_NORMS, Contraction, Norm, UseKey, Watcher, run
 from neurograft.tracing.graph import NeuronGraph, Use
-from neurograft.tracing.observing import Step
+from neurograft.tracing.observing import ObservedOp
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class LayerUse:
         skipped: why it is left out, "" if it is not.
     """
 
-    key: Key
+    key: UseKey
     number: int
     inputs: int
     outputs: int
@@ -68,8 +68,8 @@ class NetworkLayers:
     """
 
     places: tuple[LayerUse, ...]
-    run: tuple[Key | str, ...]
-    order: tuple[Key | str, ...]
+    run: tuple[UseKey | str, ...]
+    order: tuple[UseKey | str, ...]
     largest: int
     unseen: tuple[str, ...]
 
@@ -78,8 +78,8 @@ class _LayerFinder:
     """Notes contractions and BatchNorms as they run, and the largest activation."""
 
     def __init__(self) -> None:
-        self.met: dict[Key, Contraction] = {}
-        self.run: list[Key | str] = []
+        self.met: dict[UseKey, Contraction] = {}
+        self.run: list[UseKey | str] = []
         self.kept: list[Tensor] = []  # an activation that two layers read is known by its id
         self.largest = 0
 
@@ -92,7 +92,7 @@ class _LayerFinder:
         if norm.name not in self.run:
             self.run.append(norm.name)
 
-    def done(self, _: Step, result: Any) -> None:
+    def done(self, _: ObservedOp, result: Any) -> None:
         results = result if isinstance(result, (tuple, list)) else (result,)
         sizes = [r.numel() * r.element_size() for r in results if isinstance(r, Tensor)]
         self.largest = max([self.largest, *sizes])
@@ -130,15 +130,15 @@ def survey(
 
 
 def _settling_order(
-    graph: NeuronGraph, run: Sequence[Key | str], branches: Mapping[Key, Branch]
-) -> tuple[Key | str, ...]:
+    graph: NeuronGraph, run: Sequence[UseKey | str], branches: Mapping[UseKey, Branch]
+) -> tuple[UseKey | str, ...]:
     # as the run goes, but what writes into a stream at its addition
-    nodes: dict[Key | str, int] = {(use.tensor, use.nth): use.node for use in graph.uses}
+    nodes: dict[UseKey | str, int] = {(use.tensor, use.nth): use.node for use in graph.uses}
     for number, node in enumerate(graph.flow.nodes):
         for mean in node.tensors:
             if graph.tensors[mean].kind == "mean":
                 nodes.setdefault(mean, number)
-    places: dict[Key | str, int] = {}
+    places: dict[UseKey | str, int] = {}
     now = -1
     for name in run:
         now = places[name] = max(now, nodes.get(name, now))
@@ -151,7 +151,7 @@ def _place(
     contraction: Contraction,
     reads: int,
     plan: FusionPlan,
-    met: Mapping[Key, Contraction],
+    met: Mapping[UseKey, Contraction],
     branch: Branch | None,
 ) -> LayerUse:
     key, weight, geometry = contraction.key, contraction.weight, contraction.geometry
@@ -186,7 +186,7 @@ def followed_by(graph: NeuronGraph, use: Use) -> str:
     return means[0] if means and node.op in BATCH_NORMS else ""
 
 
-def _use_of(contraction: Contraction, plan: FusionPlan, met: Mapping[Key, Contraction]) -> tuple[Use | None, str]:
+def _use_of(contraction: Contraction, plan: FusionPlan, met: Mapping[UseKey, Contraction]) -> tuple[Use | None, str]:
     """The tracer's word on a contraction, or why it is left out."""
     if contraction.skipped:
         return None, contraction.skipped

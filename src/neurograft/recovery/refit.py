@@ -22,10 +22,10 @@ from neurograft.recovery.holdout import HoldOut, held_out
 from neurograft.recovery.layers import LayerUse, NetworkLayers, survey
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.samples import ACTIVATIONS, Sampler, Samples, read_samples
-from neurograft.recovery.sequential_solve import Item, Work, eval_mode, settle
+from neurograft.recovery.sequential_solve import Item, SolvePlan, eval_mode, settle
 from neurograft.recovery.statistics import NormFit, PlannedNorm, settle_statistics
 from neurograft.recovery.targets import collect_norms, collect_targets
-from neurograft.recovery.watching import Key
+from neurograft.recovery.watching import UseKey
 
 MEMORY = 2 << 30
 """Bytes for activations, targets and matrices, where the caller sets no limit."""
@@ -195,7 +195,7 @@ class _Refit:
             for names in _chunks(found, self.sampler, self.room):
                 fits, norms = self.targets(found, names, samples)
                 items = _in_order(found, fits, names, norms)
-                passes += settle(Work(model, self.plan.graph, samples, self.sampler, items))
+                passes += settle(SolvePlan(model, self.plan.graph, samples, self.sampler, items))
                 reports |= {fit.place.key: fit.report() for fit in fits}
                 corrected |= {name for fit in fits if fit.place.stream and fit.changed for name in fit.place.norms}
             passes += settle_statistics(model, self.plan.graph, samples, corrected)
@@ -204,7 +204,7 @@ class _Refit:
         return RecoveryReport("refit", lines, samples.total, passes, 0.0)
 
     def targets(
-        self, found: NetworkLayers, names: Sequence[Key | str], samples: Samples
+        self, found: NetworkLayers, names: Sequence[UseKey | str], samples: Samples
     ) -> tuple[list[Fit], dict[str, PlannedNorm]]:
         """What the members compute in some layers and BatchNorms."""
         places = [place for place in found.places if place.key in names and not place.skipped]
@@ -271,10 +271,10 @@ def _room(found: NetworkLayers, memory: int) -> int:
     return max(memory - memory // 8 - widest, memory // 4) // 2
 
 
-def _chunks(found: NetworkLayers, sampler: Sampler, room: int) -> Iterator[tuple[Key | str, ...]]:
+def _chunks(found: NetworkLayers, sampler: Sampler, room: int) -> Iterator[tuple[UseKey | str, ...]]:
     """Runs of the order whose targets fit into the room; at least one layer each."""
     places = {place.key: place for place in found.places}
-    chunk: list[Key | str] = []
+    chunk: list[UseKey | str] = []
     used = 0
     for name in found.order:
         place = places.get(name) if isinstance(name, tuple) else None
@@ -288,11 +288,11 @@ def _chunks(found: NetworkLayers, sampler: Sampler, room: int) -> Iterator[tuple
 
 
 def _in_order(
-    found: NetworkLayers, fits: Sequence[Fit], names: Sequence[Key | str], norms: Mapping[str, PlannedNorm]
+    found: NetworkLayers, fits: Sequence[Fit], names: Sequence[UseKey | str], norms: Mapping[str, PlannedNorm]
 ) -> list[Item]:
     """Fits and norms as the run can settle them; a norm inside a corrected branch keeps the scale it is solved for."""
     inside = {name for place in found.places if place.stream for name in place.norms}
-    by_name: dict[Key | str, Item] = {fit.name: fit for fit in fits}
+    by_name: dict[UseKey | str, Item] = {fit.name: fit for fit in fits}
     by_name |= {name: NormFit(name, norms.get(name)) for name in names if isinstance(name, str) and name not in inside}
     return [by_name[name] for name in found.order if name in by_name]
 

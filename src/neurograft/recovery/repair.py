@@ -18,12 +18,12 @@ from neurograft.recovery.data_free import repair_without_data
 from neurograft.recovery.layers import LayerUse, NetworkLayers, survey
 from neurograft.recovery.refit import MEMORY, left_out
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
-from neurograft.recovery.rescaling import Rescale
+from neurograft.recovery.rescaling import RescaleFit
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, read_samples
-from neurograft.recovery.sequential_solve import Item, Work, eval_mode, settle
+from neurograft.recovery.sequential_solve import Item, SolvePlan, eval_mode, settle
 from neurograft.recovery.statistics import NormFit, Statistics
 from neurograft.recovery.targets import collect_norms, planned_rows
-from neurograft.recovery.watching import Contraction, Key, Watcher, run, shown
+from neurograft.recovery.watching import Contraction, UseKey, Watcher, run, shown
 
 
 @keeps_random_state
@@ -90,15 +90,15 @@ def repaired(
     samples = samples.fitted(found.largest, MEMORY if max_memory is None else max_memory)
     places = [place for place in found.places if _repairable(place, plan)]
     planned = _planned(places, plan, members.networks, samples)
-    by_name: dict[Key | str, Rescale | NormFit] = {p.key: Rescale(p, *planned[p.key]) for p in places}
+    by_name: dict[UseKey | str, RescaleFit | NormFit] = {p.key: RescaleFit(p, *planned[p.key]) for p in places}
     names = [name for name in found.run if isinstance(name, str)]
     norms = collect_norms(names, plan, members.networks, samples)
     by_name |= {name: NormFit(name, norms.get(name)) for name in names}
     items: list[Item] = [by_name[name] for name in found.run if name in by_name]
     with eval_mode(result):
-        passes = settle(Work(result, plan.graph, samples, Sampler(samples.total, None, 0), list(items)))
+        passes = settle(SolvePlan(result, plan.graph, samples, Sampler(samples.total, None, 0), list(items)))
     lines = tuple(_line(name, by_name.get(name), found, plan) for name in found.run)
-    bare = sum(isinstance(item, Rescale) and not item.biased for item in items)
+    bare = sum(isinstance(item, RescaleFit) and not item.biased for item in items)
     notes = (f"{bare} layers have no bias and got the scale only",) if bare else ()
     seconds = time.perf_counter() - started
     return Recovered(result, RecoveryReport("repair", lines, samples.total, passes, seconds, notes))
@@ -119,8 +119,10 @@ def _turned(place: LayerUse, plan: FusionPlan) -> bool:
     return any(has_negative(own.merge) for group in groups for own in plan.maps.get(group, ()))
 
 
-def _line(name: Key | str, item: Rescale | NormFit | None, found: NetworkLayers, plan: FusionPlan) -> LayerRecovery:
-    if isinstance(item, Rescale):
+def _line(
+    name: UseKey | str, item: RescaleFit | NormFit | None, found: NetworkLayers, plan: FusionPlan
+) -> LayerRecovery:
+    if isinstance(item, RescaleFit):
         return item.report()
     if isinstance(item, NormFit):
         return LayerRecovery(shown(item.name), "statistics", rows=item.statistics.count, note="re-estimated")
@@ -135,9 +137,9 @@ def _line(name: Key | str, item: Rescale | NormFit | None, found: NetworkLayers,
 
 def _planned(
     places: Sequence[LayerUse], plan: FusionPlan, models: Sequence[nn.Module], samples: Samples
-) -> dict[Key, tuple[Tensor, Tensor]]:
+) -> dict[UseKey, tuple[Tensor, Tensor]]:
     """μ* = Σ_m c_m A_m μ_m and σ* = Σ_m c_m A_m σ_m of every layer."""
-    planned: dict[Key, tuple[Tensor, Tensor]] = {}
+    planned: dict[UseKey, tuple[Tensor, Tensor]] = {}
     for m, model in enumerate(models):
         found = {place.key: Statistics() for place in places}
         with preserve_state(model):
@@ -156,7 +158,7 @@ def _planned(
     return planned
 
 
-def _pool(found: Mapping[Key, Statistics], who: str, contraction: Contraction, output: Tensor) -> None:
+def _pool(found: Mapping[UseKey, Statistics], who: str, contraction: Contraction, output: Tensor) -> None:
     # add up the statistics of what layers make in one member
     if contraction.key in found:
         check_finite_output(output, contraction.tensor, who)

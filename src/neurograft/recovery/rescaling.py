@@ -10,13 +10,13 @@ from neurograft.recovery.layers import LayerUse
 from neurograft.recovery.patches import matrix_of, weight_of
 from neurograft.recovery.report import LayerRecovery
 from neurograft.recovery.statistics import SILENT, Statistics
-from neurograft.recovery.watching import Contraction, Key
+from neurograft.recovery.watching import Contraction, UseKey
 
 NO_BIAS = "no bias: scale only"
 
 
 @dataclass(eq=False)
-class Rescale:
+class RescaleFit:
     """A layer that waits for its scale; `mean` and `deviation` are the planned ones, shape `(outputs,)`."""
 
     place: LayerUse
@@ -29,7 +29,7 @@ class Rescale:
     biased: bool = True
 
     @property
-    def name(self) -> Key:
+    def name(self) -> UseKey:
         """What it is called in the order of work."""
         return self.place.key
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.axes.layout import layout_size
-from neurograft.recovery.watching import BATCH_NORMS, Contraction, Key, Norm, Owner
+from neurograft.recovery.watching import BATCH_NORMS, Contraction, Norm, Owner, UseKey
 from neurograft.tracing.flow import Edge, NodeKind
 from neurograft.tracing.graph import NeuronGraph, Use
-from neurograft.tracing.observing import Step
+from neurograft.tracing.observing import ObservedOp
 
 SAME = frozenset({"clone", "detach", "alias", "contiguous", "_to_copy"})
 VIEWS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze"})
@@ -27,7 +27,7 @@ class Branch:
     edge: Edge
 
 
-def streams(graph: NeuronGraph, sizes: Mapping[Key, int]) -> dict[Key, Branch]:
+def streams(graph: NeuronGraph, sizes: Mapping[UseKey, int]) -> dict[UseKey, Branch]:
     """The layers that write into a residual stream, towards whose planned sum they are brought.
 
     Of two layers that are added up, the one with the larger weight is, since it is settled last and corrects the sum.
@@ -37,8 +37,8 @@ def streams(graph: NeuronGraph, sizes: Mapping[Key, int]) -> dict[Key, Branch]:
         graph: of the network.
         sizes: entries of the weight of every layer that can be solved.
     """
-    found: dict[Key, Branch] = {}
-    offered: set[Key] = set()
+    found: dict[UseKey, Branch] = {}
+    offered: set[UseKey] = set()
     for node, ways in zip(graph.flow.nodes, graph.flow.into, strict=True):
         if node.happening is not NodeKind.SUM or len(ways) > 2:  # another example may have come other ways
             continue
@@ -55,11 +55,11 @@ def streams(graph: NeuronGraph, sizes: Mapping[Key, int]) -> dict[Key, Branch]:
     return found
 
 
-def _key(branch: Branch) -> Key:
+def _key(branch: Branch) -> UseKey:
     return branch.use.tensor, branch.use.nth
 
 
-def _branch(graph: NeuronGraph, edge: Edge, sizes: Collection[Key]) -> Branch | None:
+def _branch(graph: NeuronGraph, edge: Edge, sizes: Collection[UseKey]) -> Branch | None:
     # back from an addition through BatchNorms and factors per channel to the layer, None if there is more between
     layers = {use.node: use for use in graph.uses if (use.tensor, use.nth) in sizes}
     norms: list[str] = []
@@ -95,7 +95,7 @@ class BranchPath:
 
     contraction: Contraction
     channels: int
-    steps: tuple[tuple[Step, tuple[int, ...]], ...] = ()
+    steps: tuple[tuple[ObservedOp, tuple[int, ...]], ...] = ()
     scale: Tensor | None = None
     shift: Tensor | None = None
 
@@ -128,7 +128,7 @@ class Addition:
     other: Tensor
 
     @property
-    def key(self) -> Key:
+    def key(self) -> UseKey:
         """The contraction the trail began with."""
         return self.trail.contraction.key
 
@@ -136,7 +136,7 @@ class Addition:
 class BranchPaths:
     """Follows the outputs of chosen contractions as a network runs; calls `adding` at the additions they reach."""
 
-    def __init__(self, model: nn.Module, followed: Collection[Key], adding: Callable[[Addition], None]) -> None:
+    def __init__(self, model: nn.Module, followed: Collection[UseKey], adding: Callable[[Addition], None]) -> None:
         self.owner, self.followed, self.adding = Owner(model), followed, adding
         self.trails: dict[int, BranchPath] = {}
         self.kept: list[Tensor] = []  # ids stay unique while the tensors live
@@ -150,13 +150,13 @@ class BranchPaths:
         self.trails[id(tensor)] = trail
         self.kept.append(tensor)
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: UseKey) -> None:
         """Forget a contraction's trail, and let go of its tensors."""
         gone = {i for i, trail in self.trails.items() if trail.contraction.key == key}
         self.trails = {i: trail for i, trail in self.trails.items() if i not in gone}
         self.kept = [tensor for tensor in self.kept if id(tensor) not in gone]
 
-    def about(self, step: Step) -> None:
+    def about(self, step: ObservedOp) -> None:
         """Offer an addition before it runs."""
         if step.op not in ("add", "add_") or len(step.args) < 2 or step.kwargs.get("alpha", 1) != 1:
             return
@@ -169,7 +169,7 @@ class BranchPaths:
             if trail is not None:
                 self.adding(Addition(trail, branch, other))
 
-    def done(self, step: Step, result: Any) -> None:
+    def done(self, step: ObservedOp, result: Any) -> None:
         """Carry trails through an op that has run."""
         output = result[0] if isinstance(result, (tuple, list)) and result else result
         if not isinstance(output, Tensor) or not self.trails:
@@ -181,7 +181,7 @@ class BranchPaths:
         else:
             self.trails.pop(id(output), None)
 
-    def _longer(self, trail: BranchPath, step: Step) -> BranchPath | None:
+    def _longer(self, trail: BranchPath, step: ObservedOp) -> BranchPath | None:
         if self.trails.get(id(step.args[0])) is not trail:
             if step.op != "mul":
                 return None

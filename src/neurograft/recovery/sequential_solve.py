@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from neurograft.recovery.fitting import Fit
-from neurograft.recovery.rescaling import Rescale
+from neurograft.recovery.rescaling import RescaleFit
 from neurograft.recovery.residual_branches import Addition, BranchPaths
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
 from neurograft.recovery.statistics import NormFit
-from neurograft.recovery.watching import Contraction, Key, Norm, Stop, Watcher, run
+from neurograft.recovery.watching import Contraction, Norm, Stop, UseKey, Watcher, run
 from neurograft.tracing.graph import NeuronGraph
 
-Item: TypeAlias = Fit | NormFit | Rescale
+Item: TypeAlias = Fit | NormFit | RescaleFit
 FAINT = 1e-3
 """A channel whose scale up to the residual stream is below this share of the largest cannot correct the stream."""
 
@@ -34,7 +34,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class Work:
+class SolvePlan:
     """What is to be settled in which order, on what.
 
     With one batch each item is settled as the run reaches it; with several, each pass gathers for the next item
@@ -66,13 +66,13 @@ class Work:
         return items
 
 
-def settle(work: Work) -> int:
+def settle(work: SolvePlan) -> int:
     """Settle everything that is pending, in place; how many passes it took."""
     passes = 0
     while work.pending:
         items = work.next_items()
         passes += 1
-        last: dict[Key, Contraction] = {}
+        last: dict[UseKey, Contraction] = {}
         norms: dict[str, Norm] = {}
         for number, batch in enumerate(work.samples.batches):
             fitter = _Fitter(work, items, number, last, norms)
@@ -90,11 +90,11 @@ def settle(work: Work) -> int:
     return passes
 
 
-def _settle_gathered(item: Item, last: dict[Key, Contraction], norms: dict[str, Norm]) -> None:
+def _settle_gathered(item: Item, last: dict[UseKey, Contraction], norms: dict[str, Norm]) -> None:
     with torch.no_grad():
         if isinstance(item, Fit) and item.regression is not None:
             item.solve(last[item.name])
-        elif isinstance(item, Rescale) and item.statistics.mean is not None:
+        elif isinstance(item, RescaleFit) and item.statistics.mean is not None:
             item.apply(last[item.name])
         elif isinstance(item, NormFit) and item.statistics.mean is not None:
             item.write(norms[item.name])
@@ -105,10 +105,10 @@ class _Fitter:
 
     def __init__(
         self,
-        work: Work,
+        work: SolvePlan,
         items: Sequence[Item],
         batch: int,
-        last: dict[Key, Contraction],
+        last: dict[UseKey, Contraction],
         norms: dict[str, Norm],
     ) -> None:
         followed = {i.place.key for i in items if isinstance(i, Fit) and i.place.stream}
@@ -116,7 +116,7 @@ class _Fitter:
         self.work, self.batch, self.last, self.norms_met = work, batch, last, norms
         self.left = list(items)
 
-    def turn(self, name: Key | str) -> Item | None:
+    def turn(self, name: UseKey | str) -> Item | None:
         """The item of this name, if it may be settled now."""
         if self.work.at_once:
             return self.left[0] if self.left and self.left[0].name == name else None
@@ -140,7 +140,7 @@ class _Fitter:
 
     def after(self, contraction: Contraction, output: Tensor) -> Tensor | None:
         item = self.turn(contraction.key)
-        if not isinstance(item, Rescale):
+        if not isinstance(item, RescaleFit):
             self.trails.start(contraction, output)
             return None
         check_finite_output(output, contraction.tensor, f"the fused network, batches[{self.batch}]")

@@ -15,10 +15,10 @@ from neurograft.recovery.layers import LayerUse
 from neurograft.recovery.residual_branches import Addition, BranchPaths
 from neurograft.recovery.samples import Sampler, Samples, check_finite_output, output_rows, rows_shape
 from neurograft.recovery.statistics import PlannedNorm, read_statistics, running_statistics
-from neurograft.recovery.watching import Contraction, Key, Stop, Watcher, run
+from neurograft.recovery.watching import Contraction, Stop, UseKey, Watcher, run
 from neurograft.tracing.graph import FixedReason, Group, NeuronGraph
 
-Targets = dict[Key, list[Tensor]]
+Targets = dict[UseKey, list[Tensor]]
 """A layer's key -> per batch the planned rows, shape `(samples · positions, outputs)`."""
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from neurograft.inputs import Inputs, call_on_batch, is_sparse
 from neurograft.recovery.patches import Geometry
 from neurograft.tracing.graph import NeuronGraph
-from neurograft.tracing.observing import Step, observe
+from neurograft.tracing.observing import ObservedOp, observe
 
-Key: TypeAlias = tuple[str, int]
+UseKey: TypeAlias = tuple[str, int]
 CONTRACTIONS = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "_grouped_mm"})
 BATCH_NORMS = frozenset(
     {
@@ -40,7 +40,7 @@ class Contraction:
         skipped: why such an op cannot be solved for, "" if it can.
     """
 
-    key: Key
+    key: UseKey
     weight: Tensor
     bias: Tensor | None
     input: Tensor
@@ -85,7 +85,7 @@ class Owner:
         """Whether the tensor is a parameter or a view of one."""
         return isinstance(value, Tensor) and _storage(value) in self.parameters
 
-    def norm(self, step: Step) -> Norm | None:
+    def norm(self, step: ObservedOp) -> Norm | None:
         """What a BatchNorm op works on, None if it is no BatchNorm with running statistics."""
         if step.op not in BATCH_NORMS:
             return None
@@ -97,7 +97,7 @@ class Owner:
         name = self.buffers[_storage(mean)]
         return Norm(name, step.args[0], step.argument("weight"), step.argument("bias"), mean, variance, eps)
 
-    def contraction(self, step: Step) -> Contraction | None:
+    def contraction(self, step: ObservedOp) -> Contraction | None:
         """What a contraction of a parameter with an activation works on, None for any other op."""
         reading = step.reading
         if reading is None or step.op not in CONTRACTIONS or not reading.active:
@@ -152,8 +152,8 @@ class Watcher:
     before: Callable[[Contraction], None] | None = None
     after: Callable[[Contraction, Tensor], Tensor | None] | None = None
     norm: Callable[[Norm], None] | None = None
-    about: Callable[[Step], None] | None = None
-    done: Callable[[Step, Any], None] | None = None
+    about: Callable[[ObservedOp], None] | None = None
+    done: Callable[[ObservedOp, Any], None] | None = None
 
 
 class _Calls:
@@ -163,7 +163,7 @@ class _Calls:
         self.watcher, self.owner = watcher, owner
         self.contraction: Contraction | None = None
 
-    def before(self, step: Step) -> None:
+    def before(self, step: ObservedOp) -> None:
         watcher = self.watcher
         self.contraction = self.owner.contraction(step)
         if self.contraction is not None:
@@ -176,7 +176,7 @@ class _Calls:
         if watcher.about is not None:
             watcher.about(step)
 
-    def after(self, step: Step, result: Any) -> Tensor | None:
+    def after(self, step: ObservedOp, result: Any) -> Tensor | None:
         if self.contraction is not None:
             return None if self.watcher.after is None else self.watcher.after(self.contraction, result)
         if self.watcher.done is not None:

@@ -31,14 +31,14 @@ def greedy_clusters(activations: Tensor, count: int) -> Tensor:
     values = activations.double()
     means = values.mean(0)
     values = values - means
-    state = _State(values.T @ values, means)
+    state = _Covariances(values.T @ values, means)
     for _ in range(activations.shape[1] - count):
         state.merge()
     numbers: Tensor = torch.unique(state.cluster, return_inverse=True)[1]
     return numbers
 
 
-class _State:
+class _Covariances:
     """Covariances of the clusters so far; a cluster lives in the row of its first neuron."""
 
     def __init__(self, covariance: Tensor, means: Tensor) -> None:

@@ -32,8 +32,8 @@ class Var:
         return self.why is not None
 
 
-Segment: TypeAlias = tuple[Var, ...]
-Axis: TypeAlias = tuple[Segment, ...]
+AxisSegment: TypeAlias = tuple[Var, ...]
+Axis: TypeAlias = tuple[AxisSegment, ...]
 
 ONE: Axis = ((),)
 
@@ -48,7 +48,7 @@ def fixed(size: int, why: Because) -> Axis:
     return ((Var(size, reason_of(why)),),) if size > 1 else ONE[:size]
 
 
-def segment_size(segment: Segment) -> int:
+def segment_size(segment: AxisSegment) -> int:
     """Positions of one segment."""
     return prod(var.size for var in segment)
 
@@ -83,8 +83,8 @@ def canon(axis: Axis) -> Axis:
     return axis
 
 
-def _canon_segment(segment: Segment) -> list[Segment]:
-    done: Segment = ()
+def _canon_segment(segment: AxisSegment) -> list[AxisSegment]:
+    done: AxisSegment = ()
     rest = segment
     while rest:
         var, rest = find(rest[0]), rest[1:]
@@ -173,14 +173,14 @@ def _factor(big: Var, small: Var, why: Because) -> bool:
     return True
 
 
-def _cut(segment: Segment, size: int) -> None:
+def _cut(segment: AxisSegment, size: int) -> None:
     # make a boundary after (or, inside a unit, on the way to) `size` positions of the segment
     lead, unit = segment[0], segment_size(segment[1:])
     at = max(size // unit, 1)
     _bind(lead, free(at) + free(lead.size - at))
 
 
-def _match(x: Segment, y: Segment, why: Because) -> bool:
+def _match(x: AxisSegment, y: AxisSegment, why: Because) -> bool:
     # one step towards equality of two segments of one size; False if they cannot be made equal
     i = -1
     while x[i] is y[i]:
@@ -244,7 +244,7 @@ def merge(axes: Sequence[Axis]) -> Axis:
     return canon(whole)
 
 
-def _split_segment(segment: Segment, size: int, why: Because) -> tuple[Segment, Segment] | None:
+def _split_segment(segment: AxisSegment, size: int, why: Because) -> tuple[AxisSegment, AxisSegment] | None:
     # the segment as left * right with a right side of `size` positions
     right, cut = 1, len(segment)
     while right < size:
@@ -268,7 +268,7 @@ def _split_right(axis: Axis, size: int, why: Because) -> tuple[Axis, Axis] | Non
     axis = canon(axis)
     if any(segment_size(segment) % size for segment in axis):
         return None
-    left: list[Segment] = []
+    left: list[AxisSegment] = []
     right: Axis | None = None
     for segment in axis:
         # an earlier segment's split may have refined this one into several
@@ -382,7 +382,7 @@ def show(axis: Axis) -> str:
 __all__ = [
     "ONE",
     "Axis",
-    "Segment",
+    "AxisSegment",
     "Var",
     "axis_size",
     "canon",

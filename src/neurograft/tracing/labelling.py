@@ -47,7 +47,7 @@ _RESHAPING = {"t_", "transpose_", "squeeze_", "unsqueeze_", "as_strided_", "swap
 
 
 @dataclass(slots=True)
-class Tensors:
+class NetworkTensors:
     """A network's parameters and persistent float buffers by name, the parameters first."""
 
     by_name: dict[str, Tensor]
@@ -55,7 +55,7 @@ class Tensors:
     others: dict[int, str] = field(default_factory=dict)
 
 
-def tensors_of_model(model: nn.Module) -> Tensors:
+def tensors_of_model(model: nn.Module) -> NetworkTensors:
     """Every tensor that a checkpoint holds and that may lie along neurons; tied ones once, under their first name."""
     check_model(model)
     by_name: dict[str, Tensor] = dict(model.named_parameters())
@@ -76,7 +76,7 @@ def tensors_of_model(model: nn.Module) -> Tensors:
                 by_name[name] = buffer
             else:
                 others[id(buffer)] = f"the buffer {name}, which holds whole numbers"
-    return Tensors(by_name, parameters, others)
+    return NetworkTensors(by_name, parameters, others)
 
 
 def consumes(name: str, module: str, parameters: int) -> bool:
@@ -382,4 +382,13 @@ def resolved(axes: Axes) -> Axes:
     return tuple(canon(axis) for axis in axes)
 
 
-__all__ = ["Labelling", "Tensors", "consumes", "is_cache", "pinned_outputs", "resolved", "rule_of", "tensors_of_model"]
+__all__ = [
+    "Labelling",
+    "NetworkTensors",
+    "consumes",
+    "is_cache",
+    "pinned_outputs",
+    "resolved",
+    "rule_of",
+    "tensors_of_model",
+]

@@ -13,7 +13,7 @@ from neurograft.tracing.blocks import Axes, Blank, Blocks, Label, axes_at, fille
 from neurograft.tracing.graph import Kind, Role
 from neurograft.tracing.index_semantics import Numbers
 from neurograft.tracing.reasons import Because, FixedReason, Why
-from neurograft.tracing.tape import Key, Op, op_tensors, storage_key, storage_of
+from neurograft.tracing.tape import Op, TensorKey, op_tensors, storage_key, storage_of
 from neurograft.tracing.unit_loops import LoopPasses
 
 
@@ -70,9 +70,9 @@ class Labels:
         self.given: dict[int, Label] = {}
         self.again = False
         self.repeated: dict[int, frozenset[int]] = {}
-        self.by_storage: dict[Key, Axes] = {}
+        self.by_storage: dict[TensorKey, Axes] = {}
         self.names: dict[int, tuple[str, ...]] = {}
-        self.names_by_storage: dict[Key, tuple[str, ...]] = {}
+        self.names_by_storage: dict[TensorKey, tuple[str, ...]] = {}
         self.strangers: set[int] = set()
         self.notes = Notes()
         self.numbers = Numbers()

@@ -102,7 +102,7 @@ class WeightRead:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class ObservedOp:
     """An op that is about to run, or has just run; `reading` is None if it reads no weight."""
 
     op: str
@@ -127,14 +127,14 @@ class Observer(Protocol):
     is what the op then reads, as long as it reaches the op through views alone (`TensorInfo.curved` is False).
     """
 
-    def before(self, step: Step) -> None:
+    def before(self, step: ObservedOp) -> None:
         """The op is about to run."""
 
-    def after(self, step: Step, result: Any) -> Any:
+    def after(self, step: ObservedOp, result: Any) -> Any:
         """The op has run; what is returned takes the place of its result, None keeps it."""
 
 
-class _Watcher:
+class _WeightWatcher:
     """Follows which tensors are parameters, made from parameters, or activations, and calls the observer."""
 
     def __init__(self, model: nn.Module, graph: NeuronGraph, observer: Observer, path: Callable[[], str]):
@@ -177,7 +177,7 @@ class _Watcher:
         active = any(x in self.active for x in taken)
         product = tuple(sorted(set(names))) in self.products
         alone = bool(names) and not active and (product or not consumes(op, self.path(), own))
-        step = Step(op, func, args, kwargs, None if alone or not names else self._reading(op, args))
+        step = ObservedOp(op, func, args, kwargs, None if alone or not names else self._reading(op, args))
         self.observer.before(step)
         result = step.run()
         replaced = self.observer.after(step, result)
@@ -229,7 +229,7 @@ def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterato
           and makes (7, 2)
     """
     with module_paths(model) as path, without_fast_paths():
-        watch = _Watcher(model, graph, observer, path)
+        watch = _WeightWatcher(model, graph, observer, path)
         hook = model.register_forward_pre_hook(lambda _, *given: watch.begin(given), with_kwargs=True)
         try:
             with Dispatch(watch.meet):
@@ -238,4 +238,4 @@ def observe(model: nn.Module, graph: NeuronGraph, observer: Observer) -> Iterato
             hook.remove()
 
 
-__all__ = ["OPERANDS", "Observer", "Operands", "Step", "WeightRead", "observe", "operands"]
+__all__ = ["OPERANDS", "ObservedOp", "Observer", "Operands", "WeightRead", "observe", "operands"]

@@ -13,7 +13,7 @@ from neurograft.preserve_state import copy_of, keeps_random_state
 from neurograft.tracing.graph import NeuronGraph, TensorInfo
 from neurograft.tracing.labelling import tensors_of_model
 
-Permutation: TypeAlias = "Tensor | Sequence[int] | Sequence[Sequence[int]]"
+UnitOrder: TypeAlias = "Tensor | Sequence[int] | Sequence[Sequence[int]]"
 
 
 def permuted_tensor(x: Tensor, info: TensorInfo, moved: Mixings) -> Tensor:
@@ -24,7 +24,7 @@ def permuted_tensor(x: Tensor, info: TensorInfo, moved: Mixings) -> Tensor:
 
 
 @keeps_random_state
-def permute(model: nn.Module, graph: NeuronGraph, permutations: Mapping[str, Permutation]) -> nn.Module:
+def permute(model: nn.Module, graph: NeuronGraph, permutations: Mapping[str, UnitOrder]) -> nn.Module:
     """A copy of the network with neurons in another order: new neuron i is old neuron `permutation[i]`.
 
     A group that may be ordered differently in every unit it lies inside (`Group.per_unit`) takes one permutation for
@@ -58,7 +58,7 @@ def _format(x: Tensor) -> Any:
     return torch.channels_last if dense else torch.contiguous_format
 
 
-def _checked(graph: NeuronGraph, name: str, permutation: Permutation) -> Mixing:
+def _checked(graph: NeuronGraph, name: str, permutation: UnitOrder) -> Mixing:
     group = graph[name]
     if group.fixed:
         raise OptionError(f"group {name!r} is fixed ({group.why}): its neurons cannot be permuted")
@@ -82,4 +82,4 @@ def _refresh(model: nn.Module) -> None:
             module.flatten_parameters()
 
 
-__all__ = ["Permutation", "permute", "permuted_tensor"]
+__all__ = ["UnitOrder", "permute", "permuted_tensor"]

@@ -13,7 +13,7 @@ from neurograft.inputs import is_sparse
 from neurograft.preserve_state import preserve_state
 from neurograft.tracing.dispatch import tensors_in, without_fast_paths
 
-Key: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+TensorKey: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +128,7 @@ def storage_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)
 
 
-def storage_key(tensor: Tensor) -> Key:
+def storage_key(tensor: Tensor) -> TensorKey:
     """What makes `weight.data` the same weight although it is another Python object."""
     if is_sparse(tensor):
         return (id(tensor), 0, tuple(tensor.shape), ())
@@ -145,7 +145,7 @@ def see_through(ops: Sequence[Op], own: Iterable[Tensor]) -> None:
 
     No op makes `x.data` or `nn.Parameter(x)`. `own` are tensors that are themselves, a network's parameters.
     """
-    made: dict[Key, Tensor] = {}
+    made: dict[TensorKey, Tensor] = {}
     known = {id(x) for x in own}
     keys = {storage_key(x) for x in own if x.numel()}
     fresh: list[Tensor] = []

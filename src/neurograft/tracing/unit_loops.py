@@ -19,7 +19,7 @@ from neurograft.tracing.tape import Op, op_tensors, storage_of
 
 # ops that add one operand to another: the positions of both
 _ADDING = {"add_": (0, 1), **dict.fromkeys(("index_add", "index_add_", "scatter_add", "scatter_add_"), (0, 3))}
-_Key: TypeAlias = tuple[str, int]
+_UnitKey: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class LoopPasses:
 
     of: dict[int, LoopPass] = field(default_factory=dict)
     partial: set[int] = field(default_factory=set)
-    totals: dict[_Key, LoopSum] = field(default_factory=dict)
+    totals: dict[_UnitKey, LoopSum] = field(default_factory=dict)
     forms: dict[Hashable, int] = field(default_factory=dict)
     own: set[int] = field(default_factory=set)
     alike: dict[int, int] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurograft.errors import InputError
-from neurograft.evaluating.evaluation import IGNORED_LABEL, Measure, check_classes, class_logits
+from neurograft.evaluating.evaluation import IGNORED_LABEL, Metric, check_classes, class_logits
 from neurograft.inputs import Batches, first_tensor
 from neurograft.preserve_state import keeps_random_state
 from neurograft.training.loop import Forward, fit
@@ -50,7 +50,7 @@ def finetune(model: nn.Module, batches: Batches, **settings: Unpack[TrainingSett
     return fit(model, batches, batch_loss, settings, task={"task": "labels"})
 
 
-def label_loss(outputs: Any, labels: Any, loss: Measure | None, where: str) -> Tensor:
+def label_loss(outputs: Any, labels: Any, loss: Metric | None, where: str) -> Tensor:
     """The mean loss of a batch against its labels: `loss`, or the cross-entropy if it is None.
 
     Raises:

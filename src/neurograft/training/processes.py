@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from neurograft.errors import InputError, MissingExtra, OptionError
-from neurograft.evaluating.evaluation import Measure, Scores, tally
+from neurograft.evaluating.evaluation import Metric, Scores, tally
 from neurograft.inputs import Batches
 from neurograft.preserve_state import seed_all
 from neurograft.training.settings import TrainingSettings
@@ -115,7 +115,7 @@ class Processes:
         """The mean of a loss over the processes: each learns at once if it is NaN somewhere."""
         return float(loss.detach() if self.count == 1 else self._accelerator.reduce(loss.detach(), "mean"))
 
-    def evaluate(self, model: nn.Module, batches: Batches, loss: Measure | None) -> Scores:
+    def evaluate(self, model: nn.Module, batches: Batches, loss: Metric | None) -> Scores:
         """`evaluate`, each process on its own batches of a DataLoader or a list, on all of anything else."""
         started = time.perf_counter()
         if self.count == 1:

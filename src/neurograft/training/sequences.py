@@ -15,16 +15,16 @@ from neurograft.selection.widths import shares_of
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.tracer import trace
 
-Step: TypeAlias = Literal["prune", "merge", "tune"]
-Tuning: TypeAlias = Callable[[nn.Module], nn.Module]
+SequenceStep: TypeAlias = Literal["prune", "merge", "tune"]
+TuneFunction: TypeAlias = Callable[[nn.Module], nn.Module]
 
 
 @keeps_random_state
 def fuse_in_sequence(
     models: Sequence[nn.Module],
     example_inputs: Inputs,
-    sequence: Sequence[Step] = ("merge", "tune", "prune"),
-    tune: Tuning | None = None,
+    sequence: Sequence[SequenceStep] = ("merge", "tune", "prune"),
+    tune: TuneFunction | None = None,
     weights: Sequence[float] | None = None,
     *,
     fixed: str | Sequence[str] = (),
@@ -97,12 +97,12 @@ def _member_widths(graph: NeuronGraph, members: int) -> list[dict[str, int]]:
     return [{name: own[m] for name, own in counts.items()} for m in range(members)]
 
 
-def _check_sequence(sequence: Sequence[str], tune: Tuning | None) -> None:
+def _check_sequence(sequence: Sequence[str], tune: TuneFunction | None) -> None:
     if isinstance(sequence, str):
         raise OptionError(f'sequence is a list of steps, like ("merge", "tune", "prune"), got {sequence!r}')
     for step in sequence:
-        if step not in get_args(Step):
-            raise OptionError(f"sequence has an unknown step {step!r}; {closest(str(step), get_args(Step))}")
+        if step not in get_args(SequenceStep):
+            raise OptionError(f"sequence has an unknown step {step!r}; {closest(str(step), get_args(SequenceStep))}")
     for step in ("merge", "prune"):
         if list(sequence).count(step) != 1:
             raise OptionError(f"sequence has {step!r} {list(sequence).count(step)} times, it must be there once")

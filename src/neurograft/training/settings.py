@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from neurograft.errors import OptionError, closest
-from neurograft.evaluating.evaluation import Measure, Scores
+from neurograft.evaluating.evaluation import Metric, Scores
 from neurograft.inputs import Batches
 from neurograft.options import check_choice
 from neurograft.training.learning_rates import Schedule, factor_of
@@ -72,7 +72,7 @@ class TrainingSettings(TypedDict, total=False):
     schedule: Schedule
     precision: str
     optimizer: OptimizerMaker | None
-    loss: Measure | None
+    loss: Metric | None
     validation: Batches | None
     patience: int | None
     seed: int

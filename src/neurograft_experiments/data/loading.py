@@ -12,7 +12,7 @@ from neurograft_experiments.data.images import Images, Split
 from neurograft_experiments.data.pixels import Normalization
 from neurograft_experiments.data.sources import Source, find_folder, find_on_hub
 
-Statistics: TypeAlias = Literal["train", "papers"]
+NormalizationSource: TypeAlias = Literal["train", "papers"]
 
 SPLIT_SEED = 0
 """Of the split into training, validation and test images: the same in every run, whatever seed trains on them."""
@@ -65,7 +65,7 @@ def load_images(
     samples: int | None = None,
     folder: str | Path | None = None,
     validation: float | None = None,
-    normalization: Statistics = "train",
+    normalization: NormalizationSource = "train",
     size: int | None = None,
     seed: int = SPLIT_SEED,
 ) -> Images:
@@ -177,7 +177,7 @@ def _split(
     test: tuple[Tensor, Tensor],
     samples: int | None,
     share: float,
-    statistics: Statistics,
+    statistics: NormalizationSource,
     seed: int,
 ) -> Images:
     if not 0 < share < 1:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from neurograft_experiments.networks.shapes import Shape, scaled
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the shape changes."""
 
     def __init__(self, before: int, after: int, stride: int, batch_norm: bool, bias: bool) -> None:
@@ -53,7 +53,7 @@ class ResNet(nn.Module):
             strides = [2 if number else 1] + [1] * (blocks - 1)
             stage = []
             for stride in strides:
-                stage.append(Block(channels, width, stride, batch_norm, bias))
+                stage.append(ResidualBlock(channels, width, stride, batch_norm, bias))
                 channels = width
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)

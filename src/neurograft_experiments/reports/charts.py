@@ -4,17 +4,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from neurograft.reporting.document import Picture
-from neurograft_experiments.reports.figures import Axis, Line, Scale, bars_picture, lines_picture
+from neurograft_experiments.reports.figures import AxisScale, Line, PlotAxes, bars_picture, lines_picture
 from neurograft_experiments.reports.measures import TUNINGS, measure_named
 from neurograft_experiments.reports.panels import ReportPanel
-from neurograft_experiments.reports.results import Figure, Results, RowGroup, Which
+from neurograft_experiments.reports.results import Figure, RowGroup, StudyResults, Which
 from neurograft_experiments.reports.tables import digits_of
 from neurograft_experiments.rows import BEST, ENSEMBLE
 
 REFERENCE_STYLES = {BEST: -2, ENSEMBLE: -1}
 
 
-def styles_of(results: Results) -> Mapping[str, int]:
+def styles_of(results: StudyResults) -> Mapping[str, int]:
     """The style of every start, the same in every plot of a study."""
     starts = dict.fromkeys(group.which.start for group in results if not group.which.member)
     own = [start for start in starts if start not in REFERENCE_STYLES]
@@ -35,10 +35,10 @@ def over_chart(panel: ReportPanel, tuning: str, measure: str = "accuracy") -> It
     if not lines or len(panel.ticks) < 2:
         return
     positive = all(value > 0 for line in lines for value in line.values if not math.isnan(value))
-    scale: Scale = "accuracy" if accuracy else "log" if positive and measure != "epochs" else "linear"
+    scale: AxisScale = "accuracy" if accuracy else "log" if positive and measure != "epochs" else "linear"
     words = "test accuracy" if accuracy else how.words
     yield lines_picture(
-        [Axis(panel.title, panel.ticks, tuple(lines))],
+        [PlotAxes(panel.title, panel.ticks, tuple(lines))],
         label=f"{words}{f', {TUNINGS[tuning]}' if accuracy else ''}, over {panel.x_label}{_of(panel)}",
         x_label=panel.x_label,
         y_label=words,
@@ -60,7 +60,7 @@ def epochs_chart(panel: ReportPanel, tuning: str) -> Iterator[Picture]:
         if lines:
             at = f"{panel.x_label} {panel.ticks[number]}" if panel.x is not None else ""
             title = ", ".join(part for part in (panel.title, at) if part)
-            drawn.append(Axis(title, tuple(map(str, range(longest))), tuple(lines)))
+            drawn.append(PlotAxes(title, tuple(map(str, range(longest))), tuple(lines)))
     if drawn:
         label = f"validation accuracy over epochs, {TUNINGS[tuning]}{_of(panel)}"
         yield lines_picture(drawn, label=label, x_label="epoch", y_label="validation accuracy")

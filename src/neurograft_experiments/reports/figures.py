@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Scale: TypeAlias = Literal["accuracy", "log", "linear"]
+AxisScale: TypeAlias = Literal["accuracy", "log", "linear"]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8518f", "#a87900", "#3f8fbf", "#7a5cc4", "#5c6b73")
 """Distinct for colour-blind people too. Source of the hues: Okabe & Ito 2008."""
 STYLES = ("-", "--", ":", "-.", (0, (5, 2)), (0, (1, 2)), (0, (12, 3)), (0, (4, 4)))
@@ -47,7 +47,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class PlotAxes:
     """One pair of axes: its title, the names of its ticks, and its lines."""
 
     title: str
@@ -56,7 +56,7 @@ class Axis:
 
 
 def lines_picture(
-    axes: Sequence[Axis], *, label: str, x_label: str, y_label: str = "", scale: Scale = "accuracy"
+    axes: Sequence[PlotAxes], *, label: str, x_label: str, y_label: str = "", scale: AxisScale = "accuracy"
 ) -> Picture:
     """Lines on one pair of axes or several, with one legend.
 
@@ -117,7 +117,7 @@ def _draw(place: "Axes", line: Line, ticks: int) -> None:
         place.plot([line.chosen], [line.values[line.chosen]], color=color, marker=kind, markersize=9)
 
 
-def _scale(place: "Axes", scale: Scale, values: Sequence[float]) -> None:
+def _scale(place: "Axes", scale: AxisScale, values: Sequence[float]) -> None:
     """The vertical axis of all."""
     if scale != "accuracy":
         place.set_yscale(scale)

@@ -5,7 +5,7 @@ from typing import Any
 
 from neurograft.reporting.document import Code, Facts, Paragraph, Part
 from neurograft.reporting.provenance import computer_text
-from neurograft_experiments.reports.results import Results
+from neurograft_experiments.reports.results import StudyResults
 
 HONESTY = (
     "All rows of a setting have the same members, budget of epochs, batches and seeds. Learning rates and epochs were "
@@ -14,7 +14,7 @@ HONESTY = (
 )
 
 
-def made_parts(results: Results, name: str, preset: str, commands: Sequence[str]) -> Iterator[Part]:
+def made_parts(results: StudyResults, name: str, preset: str, commands: Sequence[str]) -> Iterator[Part]:
     """The end of a report: the commands that make it, and where its rows come from."""
     rows = list(results.rows)
     there = f"{len(rows)} of {len(rows) + results.missing}"

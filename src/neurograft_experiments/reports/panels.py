@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neurograft_experiments.reports.measures import TUNINGS
-from neurograft_experiments.reports.results import Results, RowGroup, Which
-from neurograft_experiments.reports.settings import SAME, Setting, named, short, text_of
+from neurograft_experiments.reports.results import RowGroup, StudyResults, Which
+from neurograft_experiments.reports.settings import SAME, ComparisonSetting, named, short, text_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +20,9 @@ class ReportPanel:
         x: the quantity, None for a single setting.
     """
 
-    results: Results
+    results: StudyResults
     title: str
-    settings: tuple[Setting, ...]
+    settings: tuple[ComparisonSetting, ...]
     x: str | None = None
 
     @property
@@ -55,7 +55,7 @@ class ReportPanel:
         return tuple(self.results.find(setting, which) for setting in self.settings)
 
 
-def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple[ReportPanel, ...]:
+def panels_of(results: StudyResults, x: str | None, *, single: bool = False) -> tuple[ReportPanel, ...]:
     """The panels of a study: one per combination of everything that varies besides `x`.
 
     Args:
@@ -67,7 +67,7 @@ def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple
     others = [field for field in results.varying if field != name]
     if name is None:
         return tuple(ReportPanel(results, named(setting, others), (setting,)) for setting in results.settings)
-    found: dict[tuple[str, ...], list[Setting]] = {}
+    found: dict[tuple[str, ...], list[ComparisonSetting]] = {}
     for setting in results.settings:
         if name in dict(setting):
             found.setdefault(tuple(text_of(dict(setting).get(field)) for field in others), []).append(setting)
@@ -77,7 +77,7 @@ def panels_of(results: Results, x: str | None, *, single: bool = False) -> tuple
     )
 
 
-def _field(results: Results, x: str | None, least: int) -> str | None:
+def _field(results: StudyResults, x: str | None, least: int) -> str | None:
     """The name that a varied quantity has in settings, where "members.count" may be called "members"."""
     for candidate in (x, SAME.get(x or "", x)):
         found = {text_of(dict(setting)[candidate]) for setting in results.settings if candidate in dict(setting)}
@@ -86,7 +86,7 @@ def _field(results: Results, x: str | None, least: int) -> str | None:
     return None
 
 
-def _place(settings: Sequence[Setting], name: str) -> Any:
+def _place(settings: Sequence[ComparisonSetting], name: str) -> Any:
     """A sorting key: numbers in their order, everything else as it came."""
     values = [dict(setting)[name] for setting in settings]
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)

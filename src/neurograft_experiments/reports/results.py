@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 
 from neurograft.errors import InputError
-from neurograft_experiments.reports.settings import Setting, named, setting_of, text_of
+from neurograft_experiments.reports.settings import ComparisonSetting, named, setting_of, text_of
 from neurograft_experiments.rows import BEST, ENSEMBLE
 
 RECOVERIES = {"none": "as it is", "batch_norm": "BatchNorm", "repair": "REPAIR", "data_free": "REPAIR without data"}
@@ -66,7 +66,7 @@ class RowGroup:
     """
 
     number: int
-    setting: Setting
+    setting: ComparisonSetting
     which: Which
     rows: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
@@ -114,20 +114,20 @@ class Difference:
 
 
 @dataclass(frozen=True, eq=False)
-class Results:
+class StudyResults:
     """All results of one study and preset.
 
     Attributes:
         groups: setting and row -> results over seeds, in the study's order.
     """
 
-    groups: Mapping[tuple[Setting, Which], RowGroup]
+    groups: Mapping[tuple[ComparisonSetting, Which], RowGroup]
     _values: dict[str, pandas.DataFrame] = field(default_factory=dict)
     _figures: dict[str, dict[int, Figure]] = field(default_factory=dict)
     _wide: dict[str, tuple[pandas.DataFrame, pandas.Series]] = field(default_factory=dict)
 
     @cached_property
-    def settings(self) -> tuple[Setting, ...]:
+    def settings(self) -> tuple[ComparisonSetting, ...]:
         """Every setting, in order."""
         return tuple(dict.fromkeys(setting for setting, _ in self.groups))
 
@@ -142,11 +142,11 @@ class Results:
                 columns[name] = values
         return tuple(columns)
 
-    def find(self, setting: Setting, which: Which) -> RowGroup | None:
+    def find(self, setting: ComparisonSetting, which: Which) -> RowGroup | None:
         """The results of a row in a setting, None if the study has no such row."""
         return self.groups.get((setting, which))
 
-    def in_setting(self, setting: Setting) -> tuple[RowGroup, ...]:
+    def in_setting(self, setting: ComparisonSetting) -> tuple[RowGroup, ...]:
         """All rows of a setting."""
         return tuple(group for (own, _), group in self.groups.items() if own == setting)
 
@@ -286,7 +286,7 @@ def _reached(curve: Sequence[float], level: float) -> float:
 
 def collect(
     expected: Iterable[Mapping[str, Any]], rows: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str] = {}
-) -> Results:
+) -> StudyResults:
     """RowGroup results over seeds.
 
     Args:
@@ -304,7 +304,7 @@ def collect(
         >>> [(group.which.start, len(group.rows), group.missing) for group in found]
         [('average', 1, {1: 'not run'})]
     """
-    groups: dict[tuple[Setting, Which], RowGroup] = {}
+    groups: dict[tuple[ComparisonSetting, Which], RowGroup] = {}
     for labels in expected:
         setting = setting_of(labels)
         which = Which(labels["row"], labels.get("recovery", "none"), labels.get("tuning", "none"))
@@ -319,4 +319,4 @@ def collect(
             group.rows[seed] = {**rows[key], **labels}
         else:
             group.missing[seed] = failures.get(key, "not run")
-    return Results(groups)
+    return StudyResults(groups)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-Setting: TypeAlias = tuple[tuple[str, Any], ...]
+ComparisonSetting: TypeAlias = tuple[tuple[str, Any], ...]
 """("network", "vgg11"), ("data", "cifar10"), …: the same for all rows of a comparison."""
 
 LABELS = ("case", "network", "data", "members")
@@ -11,7 +11,7 @@ SAME = {"members.count": "members", "network.name": "network", "data.source": "d
 """Varied quantities that are labels as well."""
 
 
-def setting_of(labels: Mapping[str, Any]) -> Setting:
+def setting_of(labels: Mapping[str, Any]) -> ComparisonSetting:
     """What a trial's comparison is made in, from its labels; a varied quantity that is a label already is left out.
 
     Example:
@@ -23,7 +23,7 @@ def setting_of(labels: Mapping[str, Any]) -> Setting:
     return (*fixed.items(), *((path, value) for path, value in varied if SAME.get(path) not in fixed))
 
 
-def named(setting: Setting, only: Sequence[str] | None = None) -> str:
+def named(setting: ComparisonSetting, only: Sequence[str] | None = None) -> str:
     """A setting in words, or those parts of it.
 
     Example:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from neurograft.errors import InputError, StoreError
-from neurograft_experiments.reports.results import Results, collect
+from neurograft_experiments.reports.results import StudyResults, collect
 from neurograft_experiments.reports.stored_row import StoredFailure, StoredRow, entry_of
 from neurograft_experiments.store import DATABASE, Store
 from neurograft_experiments.study_file import Study
@@ -81,7 +81,7 @@ class RowFiles:
             self.left_out.append(f"{where} {', '.join(damaged[:MOST_NAMED])}{more}: left out")
         return found
 
-    def results(self, study: Study, preset: str, seeds: Sequence[int] | None = None) -> Results:
+    def results(self, study: Study, preset: str, seeds: Sequence[int] | None = None) -> StudyResults:
         """What a preset of a study has of rows here, and what is missing.
 
         Raises:

@@ -13,16 +13,16 @@ Number: TypeAlias = Annotated[float, Field(ge=-1e15, le=1e15)]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=10**15)]
 
 
-class _Part(BaseModel):
+class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class _Scores(_Part):
+class _StoredScores(_Checked):
     accuracy: Share
     samples: Annotated[Count, Field(gt=0)]
 
 
-class _Hardware(_Part):
+class _Hardware(_Checked):
     cpu: str
     cores: Count | None
     threads: Count
@@ -30,31 +30,31 @@ class _Hardware(_Part):
     gpu: str | None = None
 
 
-class _Member(_Part):
+class _Member(_Checked):
     key: str
 
 
-class _Images(_Part):
+class _StoredImages(_Checked):
     samples: Count | None = None
 
 
-class _Start(_Part):
+class _StoredStart(_Checked):
     method: str = ""
 
 
-class _Configuration(_Part):
-    data: _Images | None = None
+class _Configuration(_Checked):
+    data: _StoredImages | None = None
     members: list[_Member] = []
-    start: _Start | None = None
+    start: _StoredStart | None = None
 
 
-class StoredRow(_Part):
+class StoredRow(_Checked):
     """The fields of a result row that reports read; all others are taken as they are."""
 
     key: str
     row: str
-    test: _Scores | None = None
-    validation: _Scores | None = None
+    test: _StoredScores | None = None
+    validation: _StoredScores | None = None
     curve: list[Share] = []
     epoch: Count = 0
     lr: Number | None = None
@@ -75,7 +75,7 @@ class StoredRow(_Part):
         return self
 
 
-class StoredFailure(_Part):
+class StoredFailure(_Checked):
     """Why a trial has no row."""
 
     key: str

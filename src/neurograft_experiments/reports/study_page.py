@@ -7,7 +7,7 @@ from neurograft_experiments.reports.charts import at_once_bars, epochs_chart, ga
 from neurograft_experiments.reports.made import made_parts
 from neurograft_experiments.reports.measures import TUNINGS
 from neurograft_experiments.reports.panels import ReportPanel, panels_of
-from neurograft_experiments.reports.results import Results, RowGroup, Which
+from neurograft_experiments.reports.results import RowGroup, StudyResults, Which
 from neurograft_experiments.reports.tables import comparison_table, cost_table, over_table, rival_of, won_back_table
 from neurograft_experiments.reports.verdicts import claims_table, judge
 from neurograft_experiments.rows import BEST, CONTINUE, ENSEMBLE
@@ -16,7 +16,9 @@ from neurograft_experiments.study import About
 HOW = {"none": "as it is", "finetune": "fine-tuned", "distill": "distilled"}
 
 
-def study_document(about: About, results: Results, *, name: str, preset: str, commands: tuple[str, ...]) -> Document:
+def study_document(
+    about: About, results: StudyResults, *, name: str, preset: str, commands: tuple[str, ...]
+) -> Document:
     """The report of a study.
 
     Args:

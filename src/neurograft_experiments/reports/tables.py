@@ -7,7 +7,7 @@ from typing import TypeVar
 from neurograft.reporting.tables import Table
 from neurograft_experiments.reports.measures import MARKS, TUNINGS, measure_named
 from neurograft_experiments.reports.panels import ReportPanel
-from neurograft_experiments.reports.results import Results, RowGroup, Which
+from neurograft_experiments.reports.results import RowGroup, StudyResults, Which
 from neurograft_experiments.rows import BEST, CONTINUE, ENSEMBLE
 
 Key = TypeVar("Key", bound=Hashable)
@@ -140,7 +140,7 @@ def cost_table(panel: ReportPanel) -> Table:
 
 
 def cell(
-    results: Results, group: RowGroup | None, measure: str, digits: int | None = None, sign: int | None = None
+    results: StudyResults, group: RowGroup | None, measure: str, digits: int | None = None, sign: int | None = None
 ) -> str:
     """A figure with its spread, its mark of equality, and what is missing of it.
 
@@ -157,13 +157,13 @@ def cell(
     return text + (" †" if group.diverged else "")
 
 
-def signs(results: Results, pairs: Mapping[Key, tuple[RowGroup | None, RowGroup | None]]) -> dict[Key, int]:
+def signs(results: StudyResults, pairs: Mapping[Key, tuple[RowGroup | None, RowGroup | None]]) -> dict[Key, int]:
     """1 where the first is above the second, -1 below, 0 not distinguishable; left out where one was not measured."""
     gaps = zip(pairs, results.differences(list(pairs.values())), strict=True)
     return {key: gap.sign for key, gap in gaps if gap is not None}
 
 
-def rival_of(results: Results, group: RowGroup | None) -> RowGroup | None:
+def rival_of(results: StudyResults, group: RowGroup | None) -> RowGroup | None:
     """What a row must beat to have been worth while, None for those rows themselves."""
     if group is None or group.which.row in (BEST, CONTINUE) or group.which.member:
         return None
@@ -180,7 +180,7 @@ def _images(groups: Sequence[RowGroup]) -> list[int]:
     return sorted({row["test"]["samples"] for g in groups for row in g.rows.values() if row.get("test")})
 
 
-def _leader(results: Results, groups: Sequence[RowGroup]) -> RowGroup | None:
+def _leader(results: StudyResults, groups: Sequence[RowGroup]) -> RowGroup | None:
     """The network of a member's size with the highest mean test accuracy: what others may be equal to."""
     single = [group for group in groups if group.rows and not group.reference]
     return max(single, key=lambda group: results.figure(group).mean, default=None) if _images(single) else None
@@ -209,7 +209,7 @@ def _footnotes(panel: ReportPanel, tuning: str | None) -> Iterator[str]:
         yield f"Failed: {why}."
 
 
-def _mean(results: Results, group: RowGroup | None, measure: str) -> str:
+def _mean(results: StudyResults, group: RowGroup | None, measure: str) -> str:
     if group is None or not group.rows:
         return "–" if group is None else "not run"
     figure = results.figure(group, measure)

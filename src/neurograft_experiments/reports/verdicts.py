@@ -6,11 +6,10 @@ from typing import Any
 
 from neurograft.errors import StudyError
 from neurograft.reporting.tables import Table
-from neurograft_experiments.claims import Claim, Relation
-from neurograft_experiments.claims import Figure as Side
+from neurograft_experiments.claims import Claim, ClaimSide, Relation
 from neurograft_experiments.reports.measures import TUNINGS, measure_named
-from neurograft_experiments.reports.results import Difference, Figure, Results, RowGroup, Which
-from neurograft_experiments.reports.settings import SAME, Setting, named, text_of
+from neurograft_experiments.reports.results import Difference, Figure, RowGroup, StudyResults, Which
+from neurograft_experiments.reports.settings import SAME, ComparisonSetting, named, text_of
 from neurograft_experiments.reports.tables import digits_of
 
 HOLDS: dict[Relation, tuple[int, ...]] = {
@@ -37,7 +36,7 @@ class Finding:
         chosen: the value of `best_over` that validation chose, where the claim has one.
     """
 
-    setting: Setting
+    setting: ComparisonSetting
     figure: Figure
     against: Figure | float
     difference: Difference | None
@@ -82,7 +81,7 @@ class Verdict:
         return words.replace("-", "−").strip()
 
 
-def judge(claim: Claim, results: Results) -> Verdict:
+def judge(claim: Claim, results: StudyResults) -> Verdict:
     """Compare the claim's figures in every setting that the study has.
 
     A setting is what both figures have in common: fields that one of them fixes by its own `where`, or that validation
@@ -91,14 +90,14 @@ def judge(claim: Claim, results: Results) -> Verdict:
     Raises:
         StudyError: if what a figure is compared with is not one row per setting.
     """
-    against = claim.against if isinstance(claim.against, Side) else None
+    against = claim.against if isinstance(claim.against, ClaimSide) else None
     own = {SAME.get(name, name) for side in (claim.figure, against) if side is not None for name in _fixed(side)}
     left = _candidates(results, claim.figure, claim.where, own)
     right = _candidates(results, against, claim.where, own) if against is not None else {}
     found = []
     for setting, groups in left.items():
         other: RowGroup | float | None = None
-        if isinstance(claim.against, Side):
+        if isinstance(claim.against, ClaimSide):
             other = _chosen(results, claim, claim.against, right.get(setting, []))
         else:
             other = claim.against
@@ -110,9 +109,9 @@ def judge(claim: Claim, results: Results) -> Verdict:
 
 
 def _finding(
-    results: Results,
+    results: StudyResults,
     claim: Claim,
-    setting: Setting,
+    setting: ComparisonSetting,
     one: RowGroup | None,
     other: RowGroup | float | None,
     gap: Difference | None,
@@ -124,16 +123,18 @@ def _finding(
     return Finding(setting, results.figure(one, claim.measure), against, gap, holds, chosen)
 
 
-def _fixed(side: Side) -> Iterator[str]:
+def _fixed(side: ClaimSide) -> Iterator[str]:
     yield from side.where
     if side.best_over is not None:
         yield side.best_over
 
 
-def _candidates(results: Results, side: Side, where: Mapping[str, Any], own: set[str]) -> dict[Setting, list[RowGroup]]:
+def _candidates(
+    results: StudyResults, side: ClaimSide, where: Mapping[str, Any], own: set[str]
+) -> dict[ComparisonSetting, list[RowGroup]]:
     """Common setting -> the rows a figure may be taken from there."""
     wanted = Which(side.row, side.recovery, side.tuning)
-    found: dict[Setting, list[RowGroup]] = {}
+    found: dict[ComparisonSetting, list[RowGroup]] = {}
     for group in results:
         if group.which == wanted and _matches(group.setting, {**where, **side.where}):
             common = tuple((name, value) for name, value in group.setting if name not in own)
@@ -141,13 +142,13 @@ def _candidates(results: Results, side: Side, where: Mapping[str, Any], own: set
     return found
 
 
-def _matches(setting: Setting, where: Mapping[str, Any]) -> bool:
+def _matches(setting: ComparisonSetting, where: Mapping[str, Any]) -> bool:
     values = dict(setting)
     places = {name if name in values else SAME.get(name, name): wanted for name, wanted in where.items()}
     return all(name in values and text_of(values[name]) == text_of(wanted) for name, wanted in places.items())
 
 
-def _chosen(results: Results, claim: Claim, side: Side, groups: list[RowGroup]) -> RowGroup | None:
+def _chosen(results: StudyResults, claim: Claim, side: ClaimSide, groups: list[RowGroup]) -> RowGroup | None:
     """The row that a figure is taken from: of several, the one that validation prefers."""
     trials = {frozenset(row["key"] for row in group.rows.values()) for group in groups}
     if len(trials) > 1 and side.best_over is None:
@@ -175,7 +176,7 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     )
 
 
-def findings_table(results: Results, verdict: Verdict) -> Table:
+def findings_table(results: StudyResults, verdict: Verdict) -> Table:
     """A claim, setting by setting: both figures, their difference, its noise, and whether the relation is there."""
     claim, measure = verdict.claim, measure_named(verdict.claim.measure)
     digits = digits_of(list(results)) if claim.measure == "accuracy" else None
@@ -192,7 +193,7 @@ def findings_table(results: Results, verdict: Verdict) -> Table:
     return Table(title="", columns=columns, rows=tuple(rows), numeric=4)
 
 
-def _words(side: Side) -> str:
+def _words(side: ClaimSide) -> str:
     """A claim's figure in words."""
     which = Which(side.row, side.recovery, side.tuning)
     parts = [which.start, *([TUNINGS[side.tuning]] if side.tuning != "none" else [])]

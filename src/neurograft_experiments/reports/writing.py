@@ -12,7 +12,7 @@ from neurograft.escaping import address
 from neurograft.reporting.document import Document, Links, Section, html_page
 from neurograft.reporting.tables import Table
 from neurograft_experiments.reports.markdown import markdown_page
-from neurograft_experiments.reports.results import Results
+from neurograft_experiments.reports.results import StudyResults
 from neurograft_experiments.reports.sources import RowFiles
 from neurograft_experiments.reports.study_page import study_document
 from neurograft_experiments.reports.verdicts import STATES, judge
@@ -25,7 +25,7 @@ class Reported:
 
     study: Study
     preset: str
-    results: Results
+    results: StudyResults
 
     @property
     def measured(self) -> int:
@@ -101,7 +101,7 @@ def _document(one: Reported, source: Path, seeds: Sequence[int] | None) -> Docum
     return study_document(one.study.about, one.results, name=name, preset=preset, commands=commands)
 
 
-def _lines(results: Results) -> Iterator[str]:
+def _lines(results: StudyResults) -> Iterator[str]:
     """The rows of a study, under its own labels, in its own order."""
     for row in results.rows:
         yield json.dumps(row)

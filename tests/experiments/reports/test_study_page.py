@@ -5,7 +5,7 @@ import pytest
 from tests.experiments.reports.plausible import labels, measured, study
 
 from neurograft.reporting.document import Picture, html_page
-from neurograft_experiments.claims import Claim, Figure
+from neurograft_experiments.claims import Claim, ClaimSide
 from neurograft_experiments.reports.markdown import markdown_page
 from neurograft_experiments.reports.panels import panels_of
 from neurograft_experiments.reports.results import collect
@@ -15,8 +15,8 @@ from neurograft_experiments.study import About, Plot
 LOSES = Claim(
     text="it loses at first",
     source="section 5",
-    figure=Figure(row="transplant"),
-    against=Figure(row="best member"),
+    figure=ClaimSide(row="transplant"),
+    against=ClaimSide(row="best member"),
     holds_if="below",
 )
 COMMANDS = ("neurograft experiment run comparison --preset small",)

@@ -2,7 +2,7 @@ import pytest
 from tests.experiments.reports.plausible import labels, measured
 
 from neurograft.errors import StudyError
-from neurograft_experiments.claims import Claim, Figure
+from neurograft_experiments.claims import Claim, ClaimSide
 from neurograft_experiments.reports.results import collect
 from neurograft_experiments.reports.verdicts import findings_table, judge
 
@@ -26,7 +26,7 @@ def claim(figure, against, holds_if="above", **more):
     return Claim(text="so it is", source="section 1", figure=figure, against=against, holds_if=holds_if, **more)
 
 
-TRANSPLANT, BEST = Figure(row="transplant"), Figure(row="best member")
+TRANSPLANT, BEST = ClaimSide(row="transplant"), ClaimSide(row="best member")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_every_setting_is_judged():
 
 def test_a_field_that_one_side_fixes_is_not_matched():
     entries = [("transplant", "none", {"members": k}, accuracy, 0.8) for k, accuracy in ((2, 0.8), (8, 0.7))]
-    few, many = (Figure(row="transplant", where={"members.count": k}) for k in (2, 8))
+    few, many = (ClaimSide(row="transplant", where={"members.count": k}) for k in (2, 8))
     verdict = judge(claim(many, few, "below"), results_of(entries))
     assert [finding.holds for finding in verdict.findings] == [True]
 
@@ -76,14 +76,14 @@ def test_validation_chooses_where_a_claim_lets_it():
     entries = [("best member", "none", {"mixing": m}, 0.8, 0.8) for m in (0.2, 0.5)]
     # validation prefers the second although the first has more on the test images
     entries += [("transplant", "none", {"mixing": 0.2}, 0.9, 0.5), ("transplant", "none", {"mixing": 0.5}, 0.85, 0.6)]
-    figure, against = (Figure(row=row, best_over="mixing") for row in ("transplant", "best member"))
+    figure, against = (ClaimSide(row=row, best_over="mixing") for row in ("transplant", "best member"))
     (finding,) = judge(claim(figure, against), results_of(entries)).findings
     assert (finding.chosen, finding.difference.mean) == ("0.5", pytest.approx(0.05))
 
 
 def test_a_number_of_ours_says_what_few_means():
     entries = [("transplant", "finetune", {}, 0.9, 0.9), ("best member", "none", {}, 0.5, 0.5)]
-    tuned = Figure(row="transplant", tuning="finetune")
+    tuned = ClaimSide(row="transplant", tuning="finetune")
     verdict = judge(claim(tuned, 3, "not above", measure="epochs"), results_of(entries))
     assert (verdict.text, verdict.how_much) == ("held", "−2.0 ± 0.0 epochs")
 
@@ -91,7 +91,7 @@ def test_a_number_of_ours_says_what_few_means():
 def test_what_was_not_measured_is_not_judged():
     verdict = judge(claim(TRANSPLANT, BEST), results_of([("transplant", "none", {}, None, 0.8)]))
     assert (verdict.text, verdict.how_much) == ("not measured", "–")
-    assert judge(claim(Figure(row="zip"), BEST), results_of([])).text == "not measured"
+    assert judge(claim(ClaimSide(row="zip"), BEST), results_of([])).text == "not measured"
 
 
 def test_a_rival_that_does_not_vary_is_one_row_under_every_value():
@@ -102,14 +102,14 @@ def test_a_rival_that_does_not_vary_is_one_row_under_every_value():
         if group.which.row == "best member":
             for seed, row in group.rows.items():
                 row["key"] = f"the same trial of seed {seed}"
-    verdict = judge(claim(Figure(row="transplant", best_over="mixing"), BEST), results)
+    verdict = judge(claim(ClaimSide(row="transplant", best_over="mixing"), BEST), results)
     assert [finding.holds for finding in verdict.findings] == [True]
 
 
 def test_several_rows_at_once_are_no_rival():
     entries = [("best member", "none", {"members": k}, 0.8, 0.8) for k in (2, 4)]
     entries.append(("transplant", "none", {"members": 2}, 0.9, 0.9))
-    figure = Figure(row="transplant", where={"members": 2})
+    figure = ClaimSide(row="transplant", where={"members": 2})
     with pytest.raises(StudyError, match="'best member' stands for several rows at once .*name in its `where`"):
         judge(claim(figure, BEST), results_of(entries))
 
