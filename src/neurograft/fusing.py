@@ -23,7 +23,7 @@ from neurograft.methods.planner import plan_members
 from neurograft.operators.operator import Operator
 from neurograft.plans.output_heads import Heads
 from neurograft.plans.plan import FusionPlan
-from neurograft.plans.shares import member_shares, nearly_all, shares_text
+from neurograft.plans.shares import dominant_member, member_shares, shares_text
 from neurograft.preserve_state import keeps_random_state
 from neurograft.recovery.batch_norm import has_batch_norm, reestimated
 from neurograft.recovery.refit import refitted
@@ -267,7 +267,7 @@ def fuse(
     members = members_of(models, example_inputs, weights, graph, fixed, calibration, base, statistics)
     fusion = Fusion.of(members, method, align=align, recover=recover, heads=heads, seed=seed, **options)
     shares = fusion.report.shares
-    if nearly_all(shares) is not None:
+    if dominant_member(shares) is not None:
         warnings.warn(f"{shares_text(shares)}; see `Fusion` for a report", stacklevel=3)
     for note in members.factor_warnings:
         warnings.warn(note, stacklevel=3)

@@ -59,7 +59,7 @@ def preserve_state(*models: nn.Module) -> Iterator[None]:
             with _first_calls(models, before.written):
                 yield
         finally:
-            before.give_back()
+            before.restore()
 
 
 class _State:
@@ -86,7 +86,7 @@ class _State:
         self.places = [(x, x.detach()) for x in dense]
         self.written = _Written([x for x in dense if id(x) not in buffers])
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Give everything back, the objects before what they hold."""
         for own, kept in self.held:
             _refill(own, kept)
@@ -98,7 +98,7 @@ class _State:
                 with torch.inference_mode(x.is_inference()):
                     x.data = place
         for x, entries in (*self.buffers, *self.written.before):
-            give_back(x, entries)
+            restore(x, entries)
         for again in self.generators:
             again()
 
@@ -253,7 +253,7 @@ def _closes_over(function: Any, own: set[int], depth: int = 4) -> bool:
     )
 
 
-def give_back(buffer: Tensor, kept: Tensor) -> None:
+def restore(buffer: Tensor, kept: Tensor) -> None:
     """Write a tensor's former entries, if it has others now."""
     if not same_entries(buffer, kept):
         with torch.inference_mode(buffer.is_inference()), torch.no_grad():

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from neurograft.errors import NeurograftError, StoreError
 from neurograft_experiments.progress import ProgressDisplay
-from neurograft_experiments.store import Store, of_the_disk
+from neurograft_experiments.store import Store, is_disk_error
 from neurograft_experiments.trials import MemberNetworks, Task, TaskResult, Tick
 
 TaskFunction: TypeAlias = Callable[[Task, MemberNetworks, Tick], TaskResult]
@@ -192,7 +192,7 @@ def _settle(task: Task, result: TaskResult | Exception, queue: TaskQueue, store:
         return
     if isinstance(result, StoreError):
         raise result
-    if of_the_disk(result):
+    if is_disk_error(result):
         raise StoreError(f"{task.label}: {result}. {store.safe()}") from result
     store.fail(task.key, task.label, result)
     watch.fail(task, explain(result), queue.fail(task))

@@ -291,11 +291,11 @@ def reason(error: BaseException) -> str:
     return f"{known} ({text})" if known else text
 
 
-def of_the_disk(error: BaseException | None) -> bool:
+def is_disk_error(error: BaseException | None) -> bool:
     """Whether an error, or what it was raised from, means that the disk takes no more: every other task would meet it.
 
     Example:
-        >>> of_the_disk(OSError(errno.ENOSPC, "No space left on device")), of_the_disk(ValueError("no"))
+        >>> is_disk_error(OSError(errno.ENOSPC, "No space left on device")), is_disk_error(ValueError("no"))
         (True, False)
     """
     while error is not None:

@@ -198,7 +198,7 @@ class StudyProgress:
     epochs: int
 
 
-def standing(tasks: Sequence[Task], store: Store) -> StudyProgress:
+def progress_of(tasks: Sequence[Task], store: Store) -> StudyProgress:
     """How far the tasks are done."""
     queue = TaskQueue(tasks, store)
     failed = {failure["key"] for failure in store.failures()}

@@ -7,7 +7,7 @@ from torch import nn
 from neurograft.errors import InputError
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import evaluate
-from neurograft.evaluating.pairing import gap, right_answers
+from neurograft.evaluating.pairing import correct_predictions, gap
 
 
 def test_answers_are_those_that_evaluate_counts():
@@ -15,7 +15,7 @@ def test_answers_are_those_that_evaluate_counts():
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     batches = [(torch.randn(7, 4), torch.randint(0, 3, (7,))) for _ in range(3)]
     for network in (model, Ensemble([model, model], vote="majority")):
-        right = right_answers(network, batches)
+        right = correct_predictions(network, batches)
         assert right.shape == (21,)
         assert float(right.double().mean()) == pytest.approx(evaluate(network, batches).accuracy)
     assert model.training
@@ -24,7 +24,7 @@ def test_answers_are_those_that_evaluate_counts():
 def test_ignored_labels_and_classes_in_the_second_dimension():
     logits = torch.zeros(1, 2, 3)
     logits[0, 1, :] = 1.0
-    assert right_answers(nn.Identity(), [(logits, torch.tensor([[1, -100, 0]]))]).tolist() == [True, False]
+    assert correct_predictions(nn.Identity(), [(logits, torch.tensor([[1, -100, 0]]))]).tolist() == [True, False]
 
 
 def test_the_noise_of_a_difference_comes_from_the_samples_they_disagree_on():
@@ -46,4 +46,4 @@ def test_equal_networks_are_never_told_apart():
 
 def test_labels_that_are_no_classes():
     with pytest.raises(InputError, match="batch 0: its labels are no classes of outputs of shape"):
-        right_answers(nn.Identity(), [(torch.zeros(2, 3), torch.zeros(2))])
+        correct_predictions(nn.Identity(), [(torch.zeros(2, 3), torch.zeros(2))])

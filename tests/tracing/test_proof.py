@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import neurograft as ng
 from neurograft.errors import ProofFailed
 from neurograft.tracing import rules
-from neurograft.tracing.bench import culprits
+from neurograft.tracing.bench import failing_groups
 from neurograft.tracing.graph import FixedReason, NeuronGraph, Role, slots_by_group
 from neurograft.tracing.labelling import _FOUND
 from neurograft.tracing.labels import Labels
@@ -210,4 +210,4 @@ def test_outputs_that_change_from_call_to_call_are_named_and_proven_from_one_sta
 
 
 def test_a_change_that_no_group_makes_has_no_culprit() -> None:
-    assert culprits([], lambda _: 1.0, 1e-4, {}) == []
+    assert failing_groups([], lambda _: 1.0, 1e-4, {}) == []

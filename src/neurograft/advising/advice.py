@@ -12,7 +12,7 @@ from neurograft.advising.verdict import Contender, verdict_of
 from neurograft.errors import OptionError, closest
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.evaluating.evaluation import Scores, evaluate, labelled
-from neurograft.evaluating.pairing import gap, right_answers
+from neurograft.evaluating.pairing import correct_predictions, gap
 from neurograft.inputs import Batches, Inputs, check_batches
 from neurograft.members.checks import check_models
 from neurograft.methods import METHODS
@@ -102,7 +102,7 @@ def advise(
     candidates = [start.tuned_by(*how) for start in starts.candidates if start.recipe.fuses for how in trainings]
     rivals = [starts.candidates[0].tuned_by(*how) for how in trainings]
     if minutes is not None and rivals:
-        rivals = [race.further(rival, 1) for rival in rivals]
+        rivals = [race.train_further(rival, 1) for rival in rivals]
         spent = sum(rival.seconds for rival in rivals)
         left = max(0.0, 60 * minutes - spent)
         epochs = affordable(left, spent / len(rivals), len(candidates), len(tunings))
@@ -128,12 +128,12 @@ def _decided(
         own = [c for c in whole if not c.recipe.fuses and c.recipe.tuning == tuning]
         rivals += [max(own, key=lambda c: c.rank)] if own else []
     shown = [*([fused] if fused is not None else []), *rivals]
-    right = {c: right_answers(c.network, race.validation) for c in shown}
+    right = {c: correct_predictions(c.network, race.validation) for c in shown}
     strongest = max(rivals, key=lambda c: c.rank)
     fuse = fused is not None and gap(right[fused], right[strongest]).sign > 0
     chosen = next(c for c in shown if fuse or (c is not fused and gap(right[strongest], right[c]).sign <= 0))
     ensemble = Ensemble(race.members)
-    gain = gap(right_answers(ensemble, race.validation), right[rivals[0]])
+    gain = gap(correct_predictions(ensemble, race.validation), right[rivals[0]])
     networks: list[tuple[str, Candidate | None, nn.Module]] = [(c.recipe.name, c, c.network) for c in shown]
     networks.append(("ensemble", None, ensemble))
     networks.sort(key=lambda entry: entry[1] is not chosen)
@@ -156,8 +156,8 @@ def _contenders(
     networks: Sequence[tuple[str, Candidate | None, nn.Module]], validation: Batches, test: Batches | None
 ) -> tuple[Contender, ...]:
     """Every network beside the first one, which is recommended."""
-    right = [right_answers(network, validation) for _, _, network in networks]
-    on_test = [right_answers(network, test) for _, _, network in networks] if test is not None else None
+    right = [correct_predictions(network, validation) for _, _, network in networks]
+    on_test = [correct_predictions(network, test) for _, _, network in networks] if test is not None else None
     return tuple(
         Contender(
             name,

@@ -78,7 +78,7 @@ class Race:
         scores = evaluate(network, self.validation)
         return Candidate(recipe, network, scores, (scores.accuracy,), seconds=seconds)
 
-    def further(self, candidate: Candidate, epochs: int) -> Candidate:
+    def train_further(self, candidate: Candidate, epochs: int) -> Candidate:
         """The candidate trained until it has seen so many epochs, from the best network it has been so far."""
         more = epochs - candidate.epochs
         if more <= 0 or candidate.diverged:
@@ -171,8 +171,8 @@ def halving(race: Race, candidates: Sequence[Candidate], rivals: Sequence[Candid
             out += lost
             kept, lost = _one_per_tuning(kept)
             out += lost
-        left = [race.further(candidate, step) for candidate in left]
-        kept = [race.further(candidate, step) for candidate in kept]
+        left = [race.train_further(candidate, step) for candidate in left]
+        kept = [race.train_further(candidate, step) for candidate in kept]
     return sorted([*left, *kept, *out], key=lambda c: (-c.epochs, *(-value for value in c.rank)))
 
 

@@ -85,11 +85,11 @@ def _ensemble(contenders: Sequence[Contender], gain: Gap, members: int) -> str:
 def _tested(contenders: Sequence[Contender]) -> str:
     chosen = contenders[0]
     assert chosen.test is not None
-    standings: dict[str, list[str]] = {}
+    relations: dict[str, list[str]] = {}
     for c in contenders[1:]:
         if c.ahead_on_test is not None and c.test is not None:
-            standings.setdefault(_against(c.ahead_on_test), []).append(f"{c.name} ({100 * c.test:.1f} %)")
-    parts = [f"{standing} {', '.join(names)}" for standing, names in standings.items()]
+            relations.setdefault(_against(c.ahead_on_test), []).append(f"{c.name} ({100 * c.test:.1f} %)")
+    parts = [f"{relation} {', '.join(names)}" for relation, names in relations.items()]
     return f"On the test samples, read once: {100 * chosen.test:.1f} %; that is {'; '.join(parts)}."
 
 

@@ -84,9 +84,9 @@ def _declare(holder: object, path: str, old: NeuronGraph, new: NeuronGraph) -> l
         # three heads beside the three parts of a fused projection: what did not change is no evidence
         changing = stacked or bool(STREAM.search(name) or LEADING.search(name))
         fresh: Any = (
-            _became(value, tables, changing)
+            _new_width(value, tables, changing)
             if isinstance(value, int)
-            else type(value)(_became(n, tables, changing) for n in value)
+            else type(value)(_new_width(n, tables, changing) for n in value)
         )
         if fresh != value:
             setattr(holder, name, fresh)
@@ -100,7 +100,7 @@ def _is_widths(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 1
 
 
-def _became(value: int, tables: tuple[dict[int, set[int]], ...], changing: bool) -> int:
+def _new_width(value: int, tables: tuple[dict[int, set[int]], ...], changing: bool) -> int:
     """The one new width of an old one: the first table that has it decides; unchanged if it is ambiguous."""
     for widths in tables:
         if became := widths.get(value):

@@ -60,7 +60,7 @@ def estimate(members: Members, method: Method, operator: Operator | None = None)
     moved = () if not method.moves else tuple(group.name for group in graph.outermost)
     states = stored[0].checkpoint.tensors
     fates = {
-        name: _fate(graph.tensors.get(name), moved, states[held].dtype.is_floating_point, operator)
+        name: _treatment(graph.tensors.get(name), moved, states[held].dtype.is_floating_point, operator)
         for name, held in stored[0].stored.items()
     }
     try:
@@ -86,7 +86,7 @@ def estimate(members: Members, method: Method, operator: Operator | None = None)
     )
 
 
-def _fate(info: TensorInfo | None, moved: Sequence[str], floating: bool, operator: Operator | None) -> str:
+def _treatment(info: TensorInfo | None, moved: Sequence[str], floating: bool, operator: Operator | None) -> str:
     if not floating:
         return "taken from member 0 (whole numbers)"
     if operator is not None:

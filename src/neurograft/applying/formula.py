@@ -28,7 +28,7 @@ from neurograft.axes.maps import Mixing, Pairs
 from neurograft.axes.mixing import Mixings, axis_pairs, is_sparse, mix_along, roles_mixing
 from neurograft.errors import PlanError
 from neurograft.operators.block import Block
-from neurograft.plans.joint import carries_weights, enters_whole, made_by, shared_positions
+from neurograft.plans.joint import carries_weights, enters_unscaled, made_by, shared_positions
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.graph import TensorInfo
 
@@ -264,7 +264,7 @@ def _mass(parts: Sequence[_MemberPart], fused: TensorInfo | None, plan: FusionPl
     On one axis the members' shares of a fused neuron sum to 1. On two (a table of positions by channels) only the
     products within a member are there, Σ_m (A_m 1) ⊗ (A_m 1) < 1, and the entries are to be their mean.
     """
-    if fused is None or not plan.owned or not enters_whole(fused, plan.graphs[0], plan.joint):
+    if fused is None or not plan.owned or not enters_unscaled(fused, plan.graphs[0], plan.joint):
         return []
     made = [
         {g for g, roles in dim.items() if g in plan.chosen and roles & {"out", "elementwise"}} for dim in fused.roles
@@ -300,7 +300,7 @@ def _mass_of(mass: Sequence[Sequence[Tensor | None]], start: int, stop: int) -> 
 
 def _shared(fused: TensorInfo | None, plan: FusionPlan) -> dict[int, Tensor]:
     """Where a tensor of joint groups is shared by all members: positions per dimension, empty for most tensors."""
-    if fused is None or not enters_whole(fused, plan.graphs[0], plan.joint):
+    if fused is None or not enters_unscaled(fused, plan.graphs[0], plan.joint):
         return {}
     return shared_positions(fused, plan.joint)
 

@@ -99,10 +99,10 @@ class Ensemble(nn.Module):
         shares = self._shares(outputs, brought)
         if isinstance(outputs[0], Mapping) and isinstance(outputs[0].get("logits"), Tensor):
             kind: Callable[..., Any] = type(outputs[0])
-            return kind(logits=self._answer([first_tensor(output) for output in outputs], shares))
+            return kind(logits=self._combined_outputs([first_tensor(output) for output in outputs], shares))
         if self.vote in ("average", "energy") and (shares is None or shares.shape[2] == 1):
             return _mean_of_trees(outputs, shares)
-        return self._answer([first_tensor(output) for output in outputs], shares)
+        return self._combined_outputs([first_tensor(output) for output in outputs], shares)
 
     def shares(self, *args: Any, **kwargs: Any) -> Tensor:
         """What every member counts for the given inputs, shape `(members, samples or 1, classes or 1)`.
@@ -126,7 +126,7 @@ class Ensemble(nn.Module):
             return None
         return self.weights[:, None, None] if self.weights.dim() == 1 else self.weights[:, None, :]
 
-    def _answer(self, outputs: list[Tensor], shares: Tensor | None) -> Tensor:
+    def _combined_outputs(self, outputs: list[Tensor], shares: Tensor | None) -> Tensor:
         stacked = _stack(outputs)
         classes = _after_stacking(self.dim)
         if self.vote == "majority":

@@ -30,14 +30,14 @@ class Gap:
         return 0 if not abs(self.points) > self.noise else 1 if self.points > 0 else -1
 
 
-def right_answers(model: nn.Module, batches: Batches) -> Tensor:
+def correct_predictions(model: nn.Module, batches: Batches) -> Tensor:
     """Which samples a network classifies rightly, in eval mode; bool, in the order of the batches.
 
     Raises:
         InputError: for batches that `evaluate` refuses, or labels that are no classes.
 
     Example:
-        >>> right_answers(nn.Identity(), [(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([1, 0]))])
+        >>> correct_predictions(nn.Identity(), [(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([1, 0]))])
         tensor([ True, False])
     """
     check_batches(batches)

@@ -117,7 +117,7 @@ class Permutation(Method):
         """
         check_reference(self.reference, members)
         for group in members.graph.free:
-            n = group.size * _told_apart(members.graph, group.name)
+            n = group.size * _distinct_units(members.graph, group.name)
             check_memory(group.name, n, n, "exact", True, self.max_memory)
         sides = [side.standardised() for side in representations_of(members, self.metric, self.when, self.samples)]
         descent = _Descent(members.graph, self.sweeps, self._starts(members.graph), generator)
@@ -280,7 +280,7 @@ def _synchronise(
     return found, tuple(agreement)
 
 
-def _told_apart(graph: NeuronGraph, group: str) -> int:
+def _distinct_units(graph: NeuronGraph, group: str) -> int:
     """How many neurons inside a unit are compared one by one, at most."""
     inside = [g.name for g in graph.free if g.per_unit and g.inside == group]
     layouts = {layout for info in graph.tensors.values() for layout in info.layouts if inside}

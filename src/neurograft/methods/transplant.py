@@ -12,7 +12,7 @@ from neurograft.members.members import Members
 from neurograft.methods.method import Method
 from neurograft.operators.owned import Owned
 from neurograft.plans.plan import Filling
-from neurograft.selection.duplicates import matched_insides, twin_classes
+from neurograft.selection.duplicates import duplicate_classes, matched_insides
 from neurograft.selection.scoring import MEASURED, Kind, scorers
 from neurograft.selection.selection import Normalize, Selection, selection_maps, tree_of, tree_weights
 from neurograft.selection.widths import fused_sizes
@@ -106,7 +106,7 @@ class Transplant(Method):
         moved = frozenset(sizes)
         weights = members.weights_or(share or _default_weights(members, moved, self.strategy))
         insides = matched_insides(members) if self.diversity else {}
-        twins = twin_classes(members, list(sizes), self.tolerance, insides) if self.diversity else {}
+        twins = duplicate_classes(members, list(sizes), self.tolerance, insides) if self.diversity else {}
         importance = scorers(self.importance, members, moved, generator)
         select = Selection(members, sizes, weights, importance, self.order, self.normalize, self.balance, twins)
         alone = share is not None or self.sequence == "prune-merge"

@@ -38,7 +38,7 @@ def made_by(info: TensorInfo, moved: Container[str]) -> bool:
     return any(roles & {"out", "elementwise"} for dim in info.roles for group, roles in dim.items() if group in moved)
 
 
-def enters_whole(info: TensorInfo, graph: NeuronGraph, moved: Container[str]) -> bool:
+def enters_unscaled(info: TensorInfo, graph: NeuronGraph, moved: Container[str]) -> bool:
     """Whether c = 1 for a tensor: made along an axis of a joint group, and not the norm of a tied head."""
     return made_by(info, moved) and not carries_weights(info, graph, moved)
 

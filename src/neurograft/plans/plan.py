@@ -10,7 +10,7 @@ from neurograft.operators.depth import depths
 from neurograft.operators.mean import Mean
 from neurograft.operators.operator import Operator
 from neurograft.operators.owned import Owned
-from neurograft.plans.joint import enters_whole
+from neurograft.plans.joint import enters_unscaled
 from neurograft.text_table import paragraph, text_table
 from neurograft.tracing.graph import NeuronGraph
 
@@ -132,7 +132,7 @@ class FusionPlan:
         info = self.graphs[0].tensors.get(name)
         if info is None:
             return weights
-        return (1.0,) * self.members if enters_whole(info, self.graphs[0], self.joint) else weights
+        return (1.0,) * self.members if enters_unscaled(info, self.graphs[0], self.joint) else weights
 
     def weight(self, name: str, member: int) -> float:
         """The weight of a member in the tensor `name`, which is its share wherever members are averaged."""

@@ -51,11 +51,11 @@ def shares_text(shares: tuple[float, ...]) -> str:
         'this is member 0, hardly changed: member 0 98%, member 1 2%'
     """
     each = ", ".join(f"member {m} {share:.0%}" for m, share in enumerate(shares))
-    most = nearly_all(shares)
+    most = dominant_member(shares)
     return each if most is None else f"this is member {most}, hardly changed: {each}"
 
 
-def nearly_all(shares: tuple[float, ...]) -> int | None:
+def dominant_member(shares: tuple[float, ...]) -> int | None:
     """The member that supplies more than nine tenths, None if there is none."""
     most = max(range(len(shares)), key=shares.__getitem__)
     return most if len(shares) > 1 and shares[most] > HARDLY_CHANGED else None

@@ -51,7 +51,7 @@ def _alike(_group: str, products: Products) -> NeuronMap:
     return NeuronMap.selection(target, source, products.cross.shape[1], products.cross.shape[0])
 
 
-def twin_classes(members: Members, groups: Sequence[str], tolerance: float, insides: Insides) -> Classes:
+def duplicate_classes(members: Members, groups: Sequence[str], tolerance: float, insides: Insides) -> Classes:
     """Number the units of every group so that units with the same number respond alike, whatever the input.
 
     Two units are duplicates if everything that makes them (rows of producers, biases, norms with their statistics) is

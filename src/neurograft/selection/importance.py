@@ -10,7 +10,7 @@ from neurograft.axes.layout import resize_layout
 from neurograft.axes.maps import Pairs
 from neurograft.axes.mixing import axis_pairs
 from neurograft.members.states import State
-from neurograft.plans.joint import enters_whole, shared_positions
+from neurograft.plans.joint import enters_unscaled, shared_positions
 from neurograft.tracing.graph import NeuronGraph, Slot, TensorInfo
 
 Alive = Mapping[str, Tensor]
@@ -50,7 +50,7 @@ class Magnitude:
             None if d == slot.dim else alive_positions(info, d, self.graph, alive) for d in range(len(info.shape))
         ]
         sums = power_sums(self.state[slot.tensor], slot.dim, positions, self.power)
-        if not enters_whole(info, self.graph, self.moved):
+        if not enters_unscaled(info, self.graph, self.moved):
             sums = sums * abs(self.scale) ** self.power
         elif self.scale != 1 and slot.role == "in" and (shared := shared_positions(info, self.moved)):
             for dim, there in shared.items():

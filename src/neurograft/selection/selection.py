@@ -19,7 +19,7 @@ Tree: TypeAlias = "int | tuple[Tree, ...]"
 Kept: TypeAlias = dict[int, dict[str, Tensor]]
 """member -> group -> the member's units that survive, int64, sorted."""
 
-Twins: TypeAlias = Mapping[str, Sequence[Tensor]]
+DuplicateClasses: TypeAlias = Mapping[str, Sequence[Tensor]]
 """group -> one tensor per member, shape `(units,)`: units with the same number respond alike."""
 
 Normalize: TypeAlias = Literal["none", "layer", "member"]
@@ -92,7 +92,7 @@ class Selection:
     order: str
     normalize: Normalize = "none"
     balance: bool = False
-    duplicates: Twins = field(default_factory=dict)
+    duplicates: DuplicateClasses = field(default_factory=dict)
 
     def tree(self, node: Tree) -> tuple[Kept, tuple[int, ...]]:
         """Select below a node first, then among what its children kept; returns survivors and the members below."""
@@ -236,7 +236,7 @@ def _seen_before(values: Tensor) -> Tensor:
 
 
 def selection_maps(
-    members: Members, kept: Kept, sizes: Mapping[str, int], duplicates: Twins | None = None
+    members: Members, kept: Kept, sizes: Mapping[str, int], duplicates: DuplicateClasses | None = None
 ) -> dict[str, tuple[NeuronMap, ...]]:
     """The maps of a selection: fused neurons are the kept ones, member 0's first.
 
@@ -255,7 +255,7 @@ def selection_maps(
             merge = Pairs(target, units, n, member_size)
             unmerge = merge
             if classes is not None and stands_for is not None:
-                target, source = _read_twins(target, units, stands_for[classes[m]])
+                target, source = _read_duplicates(target, units, stands_for[classes[m]])
                 unmerge = Pairs(target, source, n, member_size)
             found.append(NeuronMap(merge, unmerge))
         maps[group] = tuple(found)
@@ -270,7 +270,7 @@ def _representatives(classes: Sequence[Tensor], kept: Sequence[Tensor]) -> Tenso
     return first.masked_fill(first == len(alive), -1)
 
 
-def _read_twins(target: Tensor, units: Tensor, twin: Tensor) -> tuple[Tensor, Tensor]:
+def _read_duplicates(target: Tensor, units: Tensor, twin: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs of a member's readers: kept units read themselves, dropped ones their twin; sorted by the unit read."""
     read = twin.clone()
     read[units] = target

@@ -24,7 +24,7 @@ def fused_sizes(members: Members, ratio: float | None, width: int | Mapping[str,
         raise OptionError("ratio and width both set how wide the fused network is; give one of them")
     if ratio is not None and not 0 <= ratio < 1:
         raise OptionError(f"ratio is the share of neurons removed, from 0 to below 1, got {ratio}")
-    asked = _asked_widths(members, width)
+    asked = _given_widths(members, width)
     sizes = {}
     for group in members.graph.outermost:
         own = members.sizes(group.name)
@@ -40,7 +40,7 @@ def fused_sizes(members: Members, ratio: float | None, width: int | Mapping[str,
     return sizes
 
 
-def _asked_widths(members: Members, width: int | Mapping[str, int] | None) -> dict[str, int]:
+def _given_widths(members: Members, width: int | Mapping[str, int] | None) -> dict[str, int]:
     if width is None:
         return {}
     outermost = [group.name for group in members.graph.outermost]

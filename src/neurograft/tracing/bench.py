@@ -123,7 +123,7 @@ def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     return max((change(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
 
 
-def culprits(
+def failing_groups(
     names: Sequence[str], measure: Callable[[Sequence[str]], float], tolerance: float, errors: dict[str, float]
 ) -> list[str]:
     """The names without which all others together stay within the tolerance; halves first, then one by one."""
@@ -153,4 +153,4 @@ def culprits(
     return guilty
 
 
-__all__ = ["Bench", "change", "copied", "culprits", "largest_change"]
+__all__ = ["Bench", "change", "copied", "failing_groups", "largest_change"]

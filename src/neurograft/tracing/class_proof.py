@@ -9,7 +9,7 @@ from torch import Tensor
 from neurograft.axes.maps import NeuronMap, PerUnit, Plain
 from neurograft.axes.mixing import mix_along, roles_mixing
 from neurograft.axes.symmetry import Symmetry, random_element
-from neurograft.tracing.bench import Bench, culprits, largest_change
+from neurograft.tracing.bench import Bench, failing_groups, largest_change
 from neurograft.tracing.canonical import canonical, canonical_graph
 from neurograft.tracing.graph import Group, NeuronGraph
 from neurograft.tracing.parts import Balance, Fold
@@ -32,7 +32,7 @@ def prove_classes(
         return largest_change(base, bench.run(disturbed(bench.original, graph, chosen, bench.seed)))
 
     error = disturbing(names)
-    return error, [] if error <= tolerance else culprits(names, disturbing, tolerance, errors)
+    return error, [] if error <= tolerance else failing_groups(names, disturbing, tolerance, errors)
 
 
 def disturbed(

@@ -70,8 +70,8 @@ class FlowBuilder:
             way = _Way(way.node, way.ops if name in _IDENTITY else (*way.ops, name), self.now)
         else:
             adds = name == "add" and alike and op.kwargs.get("alpha", 1) == 1
-            happening = _happening(bool(results), bool(weights), len(taken), adds)
-            way = _Way(self._node(Node(happening, name, op.module, tuple(weights)), taken), (), self.now)
+            kind = _node_kind(bool(results), bool(weights), len(taken), adds)
+            way = _Way(self._node(Node(kind, name, op.module, tuple(weights)), taken), (), self.now)
             self.node_of[id(op)] = way.node
         self.ways.update((id(r), way) for r in results)
         self.written.update((storage_of(x), way) for x in op.mutates)
@@ -106,7 +106,7 @@ class FlowBuilder:
         return {node: place for place, node in enumerate(self.order)}
 
 
-def _happening(results: bool, weights: bool, taken: int, adds: bool) -> NodeKind:
+def _node_kind(results: bool, weights: bool, taken: int, adds: bool) -> NodeKind:
     if not results:
         return NodeKind.VALUE
     if weights:

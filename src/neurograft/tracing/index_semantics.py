@@ -95,7 +95,7 @@ class Numbers:
         found = self.of(tensor)
         return found if found is not None and found.moves else None
 
-    def understand(self, tensor: Tensor, kind: str = "units") -> Meaning | None:
+    def meaning_of(self, tensor: Tensor, kind: str = "units") -> Meaning | None:
         """The meaning of an operand, which the calling rule takes into account."""
         found = self.of(tensor)
         if found is None or found.kind != kind:

@@ -206,7 +206,7 @@ class Labels:
 
     def look_up(self, axis: Axis, index: Tensor, why: str = "") -> None:
         """Positions of `axis` are found by number: those of units are found wherever the units went, others fix it."""
-        meaning = self.numbers.understand(index)
+        meaning = self.numbers.meaning_of(index)
         size = 0 if meaning is None else axis_size(axis) - axis_size(meaning.axis)
         if meaning is None or size < 0:
             self.fix(axis, why)

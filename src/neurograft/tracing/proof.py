@@ -18,7 +18,7 @@ from neurograft.errors import InputError, NeurograftError, TraceError
 from neurograft.inputs import Inputs, check_model
 from neurograft.options import check_seed
 from neurograft.preserve_state import keeps_random_state
-from neurograft.tracing.bench import Bench, culprits, largest_change
+from neurograft.tracing.bench import Bench, failing_groups, largest_change
 from neurograft.tracing.class_proof import prove_classes
 from neurograft.tracing.deep import deep_check
 from neurograft.tracing.dispatch import Dispatch
@@ -173,7 +173,7 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
 
     errors: dict[str, float] = {}
     error = permuting(list(moved))
-    guilty = [] if error <= tolerance else culprits(list(moved), permuting, tolerance, errors)
+    guilty = [] if error <= tolerance else failing_groups(list(moved), permuting, tolerance, errors)
     sound = [group for group in movable if group.name not in guilty]
     exact = _Exact(model, bench)
     alike = _prove_insides(exact, graph, sound, errors)
@@ -251,7 +251,9 @@ def _prove_insides(exact: _Exact, graph: NeuronGraph, sound: Sequence[Group], er
         return largest_change(exact.base, exact.bench.run(_permuted(exact.bench, graph, chosen)))
 
     return (
-        [] if permuting(list(apart)) <= exact.tolerance else culprits(list(apart), permuting, exact.tolerance, errors)
+        []
+        if permuting(list(apart)) <= exact.tolerance
+        else failing_groups(list(apart), permuting, exact.tolerance, errors)
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from neurograft.axes.layout import Layout, sizes_along
 from neurograft.axes.mixing import occurrences
-from neurograft.tracing.bench import Bench, culprits, largest_change
+from neurograft.tracing.bench import Bench, failing_groups, largest_change
 from neurograft.tracing.graph import Group, NeuronGraph, TensorInfo
 
 
@@ -29,7 +29,8 @@ def prove_roles(
     def idling(names: Sequence[str]) -> float:
         chosen = {name: idle[name] for name in names}
         return largest_change(
-            bench.run(_idled(bench, graph, chosen, 0.0)), bench.run(_idled(bench, graph, chosen, 0.5))
+            bench.run(_with_idle_units(bench, graph, chosen, 0.0)),
+            bench.run(_with_idle_units(bench, graph, chosen, 0.5)),
         )
 
     role_error, wrong = 0.0, []
@@ -37,7 +38,7 @@ def prove_roles(
         moved_by = measure(list(subjects)) if subjects else 0.0
         role_error = max(role_error, moved_by)
         if moved_by > tolerance:
-            wrong += culprits(list(subjects), measure, tolerance, errors)
+            wrong += failing_groups(list(subjects), measure, tolerance, errors)
     return role_error, list(dict.fromkeys(wrong)), len({*pairs, *idle})
 
 
@@ -67,7 +68,7 @@ def _idle_checkable(group: Group, graph: NeuronGraph) -> bool:
     return all(not info.curved and len(info.roles[dim][group.name]) == 1 for info, dim in infos)
 
 
-def _idled(bench: Bench, graph: NeuronGraph, units: Mapping[str, int], amount: float) -> dict[str, Tensor]:
+def _with_idle_units(bench: Bench, graph: NeuronGraph, units: Mapping[str, int], amount: float) -> dict[str, Tensor]:
     # each named unit: nobody reads it, and what makes it is scaled by 1 + amount * noise
     changed: dict[str, Tensor] = {}
     for name, x in bench.original.items():

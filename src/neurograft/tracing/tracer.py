@@ -60,7 +60,7 @@ def trace(
     """
     with without_garbage_collection():
         labelling, chosen = learnt(model, examples_of(example_inputs), outputs)
-        fix_asked(labelling, patterns_of(fixed, "fixed"))
+        fix_by_patterns(labelling, patterns_of(fixed, "fixed"))
         report_unruled(labelling, strict)
         graph, variables = _built(labelling, model, tuple(chosen))
         if not verify:
@@ -105,7 +105,7 @@ def _built(labelling: Labelling, model: nn.Module, outputs: tuple[str, ...]) -> 
     return replace(graph, outputs=outputs), variables
 
 
-def fix_asked(labelling: Labelling, patterns: Sequence[str]) -> None:
+def fix_by_patterns(labelling: Labelling, patterns: Sequence[str]) -> None:
     """Fix every group that has a place in a tensor whose name matches a pattern."""
     names = list(labelling.parameter_axes)
     for pattern in patterns:

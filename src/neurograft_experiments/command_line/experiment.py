@@ -254,12 +254,12 @@ def _show_standing(asked: "Sequence[StudyQuery]", store: "Store", console: "Cons
     from neurograft.checkpoints.writing import size_text
     from neurograft.reporting.tables import Table, terminal_table
     from neurograft_experiments.disk_space import room_for
-    from neurograft_experiments.study_query import standing
+    from neurograft_experiments.study_query import progress_of
 
     everything = tuple({task.key: task for one in asked for task in one.tasks}.values())
-    rows = [(one.name, standing(one.tasks, store)) for one in asked]
+    rows = [(one.name, progress_of(one.tasks, store)) for one in asked]
     if len(rows) > 1:
-        rows.append(("all together", standing(everything, store)))
+        rows.append(("all together", progress_of(everything, store)))
     table = Table(
         title=f"Preset {preset}, results in {store.folder}",
         columns=("study", "trials", "done", "failed", "members to train", "epochs left"),

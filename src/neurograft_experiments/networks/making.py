@@ -66,11 +66,11 @@ def make_network(settings: Mapping[str, Any], shape: Shape, classes: int) -> nn.
     options = dict(settings)
     if "huggingface" in options:
         network = from_configuration(options["huggingface"], shape, classes)
-        return _answering(network, "the Hugging Face configuration", shape, classes)
+        return _with_logits(network, "the Hugging Face configuration", shape, classes)
     name = options.pop("name")
     if name in NAMED:
         return NAMED[name](shape, classes, **options)
-    return _answering(_called(name, options, shape, classes), f"factory {name!r}", shape, classes)
+    return _with_logits(_called(name, options, shape, classes), f"factory {name!r}", shape, classes)
 
 
 def check_network(settings: Mapping[str, Any]) -> None:
@@ -142,7 +142,7 @@ def _called(name: str, options: dict[str, Any], shape: Shape, classes: int) -> n
     return network
 
 
-def _answering(network: nn.Module, what: str, shape: Shape, classes: int) -> nn.Module:
+def _with_logits(network: nn.Module, what: str, shape: Shape, classes: int) -> nn.Module:
     """The network, if it gives logits of shape `(samples, classes)`."""
     with preserve_state(network), torch.no_grad():
         try:

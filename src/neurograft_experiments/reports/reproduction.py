@@ -104,7 +104,7 @@ def _summary(chosen: Sequence[Reported]) -> Table:
     for one in chosen:
         for claim in one.study.about.claims:
             verdict = judge(claim, one.results)
-            rows.append((one.study.name, claim.text, verdict.text, verdict.how_much))
+            rows.append((one.study.name, claim.text, verdict.text, verdict.difference_text))
     return Table("Claims", ("study", "claim", "verdict", "by how much"), tuple(rows))
 
 

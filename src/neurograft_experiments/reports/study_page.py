@@ -61,7 +61,7 @@ def _accuracy_over(panel: ReportPanel) -> Iterator[Part]:
     """A varied quantity: per way of training a table and a plot over it, then the curves at each of its values."""
     for tuning in panel.tunings():
         yield Heading(f"{TUNINGS[tuning][:1].upper()}{TUNINGS[tuning][1:]}")
-        if found := standings(panel, tuning):
+        if found := counts_against_rival(panel, tuning):
             yield Paragraph(found, "takeaway")
         yield over_table(panel, tuning)
         yield from over_chart(panel, tuning)
@@ -113,7 +113,7 @@ def _fused(group: RowGroup) -> bool:
     return bool(group.rows) and not group.reference and not given
 
 
-def standings(panel: ReportPanel, tuning: str) -> str:
+def counts_against_rival(panel: ReportPanel, tuning: str) -> str:
     """How often each start is above, equal to and below its rival along the varied quantity."""
     results, words = panel.results, []
     groups = [group for group in panel.groups if group.which.tuning == tuning and not group.reference]

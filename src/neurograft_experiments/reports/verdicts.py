@@ -70,7 +70,7 @@ class Verdict:
         return f"held in {sum(held)} of {len(held)} settings{more}"
 
     @property
-    def how_much(self) -> str:
+    def difference_text(self) -> str:
         """The differences behind the verdict in words."""
         gaps = [finding.difference for finding in self.findings if finding.difference is not None]
         measure = measure_named(self.claim.measure)
@@ -168,7 +168,7 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     return Table(
         title="Claims and measurements",
         columns=("claim", "source", "verdict", "by how much"),
-        rows=tuple((v.claim.text, v.claim.source, v.text, v.how_much) for v in verdicts),
+        rows=tuple((v.claim.text, v.claim.source, v.text, v.difference_text) for v in verdicts),
         note=(
             "By how much: the claimed figure minus what it is compared with, ± what a difference must exceed to count "
             "(noise over seeds and of the test set's size); several settings: from the lowest to the highest."

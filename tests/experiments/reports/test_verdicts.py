@@ -46,7 +46,7 @@ def test_the_difference_and_its_noise_are_those_of_the_rows():
     found = results_of([("transplant", "none", {}, 0.85, 0.8), ("best member", "none", {}, 0.8, 0.8)])
     verdict = judge(claim(TRANSPLANT, BEST), found)
     # the seeds' differences are the same; shares 0.855 and 0.805 on 2 x 10,000 images: 2 √(0.280950 / 20000) = 0.0075
-    assert verdict.how_much == "+5.00 ± 0.75 points"
+    assert verdict.difference_text == "+5.00 ± 0.75 points"
 
 
 def test_every_setting_is_judged():
@@ -57,7 +57,7 @@ def test_every_setting_is_judged():
     verdict = judge(claim(TRANSPLANT, BEST), results_of(entries))
     assert [finding.holds for finding in verdict.findings] == [False, True, True, None]
     assert (verdict.state, verdict.text) == ("held in part", "held in 2 of 3 settings; 1 more not measured")
-    assert verdict.how_much == "−10.00 to +15.00 points"
+    assert verdict.difference_text == "−10.00 to +15.00 points"
     table = findings_table(results_of(entries), verdict)
     assert table.columns == ("setting", "transplant", "best member", "difference ± noise, points", "above?")
     assert [row[0] for row in table.rows] == ["width 8", "width 16", "width 32", "width 64"]
@@ -85,12 +85,12 @@ def test_a_number_of_ours_says_what_few_means():
     entries = [("transplant", "finetune", {}, 0.9, 0.9), ("best member", "none", {}, 0.5, 0.5)]
     tuned = ClaimSide(row="transplant", tuning="finetune")
     verdict = judge(claim(tuned, 3, "not above", measure="epochs"), results_of(entries))
-    assert (verdict.text, verdict.how_much) == ("held", "−2.0 ± 0.0 epochs")
+    assert (verdict.text, verdict.difference_text) == ("held", "−2.0 ± 0.0 epochs")
 
 
 def test_what_was_not_measured_is_not_judged():
     verdict = judge(claim(TRANSPLANT, BEST), results_of([("transplant", "none", {}, None, 0.8)]))
-    assert (verdict.text, verdict.how_much) == ("not measured", "–")
+    assert (verdict.text, verdict.difference_text) == ("not measured", "–")
     assert judge(claim(ClaimSide(row="zip"), BEST), results_of([])).text == "not measured"
 
 

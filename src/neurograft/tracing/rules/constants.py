@@ -76,7 +76,7 @@ def scalar(labels: Labels, op: Op) -> Result:
     """A value read by Python: every dim of what it is read from is fixed."""
     for x in op.args:
         if hasattr(x, "untyped_storage") and op.name in ("_local_scalar_dense", "item", "equal"):
-            labels.numbers.understand(x, "range")
+            labels.numbers.meaning_of(x, "range")
             for axis in labels.of(x):
                 labels.fix(axis)
     return [None for _ in op.results]

@@ -114,7 +114,7 @@ def grouped_mm(labels: Labels, op: Op) -> Result:
     a, b = labels.of(first), labels.of(second)
     if (len(a), len(b)) != (2, 3):
         raise ValueError("only a matrix times a stack of matrices is known")
-    bounds = labels.numbers.understand(ends, "bounds") if isinstance(ends, Tensor) else None
+    bounds = labels.numbers.meaning_of(ends, "bounds") if isinstance(ends, Tensor) else None
     if bounds is not None and labels.numbers.dealt(a[0], bounds):
         labels.unify(b[0], bounds.axis)
     else:

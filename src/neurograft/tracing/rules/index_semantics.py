@@ -46,10 +46,10 @@ def _sorted_numbers(labels: Labels, op: Op, x: Tensor, axes: Axes, dim: int) -> 
     beside = [d for d in range(len(axes)) if d != dim and axis_size(axes[d]) > 1]
     order = labels.numbers.sorting.get(id(x))
     if order is not None and not beside:
-        labels.numbers.understand(x)
+        labels.numbers.meaning_of(x)
         named(labels, op, 1, order.rows)
         return [replaced(axes, dim, order.over) for _ in op.results]
-    meaning = None if beside or op.name != "sort" or _descending(op) else labels.numbers.understand(x)
+    meaning = None if beside or op.name != "sort" or _descending(op) else labels.numbers.meaning_of(x)
     if meaning is None:
         labels.fix(over)
         named(labels, op, 1, over)
@@ -101,7 +101,7 @@ def extremes(labels: Labels, op: Op) -> Result:
     """The smallest and the largest value; of numbers, torch computes them itself to see that all are in range."""
     x = tensor(op, 0)
     axes = labels.of(x)
-    meaning = labels.numbers.understand(x)
+    meaning = labels.numbers.meaning_of(x)
     dims = dims_of(arg(op, 1), axes)
     if meaning is not None:
         for r in op.results:
@@ -121,7 +121,7 @@ def counted_numbers(labels: Labels, op: Op) -> Result:
     fits = arg(op, 2, 0) == size and arg(op, 1) is None
     if op.name == "histc":
         fits = bins == size and low == 0 and high in (size - 1, size)
-    meaning = labels.numbers.understand(x) if fits and shape == (size,) else None
+    meaning = labels.numbers.meaning_of(x) if fits and shape == (size,) else None
     if meaning is None:
         for axis in labels.of(x):
             labels.fix(axis)
@@ -135,7 +135,7 @@ def ordered(labels: Labels, op: Op) -> Result:
     """The order along the dim has a meaning; running counts of units are where each one's rows end."""
     x = tensor(op, 0)
     axes = labels.of(x)
-    counts = labels.numbers.understand(x, "counts") if op.name == "cumsum" else None
+    counts = labels.numbers.meaning_of(x, "counts") if op.name == "cumsum" else None
     if counts is not None and len(axes) == 1:
         labels.numbers.give(op.results[0], Meaning("bounds", counts.axis, counts.source), op)
         return (labels.fixed(result_shape(op)[0], "running counts"),)
@@ -162,7 +162,7 @@ def compared(labels: Labels, op: Op) -> Axes | None:
         beside = dim is None or (dim < len(a) and axis_size(a[len(a) - 1 - dim]) > 1)
         if beside or dim is None or axis_size(b[len(b) - 1 - dim]) != axis_size(found.axis):
             continue
-        labels.numbers.understand(numbers)
+        labels.numbers.meaning_of(numbers)
         rank = max(len(a), len(b))
         padded = (*[ONE] * (rank - len(a)), *a)
         return replaced(padded, rank - 1 - dim, found.axis)
@@ -175,7 +175,7 @@ def _asked(labels: Labels, op: Op, number: int) -> Axes | None:
     found = labels.numbers.moving(x)
     if found is None or found.kind != "units" or not labels.take(found.axis, number, x):
         return None
-    labels.numbers.understand(x)
+    labels.numbers.meaning_of(x)
     return labels.of(x)
 
 
@@ -187,7 +187,7 @@ def inverted(labels: Labels, op: Op) -> Axes | None:
     order = labels.numbers.sorting.get(id(places[0]))
     if order is None or len(labels.of(x)) != 1 or axis_size(labels.of(x)[0]) != axis_size(order.over):
         return None
-    labels.numbers.understand(places[0])
+    labels.numbers.meaning_of(places[0])
     named(labels, op, 0, order.rows)
     return (order.over,)
 
