@@ -313,12 +313,10 @@ class Plot(Strict):
 
     Attributes:
         x: "epoch" for curves, "row" for bars, or a key that varies.
-        logarithmic: whether x is.
         measure: as in a claim's quantity.
     """
 
     x: str = "epoch"
-    logarithmic: bool = False
     measure: str = "accuracy"
 
 

@@ -13,7 +13,7 @@ MADE = {
 
 
 def about(claims=(), x="row", measure="accuracy"):
-    plot = SimpleNamespace(x=x, logarithmic=False, measure=measure)
+    plot = SimpleNamespace(x=x, measure=measure)
     return SimpleNamespace(
         title="Comparison", question="Which way is best?", paper="neuron transplantation", claims=claims, plot=plot
     )
