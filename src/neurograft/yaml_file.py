@@ -18,7 +18,7 @@ MOST_VALUES = 10_000
 """Values of a file, those that aliases repeat included."""
 MOST_NESTED = 30
 MOST_LETTERS = 1000
-"""Of what a message says about a line."""
+"""Of a message about a line."""
 MERGE = "tag:yaml.org,2002:merge"
 PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
 

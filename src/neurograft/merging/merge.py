@@ -1,4 +1,4 @@
-"""`merge`: model folders or checkpoints become one, as a recipe says, streamed from disk to disk."""
+"""`merge`: model folders or checkpoints become one, by a recipe, streamed from disk to disk."""
 
 from collections.abc import Callable
 from pathlib import Path

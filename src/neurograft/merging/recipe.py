@@ -389,7 +389,7 @@ def _listed(key: Any, method: MergeMethod) -> str:
 
 
 def _merged(*settings: Any) -> Any:
-    """Settings of which a later one counts wherever it says anything."""
+    """Settings of which a later one counts wherever it sets anything."""
     given = [own for own in settings if own is not None]
     if not given or not any(isinstance(own, dict) for own in given[-1:]):
         return given[-1] if given else None
@@ -409,7 +409,7 @@ def _or_default(method: MergeMethod, option: str, value: Any) -> Any:
 
 
 def _layers(path: Path) -> int | None:
-    """How many layers the configuration of a model folder says that there are."""
+    """How many layers the configuration of a model folder has."""
     try:
         content = json.loads((path / "config.json").read_bytes())
         return next((int(content[name]) for name in LAYER_COUNTS if name in content), None)
