@@ -23,7 +23,7 @@ class ClaimSide(Strict):
         best_over: a varied quantity; of its values the one that validation prefers is taken.
 
     Example:
-        >>> Figure(row="transplant", tuning="finetune", where={"members": 4}).where
+        >>> ClaimSide(row="transplant", tuning="finetune", where={"members": 4}).where
         {'members': 4}
     """
 
@@ -64,7 +64,7 @@ class Claim(Strict):
             row, such as `seconds.fuse`.
         margin: in units of the measure, added to `figure` before the two are compared: how far below still counts as
             equal.
-        where: fields that both figures' rows must have, as in `Figure.where`.
+        where: fields that both figures' rows must have, as in `ClaimSide.where`.
     """
 
     text: str
