@@ -239,6 +239,7 @@ PUBLIC: dict[str, Callable[[Setting], object]] = {
     "apply": lambda s: ng.apply(s.plan, s.nets, **s.options),
     "barrier": lambda s: ng.barrier(*s.nets, s.data, s.x, points=2, **s.options),
     "combine": lambda s: ng.combine(s.nets, s.x, **s.options),
+    "compare": lambda s: ng.compare(s.nets, s.x, base=s.nets[0], align="permutation", **s.options),
     "distill": lambda s: ng.distill(s.fused, s.nets, s.data, **TRAINING, **s.options),
     "evaluate": lambda s: ng.evaluate(s.nets[0], s.data, **s.options),
     "finetune": lambda s: ng.finetune(s.nets[0], s.data, **TRAINING, **s.options),

@@ -20,7 +20,7 @@ PUBLIC = {
     "Look at a network": ("trace", "verify", "permute", "NeuronGraph"),
     "Fuse": ("fuse", "statistics", "Statistics", "Members", "Fusion", "plan", "FusionPlan", "apply"),
     "Methods": ("Average", "Permutation", "Symmetric", "OptimalTransport", "Transplant", "Zip"),
-    "Merge by recipes, merge adapters": ("merge", "Recipe", "merge_adapters"),
+    "Merge by recipes, merge adapters": ("merge", "Recipe", "merge_adapters", "compare"),
     "Merge operators": (
         *("Linear", "TaskArithmetic", "Ties", "Dare", "Della", "Breadcrumbs", "Sce", "Slerp", "NuSlerp", "MultiSlerp"),
         *("Karcher", "ModelStock", "NearSwap", "ArceeFusion", "Fisher", "RegMean", "Passthrough", "Gradient"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neurograft.member_statistics.collecting import statistics as statistics
     from neurograft.member_statistics.statistics import Statistics as Statistics
     from neurograft.members.members import Members as Members
+    from neurograft.merging.compare import compare as compare
     from neurograft.merging.merge import merge as merge
     from neurograft.merging.merge_adapters import merge_adapters as merge_adapters
     from neurograft.merging.recipe import Recipe as Recipe
@@ -97,6 +98,7 @@ _PUBLIC = {
     "apply": "neurograft.applying.application",
     "barrier": "neurograft.evaluating.barrier",
     "combine": "neurograft.applying.combining",
+    "compare": "neurograft.merging.compare",
     "distill": "neurograft.training.distilling",
     "evaluate": "neurograft.evaluating.evaluation",
     "finetune": "neurograft.training.finetuning",

@@ -115,7 +115,7 @@ class FusedRows:
         self._depth, self._seed = plan.depths.get(name, 0.0), plan.seed
         self._weights = tuple(plan.weight(name, m) for m in range(plan.members))
         self._base = None
-        if base is not None and plan.base is not None and not self.summed:
+        if base is not None and plan.base is not None:
             self._base = _part_of(base, plan.base.graphs[0].tensors.get(name), fused, plan.base, 0)
         shared = _shared(fused, plan)
         self._parts = [
@@ -174,6 +174,11 @@ class FusedRows:
                 f"{tuple(aligned[0].shape)}"
             )
         return found
+
+    def ancestor(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the ancestor's tensor in the same basis, for plans that have one."""
+        assert self._base is not None
+        return self._block_of(self._base, start, stop)
 
     def aligned(self, start: int, stop: int) -> list[Tensor]:
         """Rows `start` to `stop` of A_m W_m B_m for every member, unscaled, in float32 where its dtype is narrower.

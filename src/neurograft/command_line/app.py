@@ -7,6 +7,7 @@ import typer
 
 from neurograft._version import __version__
 from neurograft.command_line.advise import advise
+from neurograft.command_line.compare import compare
 from neurograft.command_line.ending import tidy_end
 from neurograft.command_line.evaluate import evaluate
 from neurograft.command_line.fuse import fuse
@@ -43,7 +44,7 @@ def _options(
     """Fuse several trained PyTorch networks into one of the same architecture and size."""
 
 
-for command in (trace, plan, fuse, merge_adapters, evaluate, advise):
+for command in (trace, plan, compare, fuse, merge_adapters, evaluate, advise):
     app.command()(command)
 for added in added_commands():
     if isinstance(added, typer.Typer):

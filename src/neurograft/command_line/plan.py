@@ -59,23 +59,22 @@ def plan(
 
     if output is not None:
         check_output(output, force=force)
+    combining: Operator | None
     if (recipe := recipe_of(factory, members)) is not None:
         given = {"--method": method, "--option": option, "--weights": weights, "--fixed": fixed}
         check_decided({**given, "--base": base, "--align": align}, "a recipe")
-        opened, (chosen, operator) = _by_recipe(*recipe, inputs, seed)
+        opened, chosen, combining = by_recipe(*recipe, inputs, seed)
     else:
-        chosen, operator = choice_of(method or "transplant", parse_options(option), align)
+        chosen, combining = choice_of(method or "transplant", parse_options(option), align)
         opened = open_members(factory, members, inputs, fixed, seed, base).weighted(parse_weights(weights))
-    print_lines(str(estimate(opened, chosen, operator)))
+    print_lines(str(estimate(opened, chosen, combining)))
     if output is not None:
-        decided = plan_members(opened, chosen, operator, seed=seed)
+        decided = plan_members(opened, chosen, combining, seed=seed)
         save_plan(SavedPlan(decided, opened.name, opened.fixed, opened.hashes()), output)
         print_lines(f"\n{decided}\nwrote {output}")
 
 
-def _by_recipe(
-    factory: str, path: Path, inputs: list[str], seed: int
-) -> "tuple[Members, tuple[Method, Operator | None]]":
+def by_recipe(factory: str, path: Path, inputs: list[str], seed: int) -> "tuple[Members, Method, Operator]":
     """The models of a recipe, and what is done to them."""
     from neurograft.command_line.arguments import build, example_inputs
     from neurograft.merging.merge import open_models
@@ -85,4 +84,4 @@ def _by_recipe(
     recipe = Recipe.read(path)
     given = example_inputs(inputs, factory, seed) if factory or inputs else None
     opened = open_models(recipe, (lambda: build(factory, seed)) if factory else None, factory, given)
-    return opened, (recipe.align or Average(), recipe.operator)
+    return opened, recipe.align or Average(), recipe.operator
