@@ -356,3 +356,14 @@ def test_every_operator_is_in_the_table_under_its_name() -> None:
     made = {name: kind for name, kind in OPERATORS.items() if name not in ("mean", "owned")}
     assert all(getattr(ng, kind.__name__) is kind for kind in made.values())
     assert all(isinstance(kind(**options), Operator) for kind, options in VARIANTS.values())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (0,), (3, 0)], ids=str)
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in ("mean", "owned")])
+def test_scalars_and_tensors_without_entries_are_combined_too(name: str, shape: tuple[int, ...]) -> None:
+    kind = OPERATORS[name]
+    members = [torch.full(shape, value, dtype=torch.double) for value in (1.5, 2.0)]
+    base = torch.ones(shape, dtype=torch.double) if kind.needs_base else None
+    found = kind().combine(Block("scale", members, (0.5, 0.5), base))
+    assert found.shape == shape
+    assert bool(found.isfinite().all())
