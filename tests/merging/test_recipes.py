@@ -256,8 +256,10 @@ def test_models_that_do_not_fit_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="the base is no ancestor of .*m0: neurons of the same place lie"):
         ng.merge(recipe, tmp_path / "out")
     (tmp_path / "base" / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="base is no model folder with a config.json"):
+    with pytest.raises(PlanError, match="no ancestor of .*m0: they lie 1.* times as far apart"):
         ng.merge(recipe, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="base: aligning needs the network; of checkpoints that are no model"):
+        ng.merge(read(tmp_path, TIES + "align: permutation\n"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

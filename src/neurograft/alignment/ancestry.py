@@ -31,6 +31,20 @@ def distance_ratio(first: State, second: State, graph: NeuronGraph) -> float:
     return same / other if other else 1.0
 
 
+def relative_distance(first: State, second: State) -> float:
+    """How far two networks lie apart, as a share of what independent ones would: Σ |w − v|² / Σ (|w|² + |v|²).
+
+    Over the first entries of all matrices; about 1 for independent networks, about 0 for children of one ancestor.
+    """
+    apart = size = 0.0
+    for name, tensor in first.items():
+        if tensor.dim() > 1 and tensor.is_floating_point():
+            w, v = (state[name].detach()[:SAMPLED].double() for state in (first, second))
+            apart += float((w - v).square().sum())
+            size += float(w.square().sum() + v.square().sum())
+    return apart / size if size else 0.0
+
+
 def _rows(tensor: Tensor, slot: Slot, size: int) -> Tensor:
     """A sample of the rows that make the first neurons, shape `(neurons, numbers)`: views as far as that goes."""
     tensor = real_parts(tensor.detach())
@@ -48,6 +62,8 @@ def aligned_members(members: Members) -> tuple[bool, ...]:
     of different places. Members of other widths never are.
     """
     found = [True]
+    if not members.graph.free:  # no neuron can stand in another place
+        return (True,) * len(members.states)
     for m in range(1, len(members.states)):
         same_widths = all(g.size == members.graphs[m][g.name].size for g in members.graph.free)
         found.append(

@@ -110,7 +110,9 @@ class FusedRows:
         # outputs that are kept side by side are made of all members together, whatever combines the rest
         self.summed = plan.operator.sums or (fused is not None and made_by(fused, plan.joint))
         # what batches looked like is no weight: a variance of task vectors may be negative
-        self.summed |= fused is not None and fused.kind in ("mean", "variance")
+        self.summed |= name.endswith((".running_mean", ".running_var")) or (
+            fused is not None and fused.kind in ("mean", "variance")
+        )
         self._operator, self._statistics = plan.operator, statistics
         self._depth, self._seed = plan.depths.get(name, 0.0), plan.seed
         self._weights = tuple(plan.weight(name, m) for m in range(plan.members))

@@ -26,6 +26,7 @@ IN_FOLDER = (
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors.index.json",
 )
 
 

@@ -141,15 +141,15 @@ def compared(plan: FusionPlan, members: Members) -> Comparison:
     """`compare` for members in the basis of a plan that has their ancestor."""
     base = base_state(plan, members)
     families: dict[str, list[_Sums]] = {}
-    for name in members.networks[0].state_dict():  # files may have another order
-        if name not in members.states[0]:  # the second name of a tied tensor
-            continue
+    # files may have another order than the network, and a tied tensor has a second name there
+    own = dict.fromkeys((*members.networks[0].state_dict(), *members.states[0]))
+    for name in filter(members.states[0].__contains__, own):
         tensors = [state[name] for state in members.states]
         if tensors[0].dtype.is_floating_point:
             rows = FusedRows(tensors, plan, name, base[name])
             families.setdefault(NUMBER.sub("*", name), []).append(_sums(rows))
-    found = tuple(_family(name, own) for name, own in families.items())
-    return Comparison(found, _family("all", [own for each in families.values() for own in each]))
+    found = tuple(_family(name, sums) for name, sums in families.items())
+    return Comparison(found, _family("all", [one for sums in families.values() for one in sums]))
 
 
 @dataclass

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from neurograft.alignment.activations import calibration_of
-from neurograft.alignment.ancestry import ALIGNED_BELOW, aligned_members, distance_ratio, unaligned_notes
+from neurograft.alignment.ancestry import (
+    ALIGNED_BELOW,
+    aligned_members,
+    distance_ratio,
+    relative_distance,
+    unaligned_notes,
+)
 from neurograft.errors import MembersDiffer, OptionError, PlanError
 from neurograft.inputs import Calibration, Inputs
 from neurograft.member_statistics.statistics import Statistics
@@ -204,14 +210,19 @@ def _check_ancestor(members: Members) -> None:
         PlanError: with how far it is away.
     """
     assert members.base is not None
-    if not members.graph.free:
-        return
+    base = members.base.states[0]
     for m, state in enumerate(members.states):
-        ratio = distance_ratio(state, members.base.states[0], members.graph)
+        if members.graph.free:
+            ratio = distance_ratio(state, base, members.graph)
+            told = (
+                f"neurons of the same place lie {ratio:.2f} times as far apart (squared) as neurons of different places"
+            )
+        else:
+            ratio = relative_distance(state, base)
+            told = f"they lie {ratio:.2f} times as far apart (squared) as networks that have nothing in common"
         if ratio >= ALIGNED_BELOW:
             raise PlanError(
-                f"the base is no ancestor of {members.owner(m)}: neurons of the same place lie {ratio:.2f} times as "
-                f"far apart (squared) as neurons of different places, of children less than {ALIGNED_BELOW} times; "
+                f"the base is no ancestor of {members.owner(m)}: {told}, of children less than {ALIGNED_BELOW} times; "
                 "give another base, or align=, which moves it to the members"
             )
 
