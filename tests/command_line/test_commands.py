@@ -63,6 +63,41 @@ def test_fuse_writes_what_the_library_computes(neurograft, members, tmp_path):
     assert left_behind(tmp_path) == ["fused.safetensors"]
 
 
+def test_statistics_stand_for_data(neurograft, members, tmp_path):
+    own = [tmp_path / f"own-{m}.safetensors" for m in range(2)]
+    for member, path in zip(members, own, strict=False):
+        code, out, err = neurograft("statistics", MLP, member, "digits", "-o", path)
+        assert (code, err) == (0, "")
+        assert "samples of 1x8x8 real numbers" in out
+    output = tmp_path / "fused.safetensors"
+    brought = [part for path in own for part in ("--statistics", path)]
+    code, out, err = neurograft("fuse", MLP, *members[:2], *SHAPE, "-o", output, *brought)
+    assert (code, err) == (0, "")
+    assert "refit: 1000 samples" in out
+    networks = [load_into(digits_mlp().eval(), path) for path in members[:2]]
+    expected = ng.fuse(networks, torch.zeros(1, 1, 8, 8), statistics=[ng.Statistics.load(path) for path in own])
+    torch.testing.assert_close(load_into(digits_mlp(), output).state_dict(), expected.state_dict())
+    assert provenance_of(output)["statistics"] == [sha256(path) for path in own]
+
+
+def test_statistics_with_noise(neurograft, members, tmp_path):
+    path = tmp_path / "own.safetensors"
+    code, out, _ = neurograft("statistics", MLP, members[0], "digits", "-o", path, "--noise", "3,1e-5", "--clip", "8")
+    assert code == 0
+    assert "noise (3, 1e-05)" in out
+    assert ng.Statistics.load(path).noise == (3.0, 1e-5)
+    code, _, err = neurograft("statistics", MLP, members[0], "digits", "-o", path, "--force", "--noise", "3")
+    assert code == 2
+    assert "must be two numbers" in err
+
+
+def test_a_file_of_something_else_is_no_statistics(neurograft, members, tmp_path):
+    output = tmp_path / "fused.safetensors"
+    code, _, err = neurograft("fuse", MLP, *members[:2], *SHAPE, "-o", output, "--statistics", members[0])
+    assert code == 2
+    assert "holds no statistics" in err
+
+
 def test_calibration_images_refit_the_fused_network(neurograft, members, tmp_path):
     refitted, bare = tmp_path / "refitted.safetensors", tmp_path / "bare.safetensors"
     code, out, err = neurograft("fuse", MLP, *members, *SHAPE, "-o", refitted, "--calibration", "digits")

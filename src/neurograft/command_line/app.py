@@ -14,6 +14,7 @@ from neurograft.command_line.fuse import fuse
 from neurograft.command_line.merge_adapters import merge_adapters
 from neurograft.command_line.plan import plan
 from neurograft.command_line.printing import plain_printing, print_error
+from neurograft.command_line.statistics import statistics
 from neurograft.command_line.trace import trace
 from neurograft.errors import NeurograftError
 from neurograft.plugins import added_commands
@@ -44,7 +45,7 @@ def _options(
     """Fuse several trained PyTorch networks into one of the same architecture and size."""
 
 
-for command in (trace, plan, compare, fuse, merge_adapters, evaluate, advise):
+for command in (trace, plan, compare, statistics, fuse, merge_adapters, evaluate, advise):
     app.command()(command)
 for added in added_commands():
     if isinstance(added, typer.Typer):

@@ -185,6 +185,23 @@ def parse_weights(text: str | None) -> "Weights | None":
         ) from None
 
 
+def pair_of_numbers(text: str, option: str) -> tuple[float, float]:
+    """Two numbers with a comma between them.
+
+    Raises:
+        OptionError: if they are not two numbers.
+
+    Example:
+        >>> pair_of_numbers("3,1e-5", "--noise")
+        (3.0, 1e-05)
+    """
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError:
+        raise OptionError(f"{option} {text!r} must be two numbers with a comma between them, such as 3,1e-5") from None
+    return first, second
+
+
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".safetensor", ".npz", ".json", ".onnx", ".h5")
 
 

@@ -24,7 +24,7 @@ def evaluate(
         str, typer.Option(help="`validation` to choose, `test` once at the end, or `train`.")
     ] = "validation",
     vote: Annotated[
-        str | None, typer.Option(help="Add their ensemble: `average`, `probabilities` or `majority`.")
+        str | None, typer.Option(help="Add their ensemble: `average`, `probabilities`, `majority` or `energy`.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 256,
 ) -> None:

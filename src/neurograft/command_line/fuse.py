@@ -73,6 +73,14 @@ def fuse(
             help="Images for recovery and for methods that look at activations: `digits`, or a folder as for `demo`.",
         ),
     ] = None,
+    statistics: Annotated[
+        list[Path],
+        typer.Option(
+            "--statistics",
+            metavar="FILE",
+            help="What `neurograft statistics` wrote for a member, once for each in their order: instead of data.",
+        ),
+    ] = [],  # noqa: B006 - as above
     recover: Annotated[
         str, typer.Option(help="Repair without training: refit, repair, batch_norm, none, or what suits.")
     ] = "auto",
@@ -102,7 +110,8 @@ def fuse(
 
     decided = {"--method": method, "--option": option, "--weights": weights, "--fixed": fixed, "--align": align}
     if (recipe := recipe_of(factory, members)) is not None:
-        more = {"--plan": saved, "--base": base, "--calibration": calibration, "--recover": recover != "auto"}
+        more = {"--plan": saved, "--base": base, "--calibration": calibration, "--statistics": statistics}
+        more["--recover"] = recover if recover != "auto" else None
         check_decided({**decided, **more}, "a recipe")
         _merge(*recipe, output, inputs, seed, max_memory, dtype, shard_size, force)
         return
@@ -111,6 +120,8 @@ def fuse(
     if names_folder(factory) or saved or max_memory or dtype or output.suffix != ".safetensors":
         if calibration is not None:
             raise OptionError("methods that look at activations need the members in memory; leave out --calibration")
+        if statistics:
+            raise OptionError("statistics are for recovery, which needs the members in memory; leave out --statistics")
         if recover not in ("auto", "none"):
             raise OptionError("recovery needs the members in memory; leave out --recover, or fuse without streaming")
         chosen, operator = choice_of(method or "transplant", parse_options(option), align)
@@ -121,13 +132,14 @@ def fuse(
     from neurograft.checkpoints import load_into, open_checkpoint, sha256, write_checkpoint
     from neurograft.command_line.arguments import build, example_inputs
     from neurograft.fusing import Fusion, Recovery, check_recovery
+    from neurograft.member_statistics.statistics import Statistics
     from neurograft.members.members import Members
     from neurograft.plugins import load_images
 
     options, shares = parse_options(option), parse_weights(weights)
     choice_of(method or "transplant", options, align)
     recovery = None if recover == "none" else cast(Recovery, recover)
-    check_recovery(recovery, calibration)
+    check_recovery(recovery, calibration or statistics or None)
     check_output(output, force=force)
     examples = example_inputs(inputs, factory, seed)
     files = [open_checkpoint(path) for path in members]
@@ -136,7 +148,10 @@ def fuse(
     images = None if calibration is None else load_images(calibration, samples=CALIBRATION).train.batches()
     ancestor = None if base is None else open_checkpoint(base)
     started = None if ancestor is None else load_into(build(factory, seed), ancestor)
-    loaded = Members(networks, examples, weights=shares, base=started, fixed=fixed, calibration=images)
+    brought = [Statistics.load(path) for path in statistics] or None
+    loaded = Members(
+        networks, examples, weights=shares, base=started, fixed=fixed, calibration=images, statistics=brought
+    )
     fusion = Fusion.of(loaded, method or "transplant", align=align, seed=seed, **options)
     plan = fusion.plan
     read = [*files, *([] if ancestor is None or plan.base is None else [ancestor])]
@@ -146,7 +161,8 @@ def fuse(
     record = Provenance.of(plan, files, factory, fixed, None if plan.base is None else ancestor).record(hashes)
     fusion = fusion.recovered(recovery)
     last = fusion.report.recovery
-    found = {"calibration": calibration, "recovery": None if last is None else last.recovery}
+    found = {"calibration": calibration, "statistics": [sha256(path) for path in statistics]}
+    found |= {"recovery": None if last is None else last.recovery}
     write_checkpoint(fusion.model, output, record | found)
     print_lines(str(plan))
     print_lines(str(fusion.report))
