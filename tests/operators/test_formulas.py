@@ -313,6 +313,8 @@ def test_depth_goes_by_numbered_blocks_or_else_by_modules() -> None:
         (lambda: Slerp(t="half"), "t is a number, a Gradient, or patterns"),
         (lambda: Slerp(t=True), "t is a number, a Gradient, or patterns"),
         (lambda: Linear(weights=[1, float("nan")]), "weights is a number, a Gradient"),
+        (lambda: Linear(weights=[1e308, 1e308]), "weights is a number, a Gradient"),  # their sum overflows
+        (lambda: Linear(weights=[1, 10**400]), "weights is a number, a Gradient"),
         (lambda: Gradient([]), "a gradient is a list of numbers"),
         (lambda: Gradient([1, "a"]), "a gradient is a list of numbers"),  # type: ignore[list-item]
         (lambda: Ties(densty=0.5), "operator 'ties' has no option 'densty'; did you mean 'density'"),  # type: ignore[call-arg]

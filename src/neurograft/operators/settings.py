@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from fnmatch import fnmatch
-from math import inf, isfinite
+from math import inf
 from typing import Any, TypeAlias
 
 from neurograft.errors import BadWeights, OptionError, closest
+
+LARGEST = 1e30
+"""Numbers beyond it are refused: their sums may overflow, and what is divided by them is 0."""
 
 
 @dataclass(frozen=True)
@@ -172,4 +175,4 @@ def check_fits(option: str, setting: Any, members: int, names: Sequence[str]) ->
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
