@@ -145,11 +145,14 @@ class Fusion:
     def refit(self, batches: Batches | None = None, **options: Any) -> "Fusion":
         """`neurograft.refit`, with its options; on the members' calibration batches if none are given.
 
-        The target is the ensemble that the members' statistics make, where they brought any.
+        Where members brought statistics, the target is the ensemble these make of classifiers; for other networks pass
+        `target=None`, or an `Ensemble` of the members with the vote average.
         """
         calibration = self._batches(batches, "refit")
         if self.members.statistics is not None:
-            options.setdefault("target", Ensemble(self.members.networks, statistics=self.members.statistics))
+            options.setdefault(
+                "target", Ensemble(self.members.networks, "probabilities", statistics=self.members.statistics)
+            )
         applied = self.applied is not None and self.applied == stamp_of(self.model)
         return self._after(refitted(self.model, self.plan, self.members, calibration, applied=applied, **options))
 
@@ -244,8 +247,9 @@ def fuse(
         align: for an operator, the method that brings members into one basis first; see `plan`.
         base: for an operator, the network that all members were trained from; see `plan`.
         statistics: what every member sent of its own data, one `Statistics` each. Without calibration batches inputs
-            are drawn from them, so no data is needed; refit brings the outputs towards the members weighted by how
-            well they know each input, `Ensemble(models, statistics=...)`.
+            are drawn from them, so no data is needed; refit brings the outputs towards the members weighted by
+            whose data each input resembles: probabilities, as classifiers' outputs are taken to be (with
+            `Fusion.refit(target=...)` for other networks).
         fixed: fnmatch patterns of parameters whose neurons stay where they are.
         heads: "average" fuses the layers that make the outputs too, "keep" leaves every member its own; see `plan`.
         seed: the only source of randomness.

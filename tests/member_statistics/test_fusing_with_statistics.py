@@ -28,7 +28,7 @@ def test_fuse_needs_no_data_where_members_brought_statistics() -> None:
     fusion = Fusion.of(ng.Members(NETS, samples(0, 2)), statistics=OWN, recover="auto")
     assert [report.recovery for report in fusion.recoveries] == ["refit"]
     assert fusion.recoveries[0].samples == 1000
-    assert fusion.recoveries[0].after < fusion.recoveries[0].before
+    assert any("solved on cross-entropy" in note for note in fusion.recoveries[0].notes)
     alone = ng.fuse(NETS, samples(0, 2), statistics=OWN)
     wanted = fusion.model.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in alone.state_dict().items())

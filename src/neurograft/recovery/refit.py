@@ -20,6 +20,7 @@ from neurograft.recovery.agreement import Agreement, agreement, merges
 from neurograft.recovery.fitting import BLOCK, Fit
 from neurograft.recovery.holdout import HoldOut, held_out
 from neurograft.recovery.layers import LayerUse, NetworkLayers, survey
+from neurograft.recovery.output_layer import fit_output_layer
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
 from neurograft.recovery.samples import ACTIVATIONS, Sampler, Samples, read_samples
 from neurograft.recovery.sequential_solve import Item, SolvePlan, eval_mode, settle
@@ -78,7 +79,9 @@ def refit(
             no member's neuron. Where the plan selects neurons, or only some layers are asked for, there is nothing to
             weight; False keeps the plan's own weights everywhere.
         target: an ensemble of the members that weights them, by `weights`, `statistics` or `vote="energy"`: outputs are
-            brought towards what it returns, and the held-out samples judge by that; None for the plan's weights.
+            brought towards what it returns, and the held-out samples judge by that; None for the plan's weights. With
+            `vote="probabilities"`, for classifiers, the outputs are refitted by the plan's weights, and then the layer
+            that makes them is solved on cross-entropy towards the ensemble's probabilities.
         max_memory: bytes for what is computed, beside the samples, copies of the network (and what the allocator keeps
             of freed blocks: a few per cent have been seen at 1 GiB); 2 GiB by default. With
             less memory the batches become smaller and the passes more. The matrices a layer is solved with cannot be
@@ -144,6 +147,8 @@ def refitted(
     started = time.perf_counter()
     _check_options(ridge, positions, max_memory)
     _check_target(target, len(members))
+    classes = target if target is not None and target.vote == "probabilities" else None
+    target = target if classes is None else None
     check_seed(seed)
     layers, exclude = patterns_of(layers, "layers"), patterns_of(exclude, "exclude")
     members = in_form(plan, members)
@@ -167,11 +172,18 @@ def refitted(
         result, samples, found
     )
     report = replace(report, samples=total, notes=notes)
+    kept = False
     if judges is not None:
         judge = HoldOut.of(judges, plan, members.networks, target)
         report = replace(report, held_out=judges.total, before=judge.error(fused), after=judge.error(result))
         if isfinite(report.before) and not report.after <= report.before:
-            return Recovered(copy_of(fused), _unchanged(report, time.perf_counter() - started))
+            kept, result, report = True, copy_of(fused), _unchanged(report, time.perf_counter() - started)
+        if classes is not None:
+            fit = fit_output_layer(result, plan, found.places, samples, judges, classes)
+            report = report if fit is None else replace(report, notes=(*report.notes, str(fit)))
+            kept = kept and fit is None
+    if kept:
+        return Recovered(result, report)
     return Recovered(result, replace(report, seconds=time.perf_counter() - started), plan)
 
 
@@ -247,10 +259,10 @@ def _check_options(ridge: float | None, positions: int | None, max_memory: int |
 def _check_target(target: object, members: int) -> None:
     if target is None:
         return
-    if not isinstance(target, Ensemble) or len(target.members) != members or target.vote not in ("average", "energy"):
+    if not isinstance(target, Ensemble) or len(target.members) != members or target.vote == "majority":
         raise OptionError(
-            f"target is a {type(target).__name__}; it is an Ensemble of the {members} members, with the vote average "
-            "(and weights or statistics) or energy"
+            f"target is a {type(target).__name__}; it is an Ensemble of the {members} members, with any vote but "
+            "majority"
         )
 
 
