@@ -12,6 +12,7 @@ from neurograft.axes.symmetry import Symmetry
 from neurograft.tracing.bench import Bench, largest_change
 from neurograft.tracing.canonical import canonical
 from neurograft.tracing.class_proof import disturbed
+from neurograft.tracing.parts import Absorb, Centre
 from tests.attention import attention, sequences
 from tests.networks import MLP, VGG, ResNet
 
@@ -260,3 +261,49 @@ def test_asked_groups_have_no_class_and_no_steps() -> None:
     graph = ng.trace(noisy(Stream(nn.LayerNorm)), X).fixing("stem.weight")
     assert graph["stem.weight:0"].symmetry is Symmetry.PERMUTATION
     assert all(step.group != "stem.weight:0" for step in graph.steps)
+
+
+def test_means_that_every_norm_takes_out_are_taken_out_of_what_is_written() -> None:
+    net = noisy(Stream(nn.LayerNorm))
+    graph = ng.trace(net, X)
+    made = canonical(dict(net.named_parameters()), graph, graph.steps)
+    for name in ("stem.weight", "stem.bias", "down.weight", "down.bias"):
+        assert float(made[name].sum(0).abs().max()) < 1e-12, name
+
+
+def test_the_mean_of_a_stream_that_is_read_without_a_norm_counts() -> None:
+    class Bare(Stream):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x + self.down(self.inner(self.up(self.norm(x)))))
+
+    graph = ng.trace(noisy(Bare(nn.LayerNorm)), X)
+    assert graph["stem.weight:0"].symmetry is Symmetry.FIXING_ONE
+    assert not [step for step in graph.steps if isinstance(step, Centre)]
+
+
+def test_the_bias_of_values_goes_into_that_of_the_output_and_that_of_keys_is_dropped() -> None:
+    net = attention("written", 2).double()
+    graph = ng.trace(net, sequences().double())
+    made = canonical(dict(net.named_parameters()), graph, graph.steps)
+    assert not bool(made["k.bias"].any())
+    assert not bool(made["v.bias"].any())
+    assert bool(made["q.bias"].any())
+    given = dict(net.named_parameters())
+    values = given["v.bias"] + given["v.weight"] @ given["norm.bias"]  # the norm's shift was folded into it
+    moved = given["project.bias"] + given["project.weight"] @ values
+    torch.testing.assert_close(made["project.bias"], moved.detach())
+
+
+def test_a_bias_of_keys_that_counts_is_kept() -> None:
+    class Sigmoid(nn.Module):  # scores that compete with nothing
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.head = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.q(x) @ self.k(x).transpose(-1, -2)).sigmoid() @ x)
+
+    graph = ng.trace(noisy(Sigmoid()), sequences().double())
+    assert graph["q.weight:0"].symmetry is Symmetry.LINEAR
+    assert not [step for step in graph.steps if isinstance(step, Absorb)]

@@ -83,7 +83,7 @@ def _merge_members(
     dtype: torch.dtype | None,
     seed: int,
     max_memory: int | None,
-    progress: Progress | None,
+    progress: ByteProgress | None,
     shard_size: int | None = None,
 ) -> Streamed:
     with members.hashing() as hashing, core_left_over():

@@ -13,7 +13,17 @@ from neurograft.axes.layout import Factor, Layout, Segment, layout_size, sizes_a
 from neurograft.axes.maps import NeuronMap, Pairs, PerUnit, Plain
 from neurograft.plans.joint import check_joint
 from neurograft.plans.plan import FusionPlan
-from neurograft.tracing.graph import Balance, Fold, Group, NeuronGraph, TensorInfo, slots_by_group
+from neurograft.tracing.graph import (
+    Absorb,
+    Balance,
+    Centre,
+    Fold,
+    Group,
+    NeuronGraph,
+    Place,
+    TensorInfo,
+    slots_by_group,
+)
 
 MOST_TERMS = 4096  # of a layout that is multiplied out
 TOLERANCE = 1e-6  # of the sum of weights
@@ -139,21 +149,23 @@ def _check_tensor(name: str, info: TensorInfo, groups: Mapping[str, Group]) -> N
             raise ValueError(f"the layout of {name} does not fit its shape {info.shape}")
 
 
-def _check_step(step: Fold | Balance, graph: NeuronGraph) -> None:
+def _check_step(step: Fold | Centre | Absorb | Balance, graph: NeuronGraph) -> None:
     # a step towards the canonical form must find its units where it names them
     _known([step.group], graph.by_name, "a group of a step")
-    if isinstance(step, Balance):
-        for place in (*step.made, *step.other):
+    if not isinstance(step, Fold):
+        for place in _places(step):
             _known([place.tensor], graph.tensors, "a balanced tensor")
             info, group = graph.tensors[place.tensor], graph[step.group]
             if not 0 <= place.dim < len(info.layouts) or not 0 <= place.term < len(terms(info.layouts[place.dim])):
                 raise ValueError(f"{place.tensor} is balanced where it has no units")
             there = [factor.group for factor in terms(info.layouts[place.dim])[place.term].factors]
-            beside = [group.inside] if group.per_unit and not step.each else []
+            beside = [group.inside] if group.per_unit else []
             if any(there.count(name) != 1 for name in (step.group, *beside)):
                 raise ValueError(f"{place.tensor} is balanced where group {step.group} does not lie")
-        if not step.made or not step.other:
+        if isinstance(step, Balance) and not (step.made and step.other):
             raise ValueError(f"group {step.group} is balanced on one side only")
+        if isinstance(step, Absorb) and step.into is not None:
+            _known([step.into], graph.tensors, "a bias that absorbs others")
         return
     names = (step.scale, *(() if step.shift is None else (step.shift,)), *step.readers, *step.biases)
     _known(names, graph.tensors, "a folded tensor")
@@ -165,6 +177,14 @@ def _check_step(step: Fold | Balance, graph: NeuronGraph) -> None:
     for reader in step.readers:
         if sum(step.group in roles for roles in graph.tensors[reader].roles) != 1:
             raise ValueError(f"{reader} does not read group {step.group} along one dimension")
+
+
+def _places(step: Centre | Absorb | Balance) -> tuple[Place, ...]:
+    if isinstance(step, Centre):
+        return step.made
+    if isinstance(step, Absorb):
+        return (*step.biases, *(() if step.reader is None else (step.reader,)))
+    return (*step.made, *step.other)
 
 
 def _check_layout(own: Layout, groups: Mapping[str, Group]) -> None:

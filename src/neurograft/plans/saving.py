@@ -25,7 +25,9 @@ from neurograft.plans.checking import check_fields, check_plan
 from neurograft.plans.plan import FusionPlan
 from neurograft.tracing.flow import Edge, Flow, Node, NodeKind
 from neurograft.tracing.graph import (
+    Absorb,
     Balance,
+    Centre,
     FixedReason,
     Fold,
     Group,
@@ -42,7 +44,23 @@ VERSION = 4
 KINDS = {
     kind.__name__: kind
     for kind in (
-        *(Factor, Slot, Group, TensorInfo, Use, Tied, Node, Edge, Flow, Fold, Place, Balance, NeuronGraph),
+        *(
+            Factor,
+            Slot,
+            Group,
+            TensorInfo,
+            Use,
+            Tied,
+            Node,
+            Edge,
+            Flow,
+            Fold,
+            Centre,
+            Absorb,
+            Place,
+            Balance,
+            NeuronGraph,
+        ),
         *(Pairs, PerUnit, NeuronMap, FusionPlan, Gradient),
     )
 }

@@ -6,16 +6,16 @@ from dataclasses import replace
 from neurograft.axes.layout import terms
 from neurograft.axes.symmetry import Symmetry
 from neurograft.tracing.classes import Found
-from neurograft.tracing.parts import Balance, Fold, Group, Place, TensorInfo, Use
+from neurograft.tracing.parts import Absorb, Balance, Centre, Fold, Group, Place, TensorInfo, Use
 
 LIMITS = {Symmetry.LINEAR: Symmetry.ORTHOGONAL, Symmetry.SCALED: Symmetry.PERMUTATION}
 
 
 def classed(
     groups: Sequence[Group], tensors: Mapping[str, TensorInfo], uses: Sequence[Use], found: Found
-) -> tuple[tuple[Group, ...], tuple[Fold | Balance, ...]]:
+) -> tuple[tuple[Group, ...], tuple[Fold | Centre | Absorb | Balance, ...]]:
     """The groups with their classes, and the steps to the canonical form in which these hold."""
-    steps: list[Fold | Balance] = list(found.folds)
+    steps: list[Fold | Centre | Absorb | Balance] = list(found.folds)
     holding = {group.inside for group in groups}
     made = []
     for group in groups:
@@ -35,10 +35,16 @@ def classed(
             if held is not None:
                 kind, limit = Symmetry.PERMUTATION, f"the entries of {held}"
         if step is not None and kind in LIMITS:
+            if kind is Symmetry.LINEAR and group.name not in found.inexact:
+                steps += _absorbed(group, step, tensors, uses)
             steps.append(step)
+        if kind is Symmetry.FIXING_ONE and group.name in found.centred - found.inexact:
+            made_at = tuple(p for p in _places(group, tensors, "out"))
+            if made_at and not set(made_at) & set(_places(group, tensors, "in")):
+                steps.append(Centre(group.name, made_at))
         made.append(replace(group, symmetry=kind, limit=limit))
     rotating = {group.name for group in made if group.symmetry.rotates}
-    return tuple(made), tuple(s for s in steps if isinstance(s, Balance) or s.group in rotating)
+    return tuple(made), tuple(s for s in steps if not isinstance(s, Fold) or s.group in rotating)
 
 
 def _held_by(group: Group, tensors: Mapping[str, TensorInfo], folds: Sequence[Fold]) -> str | None:
@@ -67,6 +73,21 @@ def _balance(
     if normed:
         made += [p for p in elementwise if tensors[p.tensor].kind in ("scale", "shift")]
     return Balance(group.name, tuple(made), tuple(read), each) if made and read else None
+
+
+def _absorbed(group: Group, step: Balance, tensors: Mapping[str, TensorInfo], uses: Sequence[Use]) -> Iterator[Absorb]:
+    # the bias of values goes on into that of what reads them, that of keys changes nothing
+    if group.bilinear:
+        biases = tuple(p for p in step.other if tensors[p.tensor].kind == "bias")
+        if biases:
+            yield Absorb(group.name, biases, None, None)
+        return
+    biases = tuple(p for p in step.made if tensors[p.tensor].kind == "bias")
+    into = {use.bias for use in uses if use.tensor == step.other[0].tensor}
+    (beside,) = into if len(into) == 1 else (None,)
+    flat = len(step.other) == 1 and len(tensors[step.other[0].tensor].shape) == 2  # no kernel that meets a border
+    if biases and flat and beside is not None and beside not in {p.tensor for p in biases}:
+        yield Absorb(group.name, biases, step.other[0], beside)
 
 
 def _contracted(

@@ -17,9 +17,9 @@ from neurograft.axes.mixing import mix_along, occurrences
 from neurograft.axes.real_parts import real_parts
 from neurograft.errors import PlanError
 from neurograft.tracing.graph import NeuronGraph, slots_by_group
-from neurograft.tracing.parts import Balance, Fold, Place
+from neurograft.tracing.parts import Absorb, Balance, Centre, Fold, Place
 
-Step: TypeAlias = Fold | Balance
+Step: TypeAlias = Fold | Centre | Absorb | Balance
 Tensors: TypeAlias = dict[str, Tensor]
 Element: TypeAlias = Callable[[Balance, tuple[int, ...]], Tensor]
 """The matrices of a balanced group, by their shape `(units, n, n)`, or the scales, `(n,)`."""
@@ -52,6 +52,11 @@ def touched(step: Step) -> tuple[str, ...]:
     """The tensors that a step reads or changes."""
     if isinstance(step, Fold):
         return tuple(dict.fromkeys([step.scale, *_some(step.shift), *step.readers, *step.biases]))
+    if isinstance(step, Centre):
+        return tuple(dict.fromkeys(place.tensor for place in step.made))
+    if isinstance(step, Absorb):
+        reader = [] if step.reader is None else [step.reader.tensor]
+        return tuple(dict.fromkeys([*(place.tensor for place in step.biases), *reader, *_some(step.into)]))
     return tuple(dict.fromkeys(place.tensor for place in (*step.made, *step.other)))
 
 
@@ -90,6 +95,13 @@ def canonical(
     for step in steps:
         if isinstance(step, Fold):
             _fold(step, tensors, graph)
+    for step in steps:
+        if isinstance(step, Absorb):
+            _absorb(step, tensors, graph)
+    for step in steps:
+        if isinstance(step, Centre):
+            for place in step.made:
+                _put(place, step, tensors, graph, _centring(graph[step.group].size))
     balances = [step for step in steps if isinstance(step, Balance)]
     whole, each = [s for s in balances if not s.each], [s for s in balances if s.each]
     for _ in range(SWEEPS if whole and element is None and _depend(balances) else 1):
@@ -135,6 +147,26 @@ def _fold(step: Fold, tensors: Tensors, graph: NeuronGraph) -> None:
     tensors[step.scale] = torch.full_like(tensors[step.scale], 1 - step.offset)
 
 
+def _absorb(step: Absorb, tensors: Tensors, graph: NeuronGraph) -> None:
+    total: Tensor | None = None
+    for place in step.biases:
+        own = _features(place, step, tensors, graph).sum(-1)
+        total = own if total is None else total + own
+        _put(place, step, tensors, graph, torch.zeros(graph[step.group].size, dtype=torch.float64))
+    if step.reader is not None and step.into is not None and total is not None:
+        reader = _features(step.reader, step, tensors, graph)
+        layouts, dim = graph.tensors[step.reader.tensor].layouts, step.reader.dim
+        places = term_places(layouts[dim], step.reader.term, _outer(step, graph), step.group)
+        beside = tensors[step.reader.tensor].movedim(dim, 0).shape[1:]
+        read = reader.reshape(*reader.shape[:2], places.shape[-1], *beside)
+        spread = total.reshape(*total.shape, *[1] * (read.dim() - 2)).to(read)
+        tensors[step.into] = tensors[step.into] + (read * spread).sum((0, 1, 2)).reshape(tensors[step.into].shape)
+
+
+def _centring(size: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64) - 1 / size
+
+
 def _scaled(tensor: Tensor, scale: Tensor, group: str, graph: NeuronGraph, name: str) -> Tensor:
     index = torch.arange(len(scale))
     diagonal = {group: Pairs(index, index, len(scale), len(scale), scale)}
@@ -165,19 +197,19 @@ def term_places(layout: Layout, term: int, outer: str | None, group: str) -> Ten
     return places if outer is not None else places[None]
 
 
-def _outer(step: Balance, graph: NeuronGraph) -> str | None:
+def _outer(step: Centre | Absorb | Balance, graph: NeuronGraph) -> str | None:
     group = graph[step.group]
     return group.inside if group.per_unit else None
 
 
-def _features(place: Place, step: Balance, tensors: Tensors, graph: NeuronGraph) -> Tensor:
+def _features(place: Place, step: Centre | Absorb | Balance, tensors: Tensors, graph: NeuronGraph) -> Tensor:
     # one row per unit, shape (outer units or 1, units, features)
     places = term_places(graph.tensors[place.tensor].layouts[place.dim], place.term, _outer(step, graph), step.group)
     x = tensors[place.tensor].movedim(place.dim, 0)
     return x[places].flatten(2)
 
 
-def _put(place: Place, step: Balance, tensors: Tensors, graph: NeuronGraph, matrix: Tensor) -> None:
+def _put(place: Place, step: Centre | Absorb | Balance, tensors: Tensors, graph: NeuronGraph, matrix: Tensor) -> None:
     # multiply the units at one place, by matrices of shape (outer units or 1, n, n) or scales (n,)
     places = term_places(graph.tensors[place.tensor].layouts[place.dim], place.term, _outer(step, graph), step.group)
     x = tensors[place.tensor].movedim(place.dim, 0)

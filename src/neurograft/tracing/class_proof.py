@@ -12,7 +12,7 @@ from neurograft.axes.symmetry import Symmetry, random_element
 from neurograft.tracing.bench import Bench, failing_groups, largest_change
 from neurograft.tracing.canonical import canonical, canonical_graph
 from neurograft.tracing.graph import Group, NeuronGraph
-from neurograft.tracing.parts import Balance, Fold
+from neurograft.tracing.parts import Absorb, Balance, Centre, Fold
 
 
 def prove_classes(
@@ -35,6 +35,20 @@ def prove_classes(
     return error, [] if error <= tolerance else failing_groups(names, disturbing, tolerance, errors)
 
 
+def prove_steps(
+    bench: Bench, base: Sequence[Tensor], graph: NeuronGraph, tolerance: float, errors: dict[str, float]
+) -> list[str]:
+    """The groups whose means or biases count, although the graph has them taken out."""
+    steps = [step for step in graph.steps if isinstance(step, (Centre, Absorb))]
+    names = list(dict.fromkeys(step.group for step in steps))
+
+    def without(chosen: Sequence[str]) -> float:
+        changed = canonical(bench.original, graph, [step for step in steps if step.group in chosen])
+        return largest_change(base, bench.run({name: x.to(bench.original[name].dtype) for name, x in changed.items()}))
+
+    return [] if not names or without(names) <= tolerance else culprits(names, without, tolerance, errors)
+
+
 def disturbed(
     state: Mapping[str, Tensor],
     graph: NeuronGraph,
@@ -53,7 +67,8 @@ def disturbed(
     """
     kinds = {g.name: g.symmetry for g in graph.groups if g.name in names} | dict(classes or {})
     own = [step for step in graph.steps if step.group in names]
-    steps = [s for s in own if isinstance(s, Fold) or kinds[s.group] is graph[s.group].symmetry]
+    steps: list[Fold | Balance] = [s for s in own if isinstance(s, Fold)]
+    steps += [s for s in own if isinstance(s, Balance) and kinds[s.group] is graph[s.group].symmetry]
     generators = {name: torch.Generator().manual_seed(seed + i) for i, name in enumerate(graph.by_name)}
 
     def element(step: Balance, shape: tuple[int, ...]) -> Tensor:
@@ -99,4 +114,4 @@ def _moved(
     return {name: x.to(state[name].dtype) for name, x in changed.items()}
 
 
-__all__ = ["disturbed", "prove_classes"]
+__all__ = ["disturbed", "prove_classes", "prove_steps"]

@@ -46,6 +46,8 @@ class Found:
     classes: dict[str, tuple[Symmetry, str]]
     folds: tuple[Fold, ...]
     before_norm: frozenset[str]
+    centred: frozenset[str]
+    inexact: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -65,12 +67,14 @@ class _Scale:
 class _Marks:
     """What is known of tensors, by identity.
 
-    They are scaled, squared or even (one value for all units) along a group, or made by weights and nothing since.
+    They are scaled, squared, centred or even (one value for all units) along a group, or made by weights and nothing
+    since.
     """
 
     scaled: dict[tuple[int, str], _Scale] = field(default_factory=dict)
     squared: set[tuple[int, str]] = field(default_factory=set)
     even: set[tuple[int, str]] = field(default_factory=set)
+    centred: set[tuple[int, str]] = field(default_factory=set)
     fresh: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def replace(self, tensors: set[int], new: "_Marks") -> None:
@@ -79,10 +83,12 @@ class _Marks:
             self.scaled = {key: scale for key, scale in self.scaled.items() if key[0] not in tensors}
             self.squared = {key for key in self.squared if key[0] not in tensors}
             self.even = {key for key in self.even if key[0] not in tensors}
+            self.centred = {key for key in self.centred if key[0] not in tensors}
             self.fresh = {key: names for key, names in self.fresh.items() if key not in tensors}
         self.scaled |= new.scaled
         self.squared |= new.squared
         self.even |= new.even
+        self.centred |= new.centred
         self.fresh |= new.fresh
 
 
@@ -102,6 +108,7 @@ class _Reading:
         self.reads: dict[tuple[str, str], set[str | None]] = {}  # by which scales a weight reads a group
         self.offsets: dict[int, float] = {}
         self.before_norm: set[str] = set()
+        self.bare: set[str] = set()  # groups that something reads with their mean
         self.known: dict[int, tuple[frozenset[str], ...]] = {}
         self.along: dict[Axis, frozenset[str]] = {}
         self.taken = Counter(id(x) for op in labelling.steps for x in op_tensors(op))
@@ -120,7 +127,11 @@ class _Reading:
         folds = [fold for key in self.scales if (fold := self._fold(*key)) is not None]
         kept = [fold for fold in folds if self.kinds[fold.group].rotates]
         classes = {name: (kind, self.limits[name]) for name, kind in self.kinds.items()}
-        return Found(classes, tuple(kept), frozenset(self.before_norm))
+        inexact = {self.names[root] for var in self.labelling.inexact for root in [find(var)] if root in self.names}
+        centred = {name for name, kind in self.kinds.items() if kind is Symmetry.FIXING_ONE}
+        return Found(
+            classes, tuple(kept), frozenset(self.before_norm), frozenset(centred - self.bare), frozenset(inexact)
+        )
 
     # where groups lie
 
@@ -182,6 +193,8 @@ class _Reading:
                     self.now.scaled[id(r), group] = self.marks.scaled[id(x), group]
                 if (id(x), group) in self.marks.squared:
                     self.now.squared.add((id(r), group))
+                if (id(x), group) in self.marks.centred:
+                    self.now.centred.add((id(r), group))
             if id(x) in self.marks.fresh:
                 self.now.fresh[id(r)] = self.marks.fresh[id(x)]
 
@@ -291,6 +304,8 @@ class _Reading:
 
     def _read_by(self, op: Op, name: str, group: str, x: Tensor, facing: list[Tensor], bias: Any) -> None:
         # a contraction over the group, with a weight or another activation
+        if (id(x), group) not in self.marks.centred:
+            self.bare.add(group)
         scale = self.marks.scaled.get((id(x), group))
         if (id(x), group) in self.marks.squared:
             self._limit([group], Symmetry.PERMUTATION, op)
@@ -378,6 +393,8 @@ class _Reading:
                 self._limit([group], Symmetry.PERMUTATION, op)
                 continue
             offset = self.offsets.get(id(weight), 0.0)
+            if (id(x), group) in self.marks.centred:
+                self.now.centred.update((id(r), group) for r in _results(op))
             scale = self.scales.setdefault((names[0], group), _Scale(names[0], offset, str(op)))
             for r in _results(op):
                 self.now.scaled[id(r), group] = scale
@@ -395,6 +412,7 @@ class _Reading:
                 self._limit([group], Symmetry.ORTHOGONAL, op)
             elif name in FIXING_ONE and not squares:
                 self._limit([group], Symmetry.FIXING_ONE, op)
+                self.bare.add(group)
             elif name not in SUMS and name not in FIXING_ONE and arg(op, 1, 2) in (2, 2.0, None) and not squares:
                 self._limit([group], Symmetry.ORTHOGONAL, op)
             else:
@@ -425,6 +443,8 @@ class _Reading:
                 scale = self.now.scaled.get((id(op.results[0]), group))
                 if scale is not None and shift:
                     scale.shift = shift[0]
+        if name in LAYER_NORMS:
+            self.now.centred.update((id(op.results[0]), group) for group in within)
         for r in _results(op)[1:]:
             for group in within:
                 self.now.scaled.pop((id(r), group), None)

@@ -11,7 +11,20 @@ from neurograft.errors import OptionError, closest
 from neurograft.escaping import terminal
 from neurograft.options import patterns_of
 from neurograft.tracing.flow import Flow
-from neurograft.tracing.parts import Balance, Fold, Group, Kind, Place, Slot, TensorInfo, Tied, Use, slots_by_group
+from neurograft.tracing.parts import (
+    Absorb,
+    Balance,
+    Centre,
+    Fold,
+    Group,
+    Kind,
+    Place,
+    Slot,
+    TensorInfo,
+    Tied,
+    Use,
+    slots_by_group,
+)
 from neurograft.tracing.reasons import FixedReason
 from neurograft.tracing.table import footnotes, groups_table
 
@@ -42,7 +55,7 @@ class NeuronGraph:
     notes: tuple[str, ...] = field(default=())
     products: tuple[tuple[str, ...], ...] = ()
     flow: Flow = field(default_factory=Flow)
-    steps: tuple[Fold | Balance, ...] = ()
+    steps: tuple[Fold | Centre | Absorb | Balance, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -161,7 +174,9 @@ class NeuronGraph:
 
 
 __all__ = [
+    "Absorb",
     "Balance",
+    "Centre",
     "Factor",
     "FixedReason",
     "Fold",

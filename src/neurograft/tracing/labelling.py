@@ -146,6 +146,7 @@ class Labelling:
         self.behind: dict[int, tuple[str, ...]] = {}  # the parameters that a tensor is made from alone, by identity
         self.alike: set[Var] = set()  # inner units that the proof has found to be ordered alike in all outer ones
         self.narrowed: dict[Var, str] = {}  # groups whose class the proof has found to be too wide, and by what
+        self.inexact: set[Var] = set()  # groups whose biases and means the proof has found to count
         self.starts: list[int] = []
         self.rewritten: set[int] = set()
         self.flow = FlowBuilder()

@@ -166,6 +166,28 @@ class Balance:
     each: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """What writes into a stream that only LayerNorms read, less its mean over the units, which they take out."""
+
+    group: str
+    made: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Absorb:
+    """Biases of units that only pass through linear layers, moved into the bias of what reads them.
+
+    They become 0, and `into` what it was + W b. Without a reader they change nothing (of keys: the same number is added
+    to all scores of a query) and are dropped.
+    """
+
+    group: str
+    biases: tuple[Place, ...]
+    reader: Place | None
+    into: str | None
+
+
 def slots_by_group(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Slot, ...]]:
     """Every group's slots, read off the layouts of the tensors (a tied dimension gives one slot per role)."""
     found: dict[str, list[Slot]] = {}
@@ -179,4 +201,17 @@ def slots_by_group(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[Slot, .
     return {name: tuple(slots) for name, slots in found.items()}
 
 
-__all__ = ["Balance", "Fold", "Group", "Kind", "Place", "Slot", "TensorInfo", "Tied", "Use", "slots_by_group"]
+__all__ = [
+    "Absorb",
+    "Balance",
+    "Centre",
+    "Fold",
+    "Group",
+    "Kind",
+    "Place",
+    "Slot",
+    "TensorInfo",
+    "Tied",
+    "Use",
+    "slots_by_group",
+]

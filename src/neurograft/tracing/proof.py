@@ -19,7 +19,7 @@ from neurograft.inputs import Inputs, check_model
 from neurograft.options import check_seed
 from neurograft.preserve_state import keeps_random_state
 from neurograft.tracing.bench import Bench, failing_groups, largest_change
-from neurograft.tracing.class_proof import prove_classes
+from neurograft.tracing.class_proof import prove_classes, prove_steps
 from neurograft.tracing.deep import deep_check
 from neurograft.tracing.dispatch import Dispatch
 from neurograft.tracing.graph import Group, NeuronGraph
@@ -50,6 +50,7 @@ class Proof:
     `guilty` groups moved the outputs when permuted, `wrong_roles` when readers of two equal neurons were exchanged;
     groups that are `alike` did when every unit that holds them was permuted inside by itself, and not otherwise.
     `narrow` groups did when moved by a random element of their class; `class_error` is the change by all of these.
+    `inexact` groups did without their means or biases.
     `repeats` is False if the outputs differ from call to call, so that nothing can be proven.
     `deep_error` is the largest error of any intermediate tensor, `deep_at` the first op above the tolerance.
     """
@@ -64,6 +65,7 @@ class Proof:
     wrong_roles: tuple[str, ...] = ()
     alike: tuple[str, ...] = ()
     narrow: tuple[str, ...] = ()
+    inexact: tuple[str, ...] = ()
     class_error: float = 0.0
     errors: Mapping[str, float] = field(default_factory=dict)
     deep_error: float | None = None
@@ -87,6 +89,7 @@ class Proof:
             ("has a wrong role", self.wrong_roles),
             ("must be ordered alike in all units", self.alike),
             ("has no wider class than permutation", self.narrow),
+            ("has means or biases that count", self.inexact),
         ):
             lines += [f"  {name} {title} ({self.errors.get(name, float('nan')):.1g})" for name in names]
         return "\n".join(lines)
@@ -181,9 +184,10 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
     class_error, narrow = _NOTHING
     if any(group.symmetry is not Symmetry.PERMUTATION for group in whole):
         class_error, narrow = prove_classes(exact.bench, exact.base, graph, whole, exact.tolerance, errors)
+    inexact = prove_steps(exact.bench, exact.base, graph, exact.tolerance, errors) if graph.steps else []
     role_error, wrong, checked = prove_roles(bench, graph, sound, tolerance, errors)
     proof = Proof(
-        passed=not (guilty or alike or wrong or narrow) and error <= tolerance and role_error <= tolerance,
+        passed=not (guilty or alike or wrong or narrow or inexact) and error <= tolerance and role_error <= tolerance,
         error=error,
         role_error=role_error,
         tolerance=tolerance,
@@ -193,6 +197,7 @@ def verify(model: nn.Module, graph: NeuronGraph, example_inputs: Any, seed: int 
         wrong_roles=tuple(wrong),
         alike=tuple(alike),
         narrow=tuple(narrow),
+        inexact=tuple(inexact),
         class_error=class_error,
         errors=errors,
     )

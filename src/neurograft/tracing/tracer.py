@@ -149,12 +149,13 @@ def _proven(
     while not proof.passed:
         guilty = [*proof.guilty, *proof.wrong_roles]
         labelling.alike.update(variables[name] for name in proof.alike)
+        labelling.inexact.update(variables[name] for name in proof.inexact)
         for name in proof.narrow:
             error = proof.errors.get(name, proof.class_error)
             labelling.narrowed[variables[name]] = (
                 f"proof: a {graph[name].symmetry.value} map moved the outputs by {error:.1g}"
             )
-        if (strict and guilty) or not (guilty or proof.alike or proof.narrow):
+        if (strict and guilty) or not (guilty or proof.alike or proof.narrow or proof.inexact):
             raise ProofFailed(f"moving neurons of {graph.model_class} changed its outputs:\n{proof}")
         for name in guilty:
             error = proof.errors.get(name, proof.error)
