@@ -61,6 +61,19 @@ class PostNorm(Stream):
         return self.head(self.last(x + self.down(self.inner(self.up(x)))))
 
 
+class LayerScaled(Stream):
+    """The branch has a scale of its own in front of the addition, as in CaiT."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]):
+        super().__init__(norm)
+        self.scale = nn.Parameter(torch.full((8,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.scale * self.down(self.inner(self.up(self.norm(x))))
+        return self.head(self.last(x))
+
+
 def noisy(net: nn.Module, seed: int = 0) -> nn.Module:
     """The network in float64 with noise on every parameter."""
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +140,8 @@ class Apply(nn.Module):
         (Stream(nn.RMSNorm), "orthogonal"),
         (Stream(WrittenRMSNorm), "orthogonal"),
         (Stream(lambda n: WrittenRMSNorm(n, 1.0)), "orthogonal"),
+        (LayerScaled(nn.LayerNorm), "orthogonal fixing 1"),
+        (LayerScaled(nn.RMSNorm), "orthogonal"),
         (PostNorm(nn.LayerNorm), "permutation"),
     ],
 )
@@ -182,6 +197,7 @@ EXACT = {
     "layer norm": (lambda: Stream(nn.LayerNorm), X),
     "rms norm": (lambda: Stream(nn.RMSNorm), X),
     "gemma": (lambda: Stream(lambda n: WrittenRMSNorm(n, 1.0)), X),
+    "layer scale": (lambda: LayerScaled(nn.LayerNorm), X),
     "linear": (lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3)), X),
     "attention": (lambda: attention("written", 2), sequences().double()),
     "torch attention": (lambda: attention("torch", 2), sequences().double()),

@@ -52,7 +52,10 @@ class Found:
 
 @dataclass(slots=True)
 class _Scale:
-    """A scale of one group on its way: where it is added to, and what reads what was scaled."""
+    """A scale of one group on its way: where it is added to, and what reads what was scaled.
+
+    Or which weights alone make what is scaled (LayerScale), so that it is folded into these.
+    """
 
     tensor: str
     offset: float
@@ -61,6 +64,7 @@ class _Scale:
     readers: dict[str, str | None] = field(default_factory=dict)  # a weight, and the bias beside it
     biased: bool = True  # whether the shift can be moved into the readers' biases
     refused: str = ""
+    writers: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -183,8 +187,8 @@ class _Reading:
             if scale is not None and not scale.refused:
                 scale.refused = f"{op.name} at {op.module or 'the network itself'} sees the scale {scale.tensor}"
 
-    def _pass_on(self, op: Op, x: Tensor, groups: Iterable[str] | None = None) -> None:
-        # what is known of x is true of the results
+    def _pass_on(self, op: Op, x: Tensor, groups: Iterable[str] | None = None, fresh: bool = True) -> None:
+        # what is known of x is true of the results; `fresh` unless the op depends on more than weights
         for r in _results(op):
             for group in self._groups(r) if groups is None else groups:
                 if (id(x), group) in self.marks.even or group not in self._groups(x):
@@ -195,7 +199,7 @@ class _Reading:
                     self.now.squared.add((id(r), group))
                 if (id(x), group) in self.marks.centred:
                     self.now.centred.add((id(r), group))
-            if id(x) in self.marks.fresh:
+            if fresh and id(x) in self.marks.fresh:
                 self.now.fresh[id(r)] = self.marks.fresh[id(x)]
 
     # one op
@@ -274,6 +278,9 @@ class _Reading:
                 self._limit(self._groups(x), Symmetry.PERMUTATION, op)
                 self._refuse_scales(x, self._groups(x), op)
             return
+        if "grouped" in name:  # experts run along with the rows that are dealt to them
+            self._limit(self._dims(operands[1])[0], Symmetry.PERMUTATION, op)
+            operands = operands[:2]
         for i, x in enumerate(operands):
             behind = self.labelling.behind.get(id(x), ())
             for group in self._groups(x):
@@ -367,7 +374,7 @@ class _Reading:
             elif arg(op, 0) is arg(op, 1):
                 self._square(op, x)
             else:
-                self._pass_on(op, x)
+                self._pass_on(op, x, fresh=not all(isinstance(y, Tensor) for y in (arg(op, 0), arg(op, 1))))
             return
         if taken[0] is taken[1]:
             self._square(op, taken[0])
@@ -383,7 +390,7 @@ class _Reading:
                 self._refuse_scales(x, shared, op)
         for x in taken:
             rest = self._varying(x) - shared
-            self._pass_on(op, x, rest)
+            self._pass_on(op, x, rest, fresh=False)
 
     def _scale(self, op: Op, x: Tensor, weight: Tensor, groups: Iterable[str]) -> None:
         names = self.labelling.behind.get(id(weight), ())
@@ -396,6 +403,9 @@ class _Reading:
             if (id(x), group) in self.marks.centred:
                 self.now.centred.update((id(r), group) for r in _results(op))
             scale = self.scales.setdefault((names[0], group), _Scale(names[0], offset, str(op)))
+            if op.name == "mul" and id(x) in self.marks.fresh and self.taken[id(x)] == 1 and not scale.readers:
+                scale.writers = self.marks.fresh[id(x)]
+                continue
             for r in _results(op):
                 self.now.scaled[id(r), group] = scale
 
@@ -469,8 +479,8 @@ class _Reading:
         if refused:
             self._limit([group], Symmetry.SCALED, refused)
             return None
-        readers = tuple(scale.readers)
-        biases = tuple(b for b in scale.readers.values() if b is not None) if scale.biased else ()
+        readers = scale.writers or tuple(scale.readers)
+        biases = tuple(b for b in scale.readers.values() if b is not None) if scale.biased and not scale.writers else ()
         return Fold(group, tensor, scale.offset, scale.shift, readers, biases)
 
     def _refused(self, scale: _Scale, group: str) -> str:
@@ -478,6 +488,8 @@ class _Reading:
         wide = [roles for n, roles in zip(info.shape, info.roles, strict=True) if n > 1]
         if len(wide) != 1 or list(wide[0]) != [group]:
             return f"the scale {scale.tensor} lies along more than one group"
+        if scale.writers:
+            return f"{scale.tensor} scales twice" if scale.readers else ""
         if not scale.readers:
             return f"the scale {scale.tensor} has no readers"
         for reader in scale.readers:

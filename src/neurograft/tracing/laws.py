@@ -28,6 +28,7 @@ LINEAR = frozenset(
 CONTRACTIONS = frozenset(
     {
         *("mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "convolution"),
+        *("_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback"),
     }
 )
 # softmax(q·kᵀ) v: linear along the width of v, contracted along that of q and k

@@ -131,6 +131,8 @@ class Tied:
 class Fold:
     """A scale that is multiplied into what reads the scaled units: W ← W·diag(g), g ← 1.
 
+    Or, in front of an addition (LayerScale), into what makes them: `readers` are these then.
+
     The scale that acts is `scale` + `offset` (Gemma's norms have an offset of 1). Its `shift` b becomes b / g, or is
     moved into the readers' biases, c ← c + W b, where all readers have one: then these are `biases`.
     """
