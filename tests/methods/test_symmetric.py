@@ -16,6 +16,7 @@ from neurograft.errors import MembersDiffer, OptionError
 from neurograft.inputs import call
 from neurograft.plans.saving import SavedPlan, load_plan, save_plan
 from neurograft.tracing.bench import largest_change
+from neurograft.tracing.canonical import components, touched
 from neurograft.tracing.labelling import pinned_outputs
 
 transformers = pytest.importorskip("transformers")
@@ -166,6 +167,20 @@ def test_a_saved_plan_brings_members_into_canonical_form_again(tmp_path: Path) -
     assert [g.symmetry for g in loaded.graph] == [g.symmetry for g in plan.graph]
     assert loaded.graph["vit.embeddings.cls_token:2"].symmetry is Symmetry.FIXING_ONE
     assert change(ng.apply(plan, nets), ng.apply(loaded, nets), inputs) == 0
+
+
+def test_what_was_done_to_members_is_printed() -> None:
+    nets, inputs = [made("vit", seed)[0] for seed in range(2)], made("vit")[1]
+    text = " ".join(str(ng.plan(nets, inputs, method="symmetric")).split())
+    # two blocks of two norms and the last one; 4 writers with biases, patches with theirs, class token and positions
+    assert "5 scales folded, 12 tensors centred, 2 biases moved on, 2 biases dropped, 4 groups balanced" in text
+
+
+def test_the_canonical_form_is_made_a_layer_at_a_time() -> None:
+    graph = ng.trace(*made("vit"))
+    names = [{name for step in part for name in touched(step)} for part in components(graph.steps)]
+    for own in names:
+        assert len({name.split(".")[2] for name in own if ".layers." in name}) <= 1, own
 
 
 def test_streamed_is_applied(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from neurograft.operators.operator import Operator
 from neurograft.operators.owned import Owned
 from neurograft.plans.joint import enters_unscaled
 from neurograft.text_table import paragraph, text_table
+from neurograft.tracing.canonical import steps_text
 from neurograft.tracing.graph import NeuronGraph
 
 PlanMaps = Mapping[str, tuple[NeuronMap, ...]]
@@ -148,6 +149,8 @@ class FusionPlan:
     def __str__(self) -> str:
         weights = ", ".join(f"{w:.3g}" for w in self.weights)
         lines = [f"{self.method} of {self.members} members, weights {weights}"]
+        if self.canonical:
+            lines.append(paragraph(f"members are brought into canonical form: {steps_text(self.graph.steps)}"))
         if self.maps:
             columns = ("group", "members", "fused", "kept share of each member")
             lines.append(text_table(columns, map(self._row, self.maps), numbers=columns[1:]))

@@ -41,7 +41,7 @@ def classed(
         if kind is Symmetry.FIXING_ONE and group.name in found.centred - found.inexact:
             made_at = tuple(p for p in _places(group, tensors, "out"))
             if made_at and not set(made_at) & set(_places(group, tensors, "in")):
-                steps.append(Centre(group.name, made_at))
+                steps += [Centre(group.name, (place,)) for place in made_at]  # apart: layers are read one by one
         made.append(replace(group, symmetry=kind, limit=limit))
     rotating = {group.name for group in made if group.symmetry.rotates}
     return tuple(made), tuple(s for s in steps if not isinstance(s, Fold) or s.group in rotating)

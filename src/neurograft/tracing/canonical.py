@@ -48,6 +48,28 @@ def canonical_graph(graph: NeuronGraph) -> NeuronGraph:
     return replace(graph, tensors=tensors, groups=groups)
 
 
+def steps_text(steps: Sequence[Step]) -> str:
+    """What is done to a network to bring it into canonical form, in words.
+
+    Example:
+        >>> steps_text([Fold("a", "norm.weight", 0.0, None, ("up.weight",), ())])
+        '1 scale folded'
+    """
+    kinds: dict[str, list[Step]] = {
+        "scale{} folded": [step for step in steps if isinstance(step, Fold)],
+        "tensor{} centred": [step for step in steps if isinstance(step, Centre)],
+        "bias{} moved on": [step for step in steps if isinstance(step, Absorb) and step.into is not None],
+        "bias{} dropped": [step for step in steps if isinstance(step, Absorb) and step.into is None],
+        "group{} balanced": [step for step in steps if isinstance(step, Balance)],
+    }
+    found = [f"{len(own)} {what.format(_plural(what, len(own)))}" for what, own in kinds.items() if own]
+    return ", ".join(found) or "nothing to do"
+
+
+def _plural(what: str, count: int) -> str:
+    return "" if count == 1 else "es" if what.startswith("bias") else "s"
+
+
 def touched(step: Step) -> tuple[str, ...]:
     """The tensors that a step reads or changes."""
     if isinstance(step, Fold):
@@ -101,7 +123,7 @@ def canonical(
     for step in steps:
         if isinstance(step, Centre):
             for place in step.made:
-                _put(place, step, tensors, graph, _centring(graph[step.group].size))
+                _centre(place, step, tensors, graph)
     balances = [step for step in steps if isinstance(step, Balance)]
     whole, each = [s for s in balances if not s.each], [s for s in balances if s.each]
     for _ in range(SWEEPS if whole and element is None and _depend(balances) else 1):
@@ -163,8 +185,12 @@ def _absorb(step: Absorb, tensors: Tensors, graph: NeuronGraph) -> None:
         tensors[step.into] = tensors[step.into] + (read * spread).sum((0, 1, 2)).reshape(tensors[step.into].shape)
 
 
-def _centring(size: int) -> Tensor:
-    return torch.eye(size, dtype=torch.float64) - 1 / size
+def _centre(place: Place, step: Centre, tensors: Tensors, graph: NeuronGraph) -> None:
+    places = term_places(graph.tensors[place.tensor].layouts[place.dim], place.term, None, step.group)[0]
+    x = tensors[place.tensor].movedim(place.dim, 0).clone()
+    own = x[places]
+    x[places] = own - own.mean(0)
+    tensors[place.tensor] = x.movedim(0, place.dim)
 
 
 def _scaled(tensor: Tensor, scale: Tensor, group: str, graph: NeuronGraph, name: str) -> Tensor:
@@ -322,4 +348,4 @@ def _put_scales(steps: Sequence[Balance], scales: Sequence[Tensor], tensors: Ten
             _put(place, step, tensors, graph, scale.reciprocal())
 
 
-__all__ = ["Step", "balancing", "canonical", "canonical_graph", "components", "term_places", "touched"]
+__all__ = ["Step", "balancing", "canonical", "canonical_graph", "components", "steps_text", "term_places", "touched"]
