@@ -46,7 +46,7 @@ def prove_steps(
         changed = canonical(bench.original, graph, [step for step in steps if step.group in chosen])
         return largest_change(base, bench.run({name: x.to(bench.original[name].dtype) for name, x in changed.items()}))
 
-    return [] if not names or without(names) <= tolerance else culprits(names, without, tolerance, errors)
+    return [] if not names or without(names) <= tolerance else failing_groups(names, without, tolerance, errors)
 
 
 def disturbed(
