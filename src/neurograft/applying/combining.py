@@ -24,6 +24,7 @@ from neurograft.preserve_state import keeps_random_state, preserve_state, seed_a
 from neurograft.tracing.graph import NeuronGraph
 from neurograft.tracing.labelling import pinned_outputs
 from neurograft.tracing.proof import examples_of
+from neurograft.tracing.reasons import FixedReason
 
 
 @keeps_random_state
@@ -182,13 +183,18 @@ def _check_kept_apart(members: Members) -> None:
     if found:
         raise PlanError(
             f"the members cannot run side by side, they would meet inside: {found}; its output is not reached through "
-            "linear ops alone, and only inputs and linear outputs may be shared" + _contracted(graph)
+            f"linear ops alone, and only inputs and linear outputs may be shared{_contracted(graph)}{_fixed(graph)}"
         )
 
 
 def _contracted(graph: NeuronGraph) -> str:
     joint = [f"{g.name} ({', '.join(g.bilinear)})" for g in graph.outermost if g.bilinear]
     return f"; contracted over: {'; '.join(joint[:3])}" if joint else ""
+
+
+def _fixed(graph: NeuronGraph) -> str:
+    fixed = dict.fromkeys(g.why for g in graph if g.reason is FixedReason.ASKED)
+    return f"; groups are fixed as {', '.join(fixed)}" if fixed else ""
 
 
 def _norms(members: Members) -> set[str]:
