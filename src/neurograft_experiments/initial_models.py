@@ -11,10 +11,14 @@ from neurograft.applying.combining import combine
 from neurograft.applying.pruning import prune
 from neurograft.evaluating.ensemble import Ensemble
 from neurograft.fusing import Fusion
+from neurograft.inputs import first_tensor
+from neurograft.member_statistics.collecting import statistics as ng_statistics
+from neurograft.member_statistics.drawing import drawn_batches
+from neurograft.member_statistics.statistics import Statistics
 from neurograft.members.members import Members
 from neurograft.methods import METHODS
 from neurograft.training.sequences import fuse_in_sequence
-from neurograft_experiments.data import Images
+from neurograft_experiments.data import Images, Split
 from neurograft_experiments.rows import looks_at_images
 from neurograft_experiments.trial_cache import InitialModel, TrialCache, example_of, rank
 from neurograft_experiments.trials import JSON, Tick
@@ -29,7 +33,7 @@ class Ingredients:
     Attributes:
         settings: of the trial.
         images: the trial's data.
-        part_sizes: how many images each member was trained on, where the trial's settings have their parts.
+        parts: the images that each member was trained on, where the trial's settings have them.
         members: the trained networks.
         records: of each member, what training it gave.
         cache: of this process.
@@ -38,7 +42,7 @@ class Ingredients:
 
     settings: JSON
     images: Images
-    part_sizes: Sequence[int]
+    parts: Sequence[Split]
     members: Sequence[nn.Module]
     records: Sequence[Mapping[str, Any]]
     cache: TrialCache
@@ -47,7 +51,18 @@ class Ingredients:
     @property
     def unlabelled(self) -> Sequence[Tensor]:
         """The calibration inputs."""
+        if self.settings.get("inputs") == "statistics":
+            return list(map(first_tensor, drawn_batches(self.statistics, samples=self.settings["calibration"])))
         return unlabelled(self.settings, self.images, self.cache)
+
+    @property
+    def statistics(self) -> Sequence[Statistics]:
+        """What each member brings of its own images."""
+
+        def collect() -> Sequence[Statistics]:
+            return [ng_statistics(own, part.batches()) for own, part in zip(self.members, self.parts, strict=True)]
+
+        return self.cache.keep("statistics", {"members": self.settings["members"]}, collect)
 
     @property
     def best(self) -> int:
@@ -98,9 +113,10 @@ def _fused(of: Ingredients, start: JSON) -> Fusion:
     elif mixing is not None:
         weights = (1 - mixing, mixing)
     if start.get("weights") == "samples":
-        weights = of.part_sizes
+        weights = [len(part) for part in of.parts]
     images = of.unlabelled if looks_at_images(start["method"], options) else None
-    members = Members(of.members, example_of(of.images), weights=weights, calibration=images)
+    brought = of.statistics if start.get("statistics") else None
+    members = Members(of.members, example_of(of.images), weights=weights, calibration=images, statistics=brought)
     return Fusion.of(members, start["method"], seed=start["seed"], **options)
 
 
@@ -129,7 +145,8 @@ def _combined(of: Ingredients, start: JSON) -> nn.Module:
 def _ensemble(of: Ingredients, start: JSON) -> nn.Module:
     if start.get("mixing") is not None:
         return _combined(of, start)
-    return Ensemble(of.members, **start.get("options", {}))
+    brought = of.statistics if start.get("statistics") else None
+    return Ensemble(of.members, statistics=brought, **start.get("options", {}))
 
 
 def _in_sequence(of: Ingredients, start: JSON) -> nn.Module:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from neurograft.evaluating.ensemble import Ensemble
 from neurograft.reporting.provenance import provenance
 from neurograft_experiments.costs import costs_trial
 from neurograft_experiments.data import Images, Split, label_groups, shards, special_class
@@ -103,8 +104,8 @@ def _ingredients(task: Task, cache: TrialCache, members: MemberNetworks, tick: T
     entries = task.settings["members"]
     networks = [cache.member(entry, images, members) for entry in entries]
     records = [_record(entry, members, network, images) for entry, network in zip(entries, networks, strict=True)]
-    sizes = [len(part_of(images.train, entry["part"])) for entry in entries if "part" in entry]
-    return Ingredients(task.settings, images, sizes, networks, records, cache, tick)
+    parts = [part_of(images.train, entry["part"]) for entry in entries if "part" in entry]
+    return Ingredients(task.settings, images, parts, networks, records, cache, tick)
 
 
 def _record(entry: JSON, members: MemberNetworks, network: nn.Module, images: Images) -> JSON:
@@ -134,6 +135,7 @@ def _trial(task: Task, cache: TrialCache, members: MemberNetworks, tick: Tick) -
             tuning,
             images,
             of.members,
+            gated=Ensemble(of.members, statistics=of.statistics) if tuning.get("teachers") == "statistics" else None,
             seed=settings["seed"],
             tick=tick,
             checkpoint=_states(task, members),

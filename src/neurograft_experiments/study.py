@@ -150,6 +150,8 @@ class Start(Strict):
         recoveries: recoveries without training; default those of the study.
         tunings: "none", "finetune", "distill"; default all that the study has.
         weights: of the members in a fused network: "samples": by how many images each was trained on.
+        statistics: whether each member brings statistics of its own images, by which an ensemble weights it image by
+            image; refit then recovers towards that ensemble.
         member: for "continue", "keep" and "prune": "best" or a number.
         steps: for "sequence".
         tune_epochs: for "sequence": epochs of each "tune" step, taken off the later training.
@@ -160,6 +162,7 @@ class Start(Strict):
     recoveries: tuple[RecoveryKind, ...] | None = None
     tunings: tuple[TuningKind, ...] | None = None
     weights: Literal["method", "samples"] = "method"
+    statistics: bool = False
     member: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
     steps: tuple[Literal["prune", "merge", "tune"], ...] = ()
     tune_epochs: Annotated[int, Field(ge=0)] = 0
@@ -205,14 +208,15 @@ class Distilling(Tuning):
         temperature: how much the teachers' outputs are flattened.
         soft: weight of the teachers' outputs.
         hard: weight of the labels.
-        teachers: "members", or the number of one of them.
+        teachers: "members", "statistics" (the members weighted image by image by statistics of their own), or the
+            number of one.
         inputs: on "training" images, or on the "calibration" inputs alone, which have no labels.
     """
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
     soft: Annotated[float, Field(ge=0)] = 1.0
     hard: Annotated[float, Field(ge=0)] = 0.0
-    teachers: Literal["members"] | Annotated[int, Field(ge=0)] = "members"
+    teachers: Literal["members", "statistics"] | Annotated[int, Field(ge=0)] = "members"
     inputs: Literal["training", "calibration"] = "training"
 
 

@@ -22,7 +22,7 @@ from neurograft_experiments.networks import make_network
 from neurograft_experiments.trials import JSON, MemberNetworks, key_of
 
 Value = TypeVar("Value")
-MOST = {"images": 3, "networks": 32, "starts": 3, "outputs": 3}
+MOST = {"images": 3, "networks": 32, "starts": 3, "outputs": 3, "statistics": 2}
 """Of each kind so many are kept."""
 
 

@@ -238,7 +238,13 @@ def _reads_inputs(row: Row, settings: StudySettings) -> bool:
 
 def _reads_parts(row: Row, settings: StudySettings) -> bool:
     """Whether a row depends on the images that each member was trained on, beside the members themselves."""
-    return row.start.weights == "samples" or (settings.inputs == "statistics" and _reads_inputs(row, settings))
+    distill = settings.tuning.distill
+    return (
+        row.start.weights == "samples"
+        or row.start.statistics
+        or (settings.inputs == "statistics" and _reads_inputs(row, settings))
+        or (row.tuning == "distill" and distill is not None and distill.teachers == "statistics")
+    )
 
 
 def _entries(settings: StudySettings, trained: Sequence[Task]) -> list[JSON]:
@@ -277,6 +283,8 @@ def _start(start: Start, settings: StudySettings, seed: int) -> JSON:
             found["mixing"] = settings.mixing
         if start.weights != "method":
             found["weights"] = start.weights
+        if start.statistics:
+            found["statistics"] = True
         if start.method != "ensemble":
             found["seed"] = seed
     return found

@@ -63,6 +63,7 @@ def tuned(
     images: Images,
     teachers: Sequence[nn.Module],
     *,
+    gated: nn.Module | None = None,
     seed: int,
     tick: Tick,
     checkpoint: Path | None = None,
@@ -75,13 +76,14 @@ def tuned(
         settings: of the tuning.
         images: train on one part, choose on the second.
         teachers: for distilling.
+        gated: the ensemble that teaches instead where the settings have `teachers: statistics`.
         seed: of the order of the images.
         tick: called after every epoch.
         checkpoint: a file beside which states of long trainings are kept, from which a killed one goes on.
         outputs: `outputs_of`, or something that remembers what it gave.
     """
     if settings["kind"] == "distill":
-        split, train, course = _taught(settings, images, teachers, outputs)
+        split, train, course = _taught(settings, images, teachers if gated is None else [gated], outputs)
     else:
         split, train, course = images.train, finetune, dict[str, Any]()
     found, tried, files = [], dict[float, float | None](), []
@@ -117,7 +119,8 @@ def _taught(
     settings: JSON, images: Images, teachers: Sequence[nn.Module], outputs: Outputs
 ) -> tuple[Split, Callable[..., nn.Module], dict[str, Any]]:
     """Images, training and its options; without augmentation and labels the teachers compute only once."""
-    chosen = list(teachers) if settings["teachers"] == "members" else [teachers[settings["teachers"]]]
+    number = settings["teachers"]
+    chosen = [teachers[number]] if isinstance(number, int) else list(teachers)
     temperature, soft, hard = (float(settings[name]) for name in ("temperature", "soft", "hard"))
     if hard or settings["augment"]:
         course = {"teachers": chosen, "temperature": temperature, "soft": soft, "hard": hard}
