@@ -14,7 +14,7 @@ from neurograft.errors import InputError, NeurograftError
 from neurograft.escaping import terminal
 from neurograft.fusing import Fusion
 from neurograft.methods import METHODS
-from neurograft.reporting.document import Section, html_page
+from neurograft.reporting.document import Paragraph, Section, html_page
 from neurograft.reporting.provenance import provenance
 from neurograft.reporting.tables import terminal_table
 from neurograft_experiments.data import Images, load_images
@@ -29,12 +29,13 @@ from neurograft_experiments.reports.tables import SIGNS, comparison_table
 from neurograft_experiments.reports.writing import write_text
 from neurograft_experiments.running import run_task, start_of
 from neurograft_experiments.store import Store
-from neurograft_experiments.study import About, StudySettings
+from neurograft_experiments.study import About, Plot, StudySettings
 from neurograft_experiments.study_file import Point, Study
 from neurograft_experiments.trial_cache import InitialModel, packed
 from neurograft_experiments.trials import Task, study_rows, tasks_of, trials_of
 
 PRESET = "demo"
+CLIENTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class Budget:
     """
 
     members: int = 4
-    member_epochs: int = 30
-    tuning_epochs: int = 20
+    member_epochs: int = 20
+    tuning_epochs: int = 10
     member_lr: float = 0.02
     tuning_lr: float = 0.03
     batch: int = 32
@@ -101,33 +102,76 @@ def run_demo(
     console, budget = console or Console(), budget or Budget()
     with _place(output) as place:
         images = load_images(source, samples=samples)
+        clients = clients_study(source, images, samples, budget)
         study = demo_study(source, images, networks, methods, samples, budget)
         sizes = f"{len(images.train)} train, {len(images.validation)} validation, {len(images.test)} test images"
-        read = f"{terminal(images.name)}: {sizes}"
-        console.print(f"{read}; {budget.members} members of each network, seed {budget.seed}\n", markup=False)
+        console.print(f"{terminal(images.name)}: {sizes}; seed {budget.seed}\n", markup=False)
         store = Store(place)
         store.prepare()
-        tasks = tasks_of(study, PRESET)
-        run_in_process(tasks, store, run_task, console=console)
-        for failure in store.failures():
-            raise NeurograftError(f"{failure['label']}: {failure['error']}")
-        results = RowFiles(place).results(study, PRESET)
-        _show(results, console)
+        found_by_clients = _run(clients, place, store, console)
+        results = _run(study, place, store, console)
+        console.print(f"{SIGNS}\n", highlight=False)
         page, rows = output / "report.html", output / "results.jsonl"
-        write_text(rows, "".join(f"{json.dumps(row)}\n" for row in study_rows(study, PRESET, store)))
+        lines = [json.dumps(row) for own in (clients, study) for row in study_rows(own, PRESET, store)]
+        write_text(rows, "".join(f"{line}\n" for line in lines))
         fused = [t for t in trials_of(study, PRESET) if t.labels["row"] in methods and t.labels["tuning"] == "none"]
         made = [(task, start_of(task, store)) for task in fused]
-        _save_networks(output, tasks, made, store)
+        _save_networks(output, tasks_of(study, PRESET), made, store)
         command = "neurograft demo" if source == "digits" else f"neurograft demo --data {source}"
         report = study_document(study.about, results, name="demo", preset="digits", commands=(command,))
-        sections = (*report.sections[:-1], *_inside(made), report.sections[-1])
-        write_text(page, html_page(replace(report, title=f"neurograft: {study.about.title}", sections=sections)))
+        first = study_document(clients.about, found_by_clients, name="demo", preset="digits", commands=(command,))
+        sections = (
+            Section(clients.about.title, first.sections[0].parts),
+            Section(study.about.title, (Paragraph(study.about.question),)),
+            *report.sections[:-1],
+            *_inside(made),
+            report.sections[-1],
+        )
+        write_text(page, html_page(replace(first, title="neurograft: several networks into one", sections=sections)))
         store.close()
     seconds = time.perf_counter() - started
     written = terminal(f"page     {page}\nresults  {rows}\nnetworks {output}/*.safetensors", lines=True)
     console.print(written, highlight=False, markup=False)
     console.print(f"{seconds:.0f} s", highlight=False)
     return Demonstration(results, page, rows, seconds)
+
+
+def clients_study(source: str, images: Images, samples: int | None, budget: Budget) -> Study:
+    """Clients that saw mostly a few classes each: the case in which fusing pays most."""
+    kept = min(100, len(images.train) // 4)
+    transplant = {"method": "transplant", "options": {"balance": True}}
+    settings = {
+        "data": {"source": source, "samples": samples},
+        "network": {"name": "mlp", "width": 64, "depth": 2, "bias": True},
+        "members": {
+            "count": CLIENTS,
+            "epochs": 2 * budget.member_epochs,
+            "lr": 0.05,
+            "batch": min(16, budget.batch),
+            "split": {"kind": "labels", "reserve": kept},
+        },
+        "starts": {
+            "one-shot FedAvg": {"method": "average", "weights": "samples"},
+            "fused": transplant,
+            f"fused, {kept} unlabelled images": {**transplant, "recoveries": ["refit"]},
+            "fused, clients' statistics": {**transplant, "statistics": "inputs", "recoveries": ["refit"]},
+            "ensemble by clients' statistics": {"method": "ensemble", "statistics": True},
+            "all data pooled": {"method": "pooled"},
+        },
+        "calibration": kept,
+        "seeds": [budget.seed],
+    }
+    about = About(
+        title=f"{CLIENTS} clients that saw different images",
+        question=(
+            f"Each of {CLIENTS} clients trained a network on images of mostly {-(-images.classes // CLIENTS)} classes, "
+            "from an initialisation of its own, and sends no image. Which single network recognises all classes, made "
+            "at once and without a gradient step?"
+        ),
+        paper="neurograft",
+        plot=Plot(x="row"),
+    )
+    return Study("clients", about, {PRESET: (Point("", {}, StudySettings.model_validate(settings)),)})
 
 
 def demo_study(
@@ -179,13 +223,23 @@ def _place(output: Path) -> Iterator[Path]:
         yield place
 
 
+def _run(study: Study, place: Path, store: Store, console: Console) -> StudyResults:
+    """Run a study, print its tables, and return what was measured."""
+    console.print(f"{study.about.title}. {study.about.question}\n", highlight=False, markup=False)
+    run_in_process(tasks_of(study, PRESET), store, run_task, console=console)
+    for failure in store.failures():
+        raise NeurograftError(f"{failure['label']}: {failure['error']}")
+    results = RowFiles(place).results(study, PRESET)
+    _show(results, console)
+    return results
+
+
 def _show(results: StudyResults, console: Console) -> None:
     for panel in panels_of(results, None):
         table = comparison_table(panel)
         title = f"{panel.title}. {table.title}" if panel.title else table.title
         console.print(terminal_table(replace(table, title=title, note="")))
         console.print(f"{takeaway(panel)}\n", highlight=False)
-    console.print(f"{SIGNS}\n", highlight=False)
 
 
 def _inside(made: Sequence[tuple[Task, InitialModel]]) -> Iterator[Section]:

@@ -51,7 +51,7 @@ class Ingredients:
     @property
     def unlabelled(self) -> Sequence[Tensor]:
         """The calibration inputs."""
-        if self.settings.get("inputs") == "statistics":
+        if self.settings.get("inputs") == "statistics" or self.settings["start"].get("statistics") == "inputs":
             return list(map(first_tensor, drawn_batches(self.statistics, samples=self.settings["calibration"])))
         return unlabelled(self.settings, self.images, self.cache)
 

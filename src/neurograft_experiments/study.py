@@ -151,7 +151,7 @@ class Start(Strict):
         tunings: "none", "finetune", "distill"; default all that the study has.
         weights: of the members in a fused network: "samples": by how many images each was trained on.
         statistics: whether each member brings statistics of its own images, by which an ensemble weights it image by
-            image; refit then recovers towards that ensemble.
+            image; refit then recovers towards that ensemble. "inputs": inputs are drawn from them too.
         member: for "continue", "keep" and "prune": "best" or a number.
         steps: for "sequence".
         tune_epochs: for "sequence": epochs of each "tune" step, taken off the later training.
@@ -162,7 +162,7 @@ class Start(Strict):
     recoveries: tuple[RecoveryKind, ...] | None = None
     tunings: tuple[TuningKind, ...] | None = None
     weights: Literal["method", "samples"] = "method"
-    statistics: bool = False
+    statistics: bool | Literal["inputs"] = False
     member: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
     steps: tuple[Literal["prune", "merge", "tune"], ...] = ()
     tune_epochs: Annotated[int, Field(ge=0)] = 0

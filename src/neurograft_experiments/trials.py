@@ -241,7 +241,7 @@ def _reads_parts(row: Row, settings: StudySettings) -> bool:
     distill = settings.tuning.distill
     return (
         row.start.weights == "samples"
-        or row.start.statistics
+        or bool(row.start.statistics)
         or (settings.inputs == "statistics" and _reads_inputs(row, settings))
         or (row.tuning == "distill" and distill is not None and distill.teachers == "statistics")
     )
@@ -284,7 +284,7 @@ def _start(start: Start, settings: StudySettings, seed: int) -> JSON:
         if start.weights != "method":
             found["weights"] = start.weights
         if start.statistics:
-            found["statistics"] = True
+            found["statistics"] = start.statistics
         if start.method != "ensemble":
             found["seed"] = seed
     return found
