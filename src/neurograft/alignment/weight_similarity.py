@@ -2,14 +2,14 @@
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from neurograft.alignment.products import GroupNames, Products, ProductSum, squared_norms
 from neurograft.axes.layout import Layout, resize_layout, terms
-from neurograft.axes.maps import NeuronMap, Pairs
+from neurograft.axes.maps import Mixing, NeuronMap, Pairs
 from neurograft.axes.mixing import cell_positions, mix_along, roles_mixing, unit_positions
 from neurograft.axes.real_parts import real_parts
 from neurograft.axes.symmetry import Symmetry
@@ -78,6 +78,7 @@ class WeightSimilarity:
         self.target = target
         self.member = member
         self.rotating = rotating
+        self._turned: Turned = {}
         self.free = frozenset(group.name for group in target.graph.free)
 
     def products(self, group: str, maps: Maps, known: Container[str], readers: bool) -> Products | None:
@@ -95,7 +96,7 @@ class WeightSimilarity:
             if not self._usable(info, dim, group, known):
                 continue
             hidden = [g for g in info.roles[dim] if is_hidden(graph, g, group, known)]
-            own, own_layout = aligned(self.member, name, maps, leave=({group, *hidden}, dim))
+            own, own_layout = aligned(self.member, name, maps, leave=({group, *hidden}, dim), turned=self._turned)
             own, other = real_parts(own), real_parts(self.target.state[name].to(own))
             left, right = (_cells(x, outer, group, hidden) for x in (own_layout, info.layouts[dim]))
             for key, positions in left.items():
@@ -114,7 +115,7 @@ class WeightSimilarity:
         names = {name for g in groups for name, _ in weight_axes(graph, g, readers=True)}
         total = 0.0
         for name in sorted(names):
-            own, _ = aligned(self.member, name, maps)
+            own, _ = aligned(self.member, name, maps, turned=self._turned)
             total += float((real_parts(own) * real_parts(self.target.state[name].to(own))).sum(dtype=torch.double))
         return total
 
@@ -195,8 +196,16 @@ def _measured(graph: NeuronGraph, info: TensorInfo) -> bool:
     return info.kind in STATISTICS and not known
 
 
+Turned: TypeAlias = dict[str, tuple[list[tuple[int, Tensor]], Tensor]]
+"""Tensors as rotations along whole dimensions left them, and these: a stream's rotation changes once in a sweep."""
+
+
 def aligned(
-    network: Network, name: str, maps: Maps, leave: tuple[Container[str], int] | None = None
+    network: Network,
+    name: str,
+    maps: Maps,
+    leave: tuple[Container[str], int] | None = None,
+    turned: Turned | None = None,
 ) -> tuple[Tensor, Layout]:
     """One tensor with every axis brought into the fused basis, but for some groups along one axis.
 
@@ -207,18 +216,33 @@ def aligned(
     tensor = network.state[name]
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     left: Layout = ()
-    for dim, layout in enumerate(info.layouts):
-        mixings = {
+    along: dict[int, dict[str, Mixing]] = {}
+    for dim in range(len(info.layouts)):
+        found = {
             g: roles_mixing(maps[g], roles)
             for g, roles in info.roles[dim].items()
             if g in maps and not (leave is not None and dim == leave[1] and g in leave[0])
         }
-        fused = resize_layout(layout, {g: maps[g].fused for g in mixings}) if mixings else layout
-        if mixings:
-            tensor = mix_along(tensor, dim, layout, fused, mixings)
+        if found:
+            along[dim] = found
         if leave is not None and dim == leave[1]:
-            left = fused
-    return tensor, left
+            left = resize_layout(info.layouts[dim], {g: maps[g].fused for g in found})
+    rotations = [(dim, mixing) for dim, own in along.items() for mixing in own.values() if isinstance(mixing, Tensor)]
+    rotated = {dim for dim, _ in rotations if len(along[dim]) == 1}
+    if turned is not None and rotated:
+        known, before = turned.get(name, ([], tensor))
+        if [(d, id(m)) for d, m in known] != [(d, id(m)) for d, m in rotations if d in rotated]:
+            before = _mixed(tensor, info, {dim: along[dim] for dim in rotated}, maps)
+            turned[name] = [(d, m) for d, m in rotations if d in rotated], before
+        tensor, along = before, {dim: own for dim, own in along.items() if dim not in rotated}
+    return _mixed(tensor, info, along, maps), left
+
+
+def _mixed(tensor: Tensor, info: TensorInfo, along: Mapping[int, Mapping[str, Mixing]], maps: Maps) -> Tensor:
+    for dim, mixings in along.items():
+        fused = resize_layout(info.layouts[dim], {g: maps[g].fused for g in mixings})
+        tensor = mix_along(tensor, dim, info.layouts[dim], fused, mixings)
+    return tensor
 
 
 def unit_features(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from neurograft.plans.plan import Filling
 from neurograft.tracing.graph import NeuronGraph
 
 MOST_ROUNDS = 20  # of bringing many members together; it stops as soon as nothing is gained
+SETTLED = 1e-3  # a sweep that gains less than this share is the last
 ROUNDING = 1e-6  # gains below this share are rounding, not progress
 
 Maps = dict[str, NeuronMap]
@@ -196,7 +197,7 @@ class _Descent:
             if not any(moved):
                 break
             objectives.append(evidence.objective(maps))
-            if objectives[-1] - objectives[-2] <= ROUNDING * abs(objectives[-2]):
+            if objectives[-1] - objectives[-2] <= SETTLED * abs(objectives[-2]):
                 break
         return maps, tuple(objectives)
 
@@ -286,6 +287,6 @@ def _synchronised(
             moved[m] = sides[m].moved(maps[m], descent.graph)
             total += objectives[-1]
         agreement.append(total)
-        if len(agreement) > 1 and agreement[-1] - agreement[-2] <= 1e-4 * abs(agreement[-2]):
+        if len(agreement) > 1 and agreement[-1] - agreement[-2] <= SETTLED * abs(agreement[-2]):
             break
     return maps, tuple(agreement)
