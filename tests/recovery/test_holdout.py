@@ -7,6 +7,7 @@ from tests.recovery.test_refit import fused, noise
 from torch import nn
 
 import neurograft as ng
+from neurograft.errors import InputError
 from neurograft.recovery.holdout import HoldOut, held_out
 from neurograft.recovery.samples import Samples, read_samples
 
@@ -88,3 +89,92 @@ def test_a_ridge_that_is_given_is_used_on_all_samples() -> None:
     _, report = refit_and_report(start, plan, members, [noise("mlp_bias", 200, 1)], ridge=0.1)
     assert report.held_out == 0
     assert {layer.rows for layer in report.layers} == {200}
+
+
+def test_groups_are_held_out_as_wholes_and_numbered_anew() -> None:
+    names = torch.tensor([7, 3, 7, 5, 3, 9, 9, 11, 5, 40, 40, 2])
+    x = torch.arange(12.0)[:, None]
+    samples = read_samples([x[:5], x[5:]], torch.device("cpu")).grouped(names)
+    solve, judges = held_out(samples)
+    assert judges is not None
+    assert solve.groups is not None
+    chosen = torch.cat(judges.batches).flatten().long()
+    kept = torch.cat(solve.batches).flatten().long()
+    assert set(names[chosen].tolist()) == {9}  # the fifth of 2, 3, 5, 7, 9, 11, 40
+    assert not set(names[chosen].tolist()) & set(names[kept].tolist())
+    assert solve.groups.unique().tolist() == list(range(6))
+    for part in (solve.joined(), solve.cut(2)):
+        assert torch.equal(torch.cat(part.groups_of()), solve.groups)
+        assert [len(of) for of in part.groups_of()] == list(part.counts)
+
+
+def test_every_sample_is_its_own_group_where_none_are_named() -> None:
+    plain, named = numbered(7, 3, 5), numbered(7, 3, 5)
+    named = named.grouped(range(15))
+    for one, other in zip(held_out(plain), held_out(named), strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(torch.cat(one.batches), torch.cat(other.batches))
+        assert torch.equal(torch.cat(one.groups_of()), torch.cat(other.groups_of()))
+
+
+def test_groups_lie_along_the_dimension_of_the_samples() -> None:
+    """Twelve sequences of five steps, time first: one group per sequence, and groups per step are refused."""
+    model, names = nn.LSTM(3, 4), torch.tensor([7, 3, 7, 5, 3, 9, 9, 11, 5, 40, 40, 2])
+    x = torch.randn(5, 12, 3)
+    x[0, :, 0] = torch.arange(12.0)
+    seen = read_samples([x[:, :4], x[:, 4:]], torch.device("cpu")).seen_by(model)
+    assert seen.dim == 1
+    solve, judges = held_out(seen.grouped(names))
+    assert judges is not None
+    (judged,) = judges.batches
+    assert judged.shape == (5, 2, 3)
+    assert names[judged[0, :, 0].long()].tolist() == [9, 9]
+    (joined,) = solve.joined().batches
+    assert joined.shape == (5, 10, 3)
+    kept = names[joined[0, :, 0].long()]
+    for part in (solve.joined(), solve.cut(2)):
+        assert torch.equal(torch.cat(part.groups_of()), kept.unique(return_inverse=True)[1])
+        assert all(len(of) == batch.shape[1] for of, batch in zip(part.groups_of(), part.batches, strict=True))
+    with pytest.raises(InputError, match="12 for these batches"):
+        seen.grouped([0] * 10)
+
+
+@pytest.mark.parametrize("groups", [[0, 1], torch.zeros(40, 1, dtype=torch.int64), torch.zeros(40), ["a"] * 40, None])
+def test_groups_that_do_not_fit_the_samples_are_refused(groups: object) -> None:
+    start, plan, members = fused("mlp_bias", "average")
+    batches: list[object] = [noise("mlp_bias", 40, 1)]
+    if groups is None:  # tensors without a row per sample
+        batches, groups = [{"x": torch.ones(4, 2), "scale": torch.tensor(1.0)}] * 2, [0] * 8
+        with pytest.raises(InputError, match="cannot be cut into samples"):
+            read_samples(batches, torch.device("cpu")).grouped(groups)
+        return
+    with pytest.raises(InputError, match="groups must be one integer per sample"):
+        ng.refit(start, plan, members, batches, groups=groups)  # type: ignore[arg-type]
+
+
+def test_a_refit_on_groups_that_are_alike_is_better_on_new_ones() -> None:
+    """Thirty samples around each of 24 centres: λ chosen on samples fits the centres, λ chosen on groups does not."""
+
+    def net(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        made = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 2)).double()
+        nn.init.normal_(made[0].weight, std=0.4)
+        return made
+
+    def around(count: int, each: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        groups = torch.randint(count, (count * each,), generator=g)
+        centres = torch.randn(count, 40, generator=g, dtype=torch.float64)
+        return centres[groups] + 0.02 * torch.randn(count * each, 40, generator=g, dtype=torch.float64), groups
+
+    nets = [net(seed) for seed in range(4)]
+    x, groups = around(24, 30, 0)
+    new, _ = around(500, 1, 1)
+    plan = ng.plan(nets, x[:2], "average")
+    start = ng.apply(plan, nets)
+    wanted = torch.stack([n(new) for n in nets]).mean(0)
+    plain = ng.refit(start, plan, nets, [x], agree=False)
+    grouped = ng.refit(start, plan, nets, [x], agree=False, groups=groups)
+    error = [float((model(new) - wanted).detach().norm() / wanted.detach().norm()) for model in (plain, grouped)]
+    assert error[1] < 0.9 * error[0]

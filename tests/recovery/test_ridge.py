@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurograft.recovery.ridge import Regression
+from neurograft.recovery.ridge import RIDGES, Regression
 
 
 def rows(count: int, inputs: int, seed: int = 0) -> Tensor:
@@ -98,3 +98,32 @@ def test_a_change_that_is_not_allowed_is_not_made() -> None:
     x, truth = rows(100, 10), rows(10, 3, 4)
     found = regression(x, x @ truth, torch.zeros_like(truth)).solve(None, lambda delta: float(delta.norm()) < 1)
     assert float(found.delta.norm()) < 1
+
+
+def alike(centres: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ten samples around every centre, one group each: inputs, targets (noise of the group, none of the sample)."""
+    groups = torch.arange(10 * centres.shape[1]) % centres.shape[1]
+    x = centres[:, groups] + 0.01 * rows(len(groups), centres.shape[2], 11)
+    return x, x[..., :3] + noise[:, groups], groups
+
+
+def test_a_ridge_chosen_on_held_out_groups_is_right_for_new_groups() -> None:
+    """Of 40 groups with 60 inputs, samples held out of known groups favour a fit of the groups' own noise."""
+    x, target, groups = alike(rows(40, 60, 1), rows(40, 3, 2))
+    new, wanted, _ = alike(rows(400, 60, 3), torch.zeros(1, 400, 3, dtype=torch.float64))
+    start = torch.zeros(1, 60, 3, dtype=torch.float64)
+    found = {}
+    shuffled = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    for name, folds in (("samples", shuffled), ("groups", groups)):
+        regression = Regression(1, 60, 3, False, x.device)
+        regression.add(x, start, None, target, folds)
+        found[name] = regression.solve()
+    by_error = {}
+    for ridge in RIDGES:
+        regression = Regression(1, 60, 3, False, x.device)
+        regression.add(x, start, None, target, groups)
+        by_error[float((new @ regression.solve(ridge).delta[:, :60] - wanted).norm())] = ridge
+    assert found["groups"].ridge >= min(by_error.items())[1] == 1.0
+    assert found["samples"].ridge <= 1e-3
+    errors = {name: float((new @ s.delta[:, :60] - wanted).norm()) for name, s in found.items()}
+    assert errors["groups"] < 0.8 * errors["samples"]

@@ -41,15 +41,14 @@ class Fit:
         """What it is called in the order of work."""
         return self.place.key
 
-    def add(self, contraction: Contraction, targets: Tensor, chosen: Tensor, first: int, count: int) -> None:
+    def add(self, contraction: Contraction, targets: Tensor, chosen: Tensor, groups: Tensor) -> None:
         """Add the rows of one batch, a block of samples at a time.
 
         Args:
             contraction: at hand, with its input.
             targets: planned rows, `(samples · positions, outputs)`.
             chosen: the positions they are of, `(samples, positions)`.
-            first: the number of the batch's first sample.
-            count: samples of the batch.
+            groups: the group of every sample of the batch, `(samples of the batch,)`.
         """
         started = time.perf_counter()
         geometry, weight = contraction.geometry, _wide(contraction.weight)
@@ -65,7 +64,7 @@ class Fit:
         table = None if geometry is None else geometry.table(x.shape[2:]).to(x.device)
         rows = None if geometry is not None else x.reshape(n, -1, x.shape[1])
         chosen = chosen.to(x.device)
-        sample = first + torch.arange(n, device=x.device) * count // n
+        group = groups.to(x.device)[torch.arange(n, device=x.device) * len(groups) // n]
         step = max(1, self.block // max(1, positions * g * inputs * x.element_size()))
         for start in range(0, n, step):
             part = slice(start, min(n, start + step))
@@ -77,7 +76,7 @@ class Fit:
                 taken = rows[part].gather(1, index).reshape(1, -1, inputs)
             wanted = targets[part.start * positions : part.stop * positions].to(taken)
             wanted = wanted.reshape(-1, g, outputs).transpose(0, 1)
-            self.regression.add(taken, matrix, bias, wanted, sample[part].repeat_interleave(positions))
+            self.regression.add(taken, matrix, bias, wanted, group[part].repeat_interleave(positions))
         self.seconds += time.perf_counter() - started
 
     def solve(self, contraction: Contraction) -> bool:

@@ -21,28 +21,34 @@ MOST = 100
 def held_out(samples: Samples) -> tuple[Samples, Samples | None]:
     """Take the samples apart into those to solve from and those to judge by; nobody judges fewer than `EVERY` samples.
 
-    Batches whose tensors do not all have one row per sample go one way as a whole.
+    Where groups are named they are held out, one in so many, and all samples of a group go one way. Batches whose
+    tensors do not all have one row per sample go one way as a whole.
 
     Example:
         >>> solve, judges = held_out(Samples((torch.arange(12.0),), (12,)))
         >>> solve.batches[0].tolist(), judges.batches[0].tolist()
         ([0.0, 1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 8.0, 10.0, 11.0], [4.0, 9.0])
     """
-    every = max(EVERY, -(-samples.total // MOST))
-    solve: list[tuple[Inputs, int]] = []
-    judge: list[tuple[Inputs, int]] = []
-    for first, batch, count in zip(samples.starts(), samples.batches, samples.counts, strict=True):
-        numbers = first + torch.arange(count)
-        chosen = numbers % every == every - 1
-        if samples.dim is None or not samples.can_be_cut(batch, count):
-            (judge if bool(chosen.any()) and solve and count < samples.total // 2 else solve).append((batch, count))
+    groups = samples.groups_of()
+    every = max(EVERY, -(-(max(int(part.max()) for part in groups) + 1) // MOST))
+    solve: list[tuple[Inputs, Tensor]] = []
+    judge: list[tuple[Inputs, Tensor]] = []
+    for batch, of in zip(samples.batches, groups, strict=True):
+        chosen = of % every == every - 1
+        if samples.dim is None or not samples.can_be_cut(batch, len(of)):
+            (judge if bool(chosen.any()) and solve and len(of) < samples.total // 2 else solve).append((batch, of))
             continue
         for part, rows in ((solve, ~chosen), (judge, chosen)):
             if bool(rows.any()):
-                part.append((positions_of(batch, samples.dim, rows.nonzero().flatten()), int(rows.sum())))
+                part.append((positions_of(batch, samples.dim, rows.nonzero().flatten()), of[rows]))
     if not judge or not solve:
         return samples, None
-    return samples.of(solve), samples.of(judge)
+    return _among(samples, solve), _among(samples, judge)
+
+
+def _among(samples: Samples, parts: Sequence[tuple[Inputs, Tensor]]) -> Samples:
+    groups = None if samples.groups is None else torch.cat([of for _, of in parts])
+    return samples.of([(batch, len(of)) for batch, of in parts]).grouped(groups)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from neurograft.recovery.holdout import HoldOut, held_out
 from neurograft.recovery.layers import LayerUse, NetworkLayers, survey
 from neurograft.recovery.output_layer import fit_output_layer
 from neurograft.recovery.report import LayerRecovery, Recovered, RecoveryReport
-from neurograft.recovery.samples import ACTIVATIONS, Sampler, Samples, read_samples
+from neurograft.recovery.samples import ACTIVATIONS, Groups, Sampler, Samples, read_samples
 from neurograft.recovery.sequential_solve import Item, SolvePlan, eval_mode, settle
 from neurograft.recovery.statistics import NormFit, PlannedNorm, settle_statistics
 from neurograft.recovery.targets import collect_norms, collect_targets
@@ -49,6 +49,7 @@ def refit(
     agree: bool = True,
     target: Ensemble | None = None,
     max_memory: int | None = None,
+    groups: Groups | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """A copy of the fused network whose layers compute what the members do, from unlabelled samples and no gradient.
@@ -87,10 +88,14 @@ def refit(
             less memory the batches become smaller and the passes more. The matrices a layer is solved with cannot be
             split (540 MB for 4,608 inputs and 512 outputs): a layer that needs more than three quarters of
             `max_memory` for them, and more than 48 MiB, is left out.
+        groups: one integer per sample, in the order of the batches, for samples that are not independent (the frames of
+            one video, the atoms of one molecule, the pictures of one patient): samples of one group are held out
+            together, to judge and to choose λ, as errors on new groups are what counts then. Where samples lie along
+            the second dimension (time first), a layer's rows are not divided by sample, and groups only judge.
         seed: of the sampled positions.
 
     Raises:
-        InputError: batches the networks cannot take, that are empty, one-shot, or give NaN.
+        InputError: batches the networks cannot take, that are empty, one-shot, or give NaN; groups that do not fit.
         PlanError: the plan does not belong to these networks.
         OptionError: an option outside its range.
 
@@ -119,6 +124,7 @@ def refit(
         agree=agree,
         target=target,
         max_memory=max_memory,
+        groups=groups,
         seed=seed,
     ).model
 
@@ -137,6 +143,7 @@ def refitted(
     agree: bool = True,
     target: Ensemble | None = None,
     max_memory: int | None = None,
+    groups: Groups | None = None,
     seed: int = 0,
 ) -> Recovered:
     """`refit` and its report; `applied` means that the network is known to be what the plan makes of the members.
@@ -153,7 +160,7 @@ def refitted(
     layers, exclude = patterns_of(layers, "layers"), patterns_of(exclude, "exclude")
     members = in_form(plan, members)
     own = state_of_fused(plan, fused, members)
-    samples = read_samples(batches, device_of(fused)).seen_by(fused)
+    samples = read_samples(batches, device_of(fused)).seen_by(fused).grouped(groups)
     total, memory = samples.total, MEMORY if max_memory is None else max_memory
     samples, judges = held_out(samples) if ridge is None else (samples, None)
     result = copy_of(fused)

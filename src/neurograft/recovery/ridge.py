@@ -119,7 +119,7 @@ class Regression:
         count = FOLDS if self.inputs <= WIDE else 2
         self.folds = [Moments.zeros(self.groups, self.inputs, self.outputs, self.device) for _ in range(count)]
 
-    def add(self, x: Tensor, weights: Tensor, bias: Tensor | None, target: Tensor, samples: Tensor) -> None:
+    def add(self, x: Tensor, weights: Tensor, bias: Tensor | None, target: Tensor, groups: Tensor) -> None:
         """Add rows.
 
         Args:
@@ -127,7 +127,8 @@ class Regression:
             weights: the planned matrix W₀, shape `(groups, inputs, outputs)`.
             bias: the planned bias, shape `(groups, outputs)`, or None.
             target: what the layer should give, shape `(groups, rows, outputs)`.
-            samples: the calibration sample each row is of, shape `(rows,)`; a sample's rows share a fold.
+            groups: what each row is of, shape `(rows,)`: the calibration sample, or what several samples have in
+                common; rows of one group share a fold.
         """
         now = x @ weights
         if bias is not None:
@@ -135,8 +136,8 @@ class Regression:
         residual = target - now
         x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
         last = len(self.folds) - 1
-        # two folds: a quarter is held out; more: every sample is held out once
-        fold = samples % FOLDS if last > 1 else (samples % FOLDS).clamp(max=1)
+        # two folds: a quarter is held out; more: every group is held out once
+        fold = groups % FOLDS if last > 1 else (groups % FOLDS).clamp(max=1)
         for number, moments in enumerate(self.folds):
             chosen = fold == number
             if bool(chosen.all()):

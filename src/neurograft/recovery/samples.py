@@ -1,8 +1,8 @@
 """The calibration samples: read once, checked, and which rows of every layer are looked at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +17,35 @@ ACTIVATIONS = 6
 """Largest activations that a run holds at once, at most: what a layer reads and writes, and copies its op makes."""
 ROWS = 32_768
 """Rows a layer is solved from, at most, where the caller does not set how many positions to look at."""
+Groups: TypeAlias = Sequence[int] | Tensor
+"""Which group each sample is of, in the order of the batches."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Samples:
     """Unlabelled batches, held in memory, how many samples each has, and along which dimension.
 
-    `dim` is None where batches cannot be cut: a sample's outputs depend on what else is in its batch.
+    Attributes:
+        batches: the inputs.
+        counts: samples of every batch.
+        dim: None where batches cannot be cut: a sample's outputs depend on what else is in its batch.
+        groups: the group of every sample, int64 of shape `(total,)`, numbered from 0; None where each is its own.
     """
 
     batches: tuple[Inputs, ...]
     counts: tuple[int, ...]
     dim: int | None = 0
+    groups: Tensor | None = None
 
     @property
     def total(self) -> int:
         """Samples in all batches."""
         return sum(self.counts)
 
-    def starts(self) -> tuple[int, ...]:
-        """The number of each batch's first sample."""
-        return tuple(sum(self.counts[:b]) for b in range(len(self.counts)))
+    def groups_of(self) -> tuple[Tensor, ...]:
+        """The group of every sample of every batch; each sample's own number where none are named."""
+        groups = torch.arange(self.total) if self.groups is None else self.groups
+        return tuple(torch.split(groups, list(self.counts)))
 
     def joined(self) -> "Samples":
         """All samples as one batch, or the batches as they are where their tensors do not fit together."""
@@ -62,7 +70,7 @@ class Samples:
             if not fits:
                 return self
         merged = [torch.cat(list(c), dim) if isinstance(c[0], Tensor) else c[0] for c in columns]
-        return Samples((pytree.tree_unflatten(merged, spec),), (self.total,), dim)
+        return self.of([(pytree.tree_unflatten(merged, spec), self.total)]).grouped(self.groups)
 
     def cut(self, most: int) -> "Samples":
         """Batches of at most so many samples; one that holds something else than a row per sample stays whole."""
@@ -75,11 +83,31 @@ class Samples:
             for first in range(0, count, step):
                 rows = slice(first, min(first + step, count))
                 parts.append((positions_of(batch, self.dim, rows), rows.stop - rows.start))
-        return self.of(parts)
+        return self.of(parts).grouped(self.groups)
 
     def of(self, parts: Sequence[tuple[Inputs, int]]) -> "Samples":
-        """Other batches, and how many samples each has, along the same dimension."""
+        """Other batches, and how many samples each has, along the same dimension; each sample its own group."""
         return Samples(tuple(batch for batch, _ in parts), tuple(count for _, count in parts), self.dim)
+
+    def grouped(self, groups: Groups | None) -> "Samples":
+        """The same samples in these groups, one integer per sample; numbered from 0, in the order of the integers.
+
+        Raises:
+            InputError: for another number of groups than samples, other values, and batches that cannot be cut.
+        """
+        if groups is None:
+            return replace(self, groups=None)
+        for number, (batch, count) in enumerate(zip(self.batches, self.counts, strict=True)):
+            if not self.can_be_cut(batch, count):
+                raise InputError(f"batches[{number}] cannot be cut into samples, so groups cannot be held out of it")
+        try:
+            given = torch.as_tensor(groups, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"groups must be one integer per sample: {error}") from error
+        if given.dim() != 1 or given.is_floating_point() or given.is_complex() or len(given) != self.total:
+            found = f"{given.dtype} of shape {tuple(given.shape)}"
+            raise InputError(f"groups must be one integer per sample, {self.total} for these batches; got {found}")
+        return replace(self, groups=torch.unique(given, return_inverse=True)[1])
 
     def can_be_cut(self, batch: Inputs, count: int) -> bool:
         """Whether every tensor of a batch has so many samples along the dimension."""

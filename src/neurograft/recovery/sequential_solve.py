@@ -203,6 +203,5 @@ class _Fitter:
     def gather(self, item: Fit, contraction: Contraction, targets: Tensor, chosen: Tensor) -> None:
         """Add this batch's rows to the item's regression."""
         check_finite_output(contraction.input, contraction.tensor, f"the fused network, batches[{self.batch}]")
-        samples = self.work.samples
-        item.add(contraction, targets, chosen, samples.starts()[self.batch], samples.counts[self.batch])
+        item.add(contraction, targets, chosen, self.work.samples.groups_of()[self.batch])
         self.last[item.name] = contraction
