@@ -323,6 +323,7 @@ def test_factors_that_are_averaged_apart_are_warned_of() -> None:
     assert any("layer.lora_A.weight and layer.lora_B.weight are factors of a product" in note for note in plan.warnings)
 
 
+@pytest.mark.filterwarnings("ignore")  # peft warns of its own calls
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_peft_loads_what_was_merged_and_computes_the_mean_of_changes(tmp_path: Path, dora: bool) -> None:
     peft = pytest.importorskip("peft")
