@@ -208,7 +208,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        ray.shutdown()
+        with suppress(Exception):  # what was computed is safe, whatever Ray meets on its way out
+            ray.shutdown()
 
 
 def available_cpus() -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -236,17 +237,31 @@ def _check_engine(engine: str, address: str | None, gpus: float | None) -> None:
 
 @contextmanager
 def _interruptible(store: "Store") -> Iterator[None]:
-    """Ctrl-C and SIGTERM (a job that ends) print how to go on, and end with exit code 130."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    """Ctrl-C and SIGTERM (a job that ends) print how to go on, and end with exit code 130.
+
+    What was interrupted may raise another error than KeyboardInterrupt, or none: a library that it was in catches it.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    received = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
-    except KeyboardInterrupt:
-        print_error(f"\nstopped. {store.safe()}:\n  {shlex.join(['neurograft', *sys.argv[1:]])}")
-        raise typer.Exit(130) from None
+    except BaseException as error:
+        if not received and not isinstance(error, KeyboardInterrupt):
+            raise
+        received = True
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        print_error(f"\nstopped. {store.safe()}:\n  {shlex.join(['neurograft', *sys.argv[1:]])}")
+        raise typer.Exit(130)
 
 
 def _show_standing(asked: "Sequence[StudyQuery]", store: "Store", console: "Console", preset: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from neurograft.errors import InputError
+from neurograft.errors import InputError, StoreError
 from neurograft_experiments import command_line, running
 from neurograft_experiments.store import Store
 
@@ -227,6 +227,22 @@ def test_an_interrupted_run_says_how_to_go_on(neurograft, study, output, monkeyp
     assert neurograft("experiment", "run", study, "-o", output)[0] == 0
 
 
+def test_an_interruption_that_becomes_another_error_is_one(neurograft, study, output, monkeypatch):
+    def work(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise StoreError("the disk is gone") from error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "run_task", work)
+        code, _, err = neurograft("experiment", "run", study, "-o", output)
+    assert code == 130
+    assert "The same command goes on from there:" in err
+    assert "the disk is gone" not in err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_report_of_what_is_there(neurograft, study, output, tmp_path):
     neurograft("experiment", "run", study, "-o", output, "--only", "average")
     code, out, err = neurograft("experiment", "report", study, "-o", output)
@@ -293,7 +309,7 @@ def test_a_job_that_ends_leaves_everything_in_order(tmp_path, study, engine):
         time.sleep(0.05)
     process.terminate()
     out, _ = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, out
     assert "The same command goes on from there" in out
     assert "Traceback" not in out
 
