@@ -64,9 +64,9 @@ def run_on_ray(
     queue = TaskQueue(tasks, store)
     if not queue.pending:
         return queue.outcome()
-    with _cluster(address) as ray, ProgressDisplay(console, queue.pending.values()) as watch:
+    with _cluster(address) as (ray, ours), ProgressDisplay(console, queue.pending.values()) as watch:
         each = {"CPU": cpus, "GPU": float("GPU" in ray.cluster_resources()) if gpus is None else gpus}
-        pool = _Workers(ray, queue, store, work, each, retries)
+        pool = _Workers(ray, queue, store, work, each, retries, ours)
         if not pool.slots and address is None:
             raise OptionError(f"{pool.demand}: lower --cpus-per-trial or --gpus-per-trial")
         if not pool.slots and console is not None:
@@ -110,7 +110,11 @@ def perform(task: Task, work: TaskFunction, threads: int, members: WorkerShare) 
 
 @dataclass
 class _Workers:
-    """Hands tasks to Ray and takes their results; ends what still runs when it is left."""
+    """Hands tasks to Ray and takes their results; ends what still runs when it is left.
+
+    Leaving a cluster ends our tasks there, so that they are cancelled only where we stay in it: Ray 2.60 ends the
+    whole process if a task that is being cancelled completes at that moment.
+    """
 
     ray: Any
     queue: TaskQueue
@@ -118,6 +122,7 @@ class _Workers:
     work: TaskFunction
     each: Mapping[str, float]
     retries: int
+    ours: bool
     running: dict[Any, Task] = field(default_factory=dict)
     lent: dict[str, Any] = field(default_factory=dict)
 
@@ -125,9 +130,9 @@ class _Workers:
         return self
 
     def __exit__(self, *ended: object) -> None:
-        for reference in self.running:
+        for reference in () if self.ours else self.running:
             with suppress(Exception):  # the cluster may be what failed
-                self.ray.cancel(reference, force=True)
+                self.ray.cancel(reference)
 
     @property
     def slots(self) -> int:
@@ -183,15 +188,15 @@ class _Workers:
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[Any]:
-    """A Ray that is connected, and left again if it was not connected before."""
+def _cluster(address: str | None) -> Iterator[tuple[Any, bool]]:
+    """A Ray that is connected, and left again if it was not connected before (second item)."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported: nothing is sent anywhere
     try:
         import ray
     except ImportError as error:
         raise MissingExtra("--engine ray needs ray: pip install 'neurograft[cluster]'") from error
     if ray.is_initialized():
-        yield ray
+        yield ray, False
         return
     handler = signal.getsignal(signal.SIGTERM)
     here = {"num_cpus": available_cpus(), "include_dashboard": False}
@@ -206,7 +211,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
     try:
-        yield ray
+        yield ray, True
     finally:
         with suppress(Exception):  # what was computed is safe, whatever Ray meets on its way out
             ray.shutdown()
