@@ -90,3 +90,61 @@ def test_labels_are_needed_for_the_hard_part():
 def test_outputs_of_different_shape():
     with pytest.raises(InputError, match=r"the student gives \(1, 2\) but its teachers \(1, 3\)"):
         distill(nn.Linear(2, 2), [nn.Linear(2, 3)], [torch.zeros(1, 2)])
+
+
+def test_one_output_is_a_value_and_is_taught(float64):
+    student, teachers = nn.Linear(3, 1), [nn.Linear(3, 1), nn.Linear(3, 1)]
+    x = torch.randn(6, 3)
+    taught = distill(student, teachers, [x], epochs=1, lr=0.5)
+    wanted = sum(teacher(x) for teacher in teachers).detach() / 2
+    ((student(x) - wanted) ** 2).mean().backward()
+    torch.testing.assert_close(taught.weight, student.weight - 0.5 * student.weight.grad)
+
+
+def test_values_beside_labels_take_the_given_loss(float64):
+    student, teacher = nn.Linear(3, 4), nn.Linear(3, 4)
+    x, y = torch.randn(6, 3), torch.randn(6, 4)
+    for loss, reference in ((None, nn.functional.mse_loss), (nn.functional.l1_loss, nn.functional.l1_loss)):
+        more = {} if loss is None else {"loss": loss}
+        taught = distill(student, [teacher], [(x, y)], epochs=1, lr=0.5, soft=0.7, hard=0.3, **more)
+        student.zero_grad()
+        (0.7 * reference(student(x), teacher(x).detach()) + 0.3 * reference(student(x), y)).backward()
+        torch.testing.assert_close(taught.weight, student.weight - 0.5 * student.weight.grad)
+
+
+def test_smoothed_labels_make_no_values(float64):
+    student, teacher, x = nn.Linear(3, 4), nn.Linear(3, 4), torch.randn(6, 3)
+    y = torch.randn(6, 4).softmax(-1)
+    one, other = (distill(student, [teacher], batch, epochs=1, lr=0.5) for batch in ([(x, y)], [x]))
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_probabilities_are_not_softened_twice(float64, temperature):
+    teachers, student, x = [nn.Linear(3, 4), nn.Linear(3, 4)], nn.Linear(3, 4), torch.randn(6, 3)
+    ensemble = Ensemble(teachers, vote="probabilities")
+    taught = distill(student, ensemble, [x], epochs=1, lr=0.5, temperature=temperature)
+    p = (sum(teacher(x).softmax(-1) for teacher in teachers) / 2).detach() ** (1 / temperature)
+    p = p / p.sum(-1, keepdim=True)
+    q = (student(x) / temperature).softmax(-1)
+    (temperature**2 * (p * (p.log() - q.log())).sum(-1).mean()).backward()
+    torch.testing.assert_close(taught.weight, student.weight - 0.5 * student.weight.grad)
+
+
+def test_what_teaches_nothing_is_refused():
+    one, two, x = nn.Linear(2, 1), nn.Linear(2, 2), torch.randn(4, 2)
+    with pytest.raises(InputError, match="one class in dimension -1, whose probability is 1"):
+        distill(one, [one], [x], outputs="logits")
+    with pytest.raises(InputError, match="numbers below 0, no probabilities"):
+        distill(two, [nn.Sequential(two, nn.Softmax(-1), nn.Threshold(2.0, -1.0))], [x], outputs="probabilities")
+    with pytest.raises(OptionError, match="unknown outputs 'logit'.*logits"):
+        distill(two, [two], [x], outputs="logit")
+    dead = nn.Sequential(nn.Linear(2, 2), nn.Threshold(1e9, 0.0))
+    with pytest.raises(InputError, match="the gradient of every parameter is 0 in all of epoch 1"):
+        distill(dead, [two], [x], outputs="values")
+
+
+def test_a_student_that_computes_its_teachers_values_stays():
+    teacher, x = nn.Linear(2, 1), torch.randn(4, 2)
+    taught = distill(teacher, [teacher], [x], epochs=2)
+    torch.testing.assert_close(taught.state_dict(), teacher.state_dict(), rtol=0, atol=0)

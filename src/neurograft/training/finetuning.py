@@ -28,7 +28,8 @@ def finetune(model: nn.Module, batches: Batches, **settings: Unpack[TrainingSett
         **settings: see `TrainingSettings`.
 
     Raises:
-        InputError: for batches that are empty, unlabelled, one-shot or hold NaN.
+        InputError: for batches that are empty, unlabelled, one-shot or hold NaN, or a first epoch in which every
+            gradient is 0 although the loss is not.
         OptionError: for settings that do not exist or are out of range.
         TrainingDiverged: if the loss becomes NaN or infinite.
         CheckpointError: if `checkpoint` is of another training, or cannot be read or written.

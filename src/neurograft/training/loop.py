@@ -49,6 +49,9 @@ BatchLoss: TypeAlias = Callable[[Sequence[Forward], Any, Any, str], Tensor]
 """The loss of a batch, from the network and those beside it, the inputs, the labels (None without any) and the words
 that begin an error message."""
 
+UNREACHED = 1e-6
+"""A mean loss above this is not yet at its end, so that gradients of exactly 0 cannot be right."""
+
 
 @torch.inference_mode(False)
 @torch.enable_grad()
@@ -76,7 +79,8 @@ def fit(
 
     Raises:
         CheckpointError: if the checkpoint is of another training, or cannot be read or written.
-        InputError: for batches that are empty or can be read only once, or a model without trainable parameters.
+        InputError: for batches that are empty or can be read only once, a model without trainable parameters, or a
+            first epoch in which every gradient is 0 although the loss is not.
         OptionError: for settings out of range.
         TrainingDiverged: if the loss becomes NaN or infinite.
     """
@@ -136,6 +140,7 @@ class _TrainingRun:
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.since_best = (-math.inf, -math.inf), 0
+        self.moved = False  # whether any gradient was not 0
         self.random: Mapping[str, Any] | None = None
         self.save: Callable[[], None] = lambda: None
 
@@ -243,13 +248,23 @@ class _TrainingRun:
                 raise TrainingDiverged(f"{place}: the loss is {value}; lower lr, or check the network for huge weights")
             self.optimizer.zero_grad()
             self.processes.backward(self.scaler.scale(loss))
+            self.moved = self.moved or epoch > 1 or any(_moves(parameter.grad) for parameter in self.parameters)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             total, count = total + value, count + 1
             advance()
         if count == 0:
             raise InputError("batches are empty: nothing to train on")
+        if not self.moved and total / count > UNREACHED:
+            raise InputError(
+                f"the gradient of every parameter is 0 in all of epoch {epoch}, at a loss of {total / count:.3g}: "
+                "training cannot change the network; check that the loss depends on what the network computes"
+            )
         return total / count
+
+
+def _moves(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.count_nonzero())
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
