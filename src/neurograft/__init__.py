@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from neurograft.evaluating.evaluation import evaluate as evaluate
     from neurograft.fusing import Fusion as Fusion
     from neurograft.fusing import fuse as fuse
+    from neurograft.inputs import PreparedBatches as PreparedBatches
     from neurograft.member_statistics.collecting import statistics as statistics
     from neurograft.member_statistics.statistics import Statistics as Statistics
     from neurograft.members.members import Members as Members
@@ -84,6 +85,7 @@ _PUBLIC = {
     "OptimalTransport": "neurograft.methods.optimal_transport",
     "Passthrough": "neurograft.operators.passthrough",
     "Permutation": "neurograft.methods.permutation",
+    "PreparedBatches": "neurograft.inputs",
     "Recipe": "neurograft.merging.recipe",
     "RegMean": "neurograft.operators.regmean",
     "Sce": "neurograft.operators.sce",

@@ -1,15 +1,16 @@
 """What a model takes: example inputs, and batches of them with or without labels."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from neurograft.errors import InputError, NeurograftError
+from neurograft.errors import InputError, NeurograftError, OptionError, closest
+from neurograft.escaping import named
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Batches: TypeAlias = Iterable[Any]
@@ -51,10 +52,82 @@ def call_on_batch(model: nn.Module, inputs: Inputs, where: str) -> Any:
 
 
 def pair_note(inputs: Inputs) -> str:
-    """A message about a batch that a network cannot take: two inputs may have been read as inputs and labels."""
+    """What may be wrong with a batch that a network cannot take: a pair, or keys that it does not know."""
     if not isinstance(inputs, Tensor):
-        return ""
+        return key_note(inputs)
     return "; a pair is read as (inputs, labels); write ((x, c), labels) or a dict for a network of several inputs"
+
+
+def key_note(batch: Any) -> str:
+    """Which keys a mapping has, and how to name those that count; nothing for another batch."""
+    if not isinstance(batch, Mapping):
+        return ""
+    keys = ", ".join(named(str(key)) for key in batch)
+    return f"; its keys are {keys}: neurograft.PreparedBatches(batches, inputs=..., labels=...) picks the right ones"
+
+
+class PreparedBatches:
+    """Batches in the form that networks here take: keys of mappings are picked, or a function changes every batch.
+
+    Everything that takes batches takes this: `(inputs, labels)` where `labels` names a key, inputs alone otherwise. It
+    is read as often as what it wraps, and has its length and its generators of random numbers.
+
+    Args:
+        batches: a re-iterable, such as a DataLoader or a `datasets` loader whose batches are mappings.
+        prepare: `prepare(batch)` returns `(inputs, labels)` or inputs; for units (uint8 images of 0 … 255 to floats of
+            0 … 1), normalisation, or another order.
+        inputs: the key of the input; or several keys, which become keyword arguments of the network.
+        labels: the key of the labels.
+
+    Raises:
+        InputError: for batches that can be read only once; while reading, if a batch lacks a key or is no mapping.
+        OptionError: for neither or both of `prepare` and `inputs`, or `labels` without `inputs`.
+
+    Example:
+        >>> loader = [{"image": torch.zeros(2, 3), "label": torch.tensor([0, 1])}]
+        >>> list(PreparedBatches(loader, inputs="image", labels="label"))
+        [(tensor([[0., 0., 0.],
+                [0., 0., 0.]]), tensor([0, 1]))]
+        >>> list(PreparedBatches([torch.tensor([0, 255], dtype=torch.uint8)], lambda batch: batch / 255))
+        [tensor([0., 1.])]
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        prepare: Callable[[Any], Any] | None = None,
+        *,
+        inputs: str | Sequence[str] | None = None,
+        labels: str | None = None,
+    ) -> None:
+        check_batches(batches)
+        if (prepare is None) == (inputs is None):
+            raise OptionError("pass either prepare, a function, or inputs, the keys of what the network takes")
+        if labels is not None and inputs is None:
+            raise OptionError("labels= is a key beside inputs=; prepare returns (inputs, labels) itself")
+        self.batches, self.prepare, self.inputs, self.labels = batches, prepare, inputs, labels
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.batches):
+            yield self._picked(batch, f"batch {number}") if self.prepare is None else self.prepare(batch)
+
+    def __len__(self) -> int:
+        return len(cast("Sized", self.batches))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("generator", "sampler", "batch_sampler"):  # their random states count where batches are read
+            return getattr(self.batches, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def _picked(self, batch: Any, where: str) -> Any:
+        if not isinstance(batch, Mapping):
+            raise InputError(f"{where} is a {type(batch).__name__}, no mapping with keys; pass prepare= instead")
+        several = None if isinstance(self.inputs, str) else tuple(self.inputs or ())
+        for key in (*(several or (self.inputs,)), *(() if self.labels is None else (self.labels,))):
+            if key not in batch:
+                raise InputError(f"{where} has no {key!r}; {closest(str(key), [str(known) for known in batch])}")
+        inputs = batch[self.inputs] if several is None else {key: batch[key] for key in several}
+        return inputs if self.labels is None else (inputs, batch[self.labels])
 
 
 def check_model(model: object, name: str = "model") -> None:

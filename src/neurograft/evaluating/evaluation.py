@@ -20,6 +20,7 @@ from neurograft.inputs import (
     check_model,
     device_of,
     first_tensor,
+    key_note,
     split_labels,
     stored_values,
     to_device,
@@ -127,7 +128,7 @@ def labelled(batches: Batches) -> Iterator[tuple[Any, Any]]:
 def _pair(batch: Any, where: str) -> tuple[Any, Any]:
     inputs, labels = split_labels(batch)
     if labels is None:
-        raise InputError(f"{where} has no labels; batches must be (inputs, labels) pairs")
+        raise InputError(f"{where} has no labels; batches must be (inputs, labels) pairs{key_note(inputs)}")
     check_inputs(inputs, where)
     return inputs, labels
 
