@@ -27,7 +27,7 @@ PUBLIC = {
     ),
     "Recover without training": ("refit", "repair", "reestimate_batch_norm"),
     "Combine and prune": ("combine", "prune", "Ensemble"),
-    "Measure and advise": ("evaluate", "barrier", "advise"),
+    "Measure and advise": ("PreparedBatches", "evaluate", "barrier", "advise"),
     "Train": ("train", "finetune", "distill", "fuse_in_sequence"),
 }
 """All public names, by what they are for."""

@@ -249,7 +249,8 @@ def _interruptible(store: "Store") -> Iterator[None]:
         received = True
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` stays that
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     except BaseException as error:

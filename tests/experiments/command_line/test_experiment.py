@@ -234,13 +234,30 @@ def test_an_interruption_that_becomes_another_error_is_one(neurograft, study, ou
         except KeyboardInterrupt as error:
             raise StoreError("the disk is gone") from error
 
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patched:
         patched.setattr(running, "run_task", work)
         code, _, err = neurograft("experiment", "run", study, "-o", output)
     assert code == 130
     assert "The same command goes on from there:" in err
     assert "the disk is gone" not in err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_ignored_interruption_stays_ignored(neurograft, study, output, monkeypatch):
+    def work(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        raise StoreError("the disk is gone")
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(running, "run_task", work)
+            code, _, err = neurograft("experiment", "run", study, "-o", output)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 2
+    assert "the disk is gone" in err
 
 
 def test_a_report_of_what_is_there(neurograft, study, output, tmp_path):
